@@ -1,0 +1,366 @@
+/* wina.h: run language models from GGUF files, dense or with WINA activation sparsity.
+ *
+ * The whole library in one page:
+ *
+ *     wina_model *model = NULL;
+ *     wina_session *session = NULL;
+ *     wina_stream *stream = NULL;
+ *     wina_model_load("model.gguf", NULL, &model);
+ *     wina_session_create(model, NULL, &session);
+ *     wina_stream_params p;
+ *     wina_stream_params_init(&p);
+ *     p.tokens = ..., p.n_tokens = ..., p.max_tokens = 64;
+ *     wina_stream_create(session, &p, &stream);
+ *     wina_chunk c;
+ *     while (wina_stream_next(stream, &c) == WINA_OK && c.finish == WINA_FINISH_NONE)
+ *         fwrite(c.text, 1, c.n_bytes, stdout);
+ *
+ * Conventions. Every function that can fail returns a wina_status; 0 is success, and
+ * wina_error() then gives the reason of this thread's last failure. Handles are created by
+ * *_load and *_create, freed by *_free, which accepts NULL. Strings are UTF-8. Nothing here
+ * prints, exits or keeps global state. A model may be shared by any number of threads and
+ * sessions; a session (and its streams) belongs to one thread at a time, except
+ * wina_session_cancel. Objects must be freed in the reverse order of their creation:
+ * streams, then sessions, then models.
+ *
+ * Text between the two "cffi" marks is parsed by the Python package as it stands: no
+ * preprocessor there.
+ */
+#ifndef WINA_H
+#define WINA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define WINA_ABI_VERSION 1
+
+#pragma GCC visibility push(default)
+/* cffi: begin */
+
+/* ---- status ------------------------------------------------------------------------------ */
+
+typedef enum wina_status {
+    WINA_OK = 0,
+    WINA_E_ARGUMENT = 1,    /* a parameter is outside what the function accepts */
+    WINA_E_IO = 2,          /* a file cannot be opened, read or mapped */
+    WINA_E_FORMAT = 3,      /* the file is not valid: cut short, inconsistent, out of bounds */
+    WINA_E_UNSUPPORTED = 4, /* valid, but an architecture, type or tokenizer we do not have */
+    WINA_E_MEMORY = 5,      /* an allocation failed */
+    WINA_E_CONTEXT = 6,     /* more tokens than the session's context holds */
+    WINA_E_NUMERIC = 7,     /* NaN or infinity in the logits */
+    WINA_E_CANCELLED = 8,   /* wina_session_cancel was called */
+    WINA_E_STATE = 9,       /* call not allowed now */
+    WINA_E_SPACE = 10       /* the caller's buffer is too small; the needed size was stored */
+} wina_status;
+
+/* Text of the calling thread's last failure, "" if none. Valid until its next failing call. */
+const char *wina_error(void);
+
+/* Name of a status, such as "WINA_E_FORMAT". Never NULL. */
+const char *wina_status_name(int32_t status);
+
+/* Version of this interface; equals WINA_ABI_VERSION of the header it was built with. */
+int32_t wina_abi_version(void);
+
+/* Version of the library, such as "0.1.0". */
+const char *wina_version(void);
+
+/* The instruction set chosen for this process: "c", "avx2", "avx512", "neon". The environment
+ * variable WINA_CPU forces one of them (the machine must have it). */
+const char *wina_cpu_name(void);
+
+/* Physical cores this process may use; at least 1. The default number of threads. */
+int32_t wina_cpu_cores(void);
+
+/* ---- model ------------------------------------------------------------------------------- */
+
+typedef struct wina_model wina_model;
+typedef struct wina_session wina_session;
+typedef struct wina_stream wina_stream;
+typedef struct wina_sampler wina_sampler;
+
+/* Called during a load with 0 <= progress <= 1; return nonzero to stop (WINA_E_CANCELLED). */
+typedef int32_t (*wina_progress_fn)(float progress, void *user);
+
+typedef struct wina_model_params {
+    int32_t n_threads;  /* threads for packing weights; default 0: wina_cpu_cores() */
+    int32_t vocab_only; /* 1: metadata and tokenizer only, no weights; default 0 */
+    int32_t meta_only;  /* 1: metadata, tensor table and plan only, no tokenizer; default 0 */
+    wina_progress_fn progress; /* default NULL */
+    void *progress_user;
+} wina_model_params;
+
+/* Fills *params with the defaults above. */
+void wina_model_params_init(wina_model_params *params);
+
+/* Opens a GGUF file and packs its weights. params may be NULL. On success *out is the model,
+ * to be freed with wina_model_free; on failure *out is NULL. */
+int32_t wina_model_load(const char *path, const wina_model_params *params, wina_model **out);
+void wina_model_free(wina_model *model);
+
+typedef struct wina_model_info {
+    char architecture[32]; /* "llama", "qwen2" */
+    char name[128];        /* general.name, cut at 127 bytes */
+    int32_t n_vocab;
+    int32_t n_ctx_train; /* context length the model was trained for */
+    int32_t n_embd;      /* width of the residual stream */
+    int32_t n_layer;
+    int32_t n_head;
+    int32_t n_head_kv;
+    int32_t head_dim;
+    int32_t n_ff;
+    int32_t bos_token; /* -1 if none */
+    int32_t eos_token; /* -1 if none */
+    int32_t add_bos;   /* 1: prompts start with bos_token */
+    int32_t tied_output; /* 1: the output matrix is the token embedding */
+    int64_t n_params;  /* number of weights in all tensors */
+    int64_t file_bytes;
+    int64_t weight_bytes; /* memory of the packed weights, padding included */
+    int64_t sparse_bytes; /* of these, bytes in groups that sparsity applies to */
+    int64_t kv_bytes_per_token; /* key and value cache, float16 */
+} wina_model_info;
+
+int32_t wina_model_get_info(const wina_model *model, wina_model_info *info);
+
+/* Metadata of the file: n keys in file order; text of the value (arrays: type, length and the
+ * first elements). The texts go into the caller's buffers of key_cap and value_cap bytes and
+ * are cut, on a character border, if longer. */
+int32_t wina_model_meta_count(const wina_model *model);
+int32_t wina_model_get_meta(const wina_model *model, int32_t index, char *key, size_t key_cap,
+                            char *value, size_t value_cap);
+
+/* The whole string value of a metadata key: *text points into the model and is not
+ * terminated. WINA_E_ARGUMENT if there is no such key or it is no string. */
+int32_t wina_model_get_meta_string(const wina_model *model, const char *key, const char **text,
+                                   size_t *n_bytes);
+
+typedef struct wina_tensor_info {
+    char name[256];
+    char type[16];  /* "Q4_0", "F32", ... */
+    int32_t n_dims;
+    int64_t ne[4];  /* GGUF order: ne[0] = inputs (cols), ne[1] = outputs (rows) */
+    int64_t n_bytes;
+} wina_tensor_info;
+
+int32_t wina_model_tensor_count(const wina_model *model);
+int32_t wina_model_get_tensor(const wina_model *model, int32_t index, wina_tensor_info *info);
+
+/* Decodes rows [row0, row0 + n_rows) of a tensor straight from the file to float32, shape
+ * (n_rows, cols): the ground truth for kernels. */
+int32_t wina_model_read_rows(const wina_model *model, const char *name, int64_t row0,
+                             int64_t n_rows, float *out);
+
+/* The four groups of projections that share an input. */
+typedef enum wina_group {
+    WINA_GROUP_QKV = 0,     /* attention q, k, v */
+    WINA_GROUP_O = 1,       /* attention output */
+    WINA_GROUP_GATE_UP = 2, /* feed-forward gate and up */
+    WINA_GROUP_DOWN = 3     /* feed-forward down */
+} wina_group;
+
+/* l2 norms of the columns of a group's stacked matrix: out has n_inputs floats.
+ * projection: -1 for the whole group, else 0.. for one (q, k, v or gate, up). */
+int32_t wina_model_get_norms(const wina_model *model, int32_t layer, int32_t group,
+                             int32_t projection, float *out, int32_t n_inputs);
+
+/* ---- tokenizer --------------------------------------------------------------------------- */
+
+typedef enum wina_tokenize_flags {
+    WINA_TOKENIZE_PLAIN = 0,
+    WINA_TOKENIZE_ADD_SPECIAL = 1,  /* add BOS/EOS where the model asks for it */
+    WINA_TOKENIZE_PARSE_SPECIAL = 2 /* text such as <|im_end|> becomes the control token */
+} wina_tokenize_flags;
+
+/* Stores up to capacity tokens and their whole number in *n_tokens; WINA_E_SPACE if more were
+ * needed. Invalid UTF-8 is tokenized as U+FFFD or byte tokens, never refused. */
+int32_t wina_tokenize(const wina_model *model, const char *text, size_t n_bytes, int32_t flags,
+                      int32_t *tokens, size_t capacity, size_t *n_tokens);
+
+/* Text of the tokens (not terminated); special: 1 writes control tokens too. Bytes that are not
+ * whole characters are passed through. Like wina_tokenize for capacity. */
+int32_t wina_detokenize(const wina_model *model, const int32_t *tokens, size_t n_tokens,
+                        int32_t special, char *text, size_t capacity, size_t *n_bytes);
+
+/* 1 if the token ends a generation (EOS, EOT, <|im_end|>, ...), else 0. */
+int32_t wina_token_is_eog(const wina_model *model, int32_t token);
+
+/* 1 for control and user-defined tokens, else 0. */
+int32_t wina_token_is_special(const wina_model *model, int32_t token);
+
+/* ---- sparsity ---------------------------------------------------------------------------- */
+
+typedef enum wina_method {
+    WINA_METHOD_DENSE = 0,
+    WINA_METHOD_WINA = 1, /* keep the largest |x_i| * norm_i */
+    WINA_METHOD_TEAL = 2  /* keep the largest |x_i| */
+} wina_method;
+
+typedef enum wina_mask {
+    WINA_MASK_GROUP = 0,     /* one kept list per group: qkv, o, gate_up, down */
+    WINA_MASK_PROJECTION = 1 /* one kept list per matrix: q, k, v, o, gate, up, down */
+} wina_mask;
+
+typedef struct wina_sparsity {
+    float sparsity;  /* share of the inputs that is skipped, 0 <= sparsity < 1; default 0 */
+    int32_t method;  /* wina_method; default WINA_METHOD_WINA */
+    int32_t mask;    /* wina_mask; default WINA_MASK_GROUP */
+    int32_t prefill; /* 1: prompts are sparse too (evaluation); default 0 */
+} wina_sparsity;
+
+void wina_sparsity_init(wina_sparsity *sparsity);
+
+/* ---- session ----------------------------------------------------------------------------- */
+
+typedef struct wina_session_params {
+    int32_t n_ctx;     /* tokens the session can hold; default 0: min(n_ctx_train, 4096) */
+    int32_t n_threads; /* default 0: wina_cpu_cores(). Results do not depend on it */
+    int32_t n_batch;   /* tokens evaluated together in a prompt; default 0: 128 */
+    wina_sparsity sparsity;
+} wina_session_params;
+
+void wina_session_params_init(wina_session_params *params);
+
+/* params may be NULL. The model must outlive the session. */
+int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
+                            wina_session **out);
+void wina_session_free(wina_session *session);
+
+/* Sparsity of the following tokens; may change between any two calls. */
+int32_t wina_session_set_sparsity(wina_session *session, const wina_sparsity *sparsity);
+
+typedef struct wina_eval {
+    const int32_t *tokens; /* (n_tokens) appended to the session at its current position */
+    int32_t n_tokens;      /* >= 1 */
+    int32_t n_dense;       /* the first n_dense tokens of this call run dense, the rest at the
+                            * session's sparsity; -1: all dense */
+    float *logits;         /* NULL, or (n_tokens - logits_from, n_vocab) */
+    int32_t logits_from;   /* first token of this call whose logits are stored */
+} wina_eval;
+
+/* Runs tokens through the model. Whatever is asked for in *eval, the logits of the last token
+ * are kept in the session. On failure the session's position is as before the call. */
+int32_t wina_session_eval(wina_session *session, const wina_eval *eval);
+
+/* Prompt: dense unless sparsity.prefill. Decode: one token at the session's sparsity. */
+int32_t wina_session_prefill(wina_session *session, const int32_t *tokens, int32_t n_tokens);
+int32_t wina_session_decode(wina_session *session, int32_t token);
+
+/* (n_vocab) logits of the last token evaluated; NULL before the first. Valid until the next
+ * call on the session. */
+const float *wina_session_logits(const wina_session *session);
+
+int32_t wina_session_n_ctx(const wina_session *session);
+int32_t wina_session_n_past(const wina_session *session);
+int32_t wina_session_n_threads(const wina_session *session);
+
+/* Forgets all but the first n_past tokens, 0 <= n_past <= current. */
+int32_t wina_session_truncate(wina_session *session, int32_t n_past);
+
+/* Ends the evaluation under way with WINA_E_CANCELLED; from any thread or signal handler. An
+ * evaluation that starts later is not affected. */
+void wina_session_cancel(wina_session *session);
+
+typedef struct wina_stats {
+    int64_t n_prefill; /* tokens evaluated by prefill and eval */
+    int64_t n_decode;  /* tokens evaluated by decode */
+    double prefill_s;
+    double decode_s;
+    /* Weights of the sparsified groups in tokens that ran at the session's sparsity: counted,
+     * not assumed. kept_fraction = sparse_read / sparse_total (1 if nothing was counted). */
+    uint64_t sparse_read;
+    uint64_t sparse_total;
+    double kept_fraction;
+    /* Bytes of packed weights one decoded token reads on average, head included, and the same
+     * counted for the last decoded token. Scales of quantised blocks are always read. */
+    double bytes_per_token;
+    uint64_t session_bytes; /* memory of this session: KV cache and buffers */
+} wina_stats;
+
+int32_t wina_session_get_stats(const wina_session *session, wina_stats *stats);
+void wina_session_reset_stats(wina_session *session);
+
+/* ---- sampling ---------------------------------------------------------------------------- */
+
+/* Names, order (penalties, top_k, top_p, min_p, temperature) and defaults are llama.cpp's. */
+typedef struct wina_sampler_params {
+    float temperature;       /* 0: greedy; default 0.8 */
+    int32_t top_k;           /* <= 0: off; default 40 */
+    float top_p;             /* 1: off; default 0.95 */
+    float min_p;             /* 0: off; default 0.05 */
+    int32_t repeat_last_n;   /* tokens the penalties look at; 0: off, -1: all; default 64 */
+    float repeat_penalty;    /* 1: off; default 1 */
+    float presence_penalty;  /* default 0 */
+    float frequency_penalty; /* default 0 */
+    int64_t seed;            /* < 0: a random one; default -1 */
+} wina_sampler_params;
+
+void wina_sampler_params_init(wina_sampler_params *params);
+int32_t wina_sampler_create(const wina_sampler_params *params, wina_sampler **out);
+void wina_sampler_free(wina_sampler *sampler);
+
+/* Chooses a token from (n_vocab) logits, which are left unchanged. WINA_E_NUMERIC if they hold
+ * a NaN or +infinity. Does not call accept. */
+int32_t wina_sampler_sample(wina_sampler *sampler, const float *logits, int32_t n_vocab,
+                            int32_t *token);
+
+/* Tells the penalties that a token was used (prompt tokens too). */
+int32_t wina_sampler_accept(wina_sampler *sampler, int32_t token);
+
+/* The seed in use (the random one that was drawn when seed < 0). */
+int64_t wina_sampler_seed(const wina_sampler *sampler);
+
+/* ---- generation -------------------------------------------------------------------------- */
+
+typedef enum wina_finish {
+    WINA_FINISH_NONE = 0,   /* more to come */
+    WINA_FINISH_EOG = 1,    /* the model ended its answer */
+    WINA_FINISH_STOP = 2,   /* a stop string was met; it is not part of the text */
+    WINA_FINISH_LENGTH = 3, /* max_tokens reached */
+    WINA_FINISH_CONTEXT = 4 /* the context is full */
+} wina_finish;
+
+typedef struct wina_stream_params {
+    const int32_t *tokens; /* prompt, appended to what the session holds; >= 1 token */
+    int32_t n_tokens;
+    int32_t max_tokens; /* default -1: until the context is full */
+    wina_sampler_params sampler;
+    const char *const *stop; /* n_stop terminated strings; default none */
+    int32_t n_stop;
+    int32_t special;    /* 1: control tokens appear in the text; default 0 */
+    int32_t ignore_eog; /* 1: go on past the end of the answer; default 0 */
+} wina_stream_params;
+
+void wina_stream_params_init(wina_stream_params *params);
+
+/* Copies what it needs of *params. No token is evaluated yet. */
+int32_t wina_stream_create(wina_session *session, const wina_stream_params *params,
+                           wina_stream **out);
+void wina_stream_free(wina_stream *stream);
+
+typedef struct wina_chunk {
+    const char *text;   /* whole characters, n_bytes long; may be empty; valid until the next
+                         * call on the stream */
+    size_t n_bytes;
+    int32_t token;       /* the token just chosen; -1 if none was */
+    int32_t finish;      /* wina_finish; the last chunk may carry text too */
+    int32_t n_generated; /* tokens generated so far */
+    int32_t n_prompt;    /* prompt tokens evaluated so far */
+} wina_chunk;
+
+/* Next piece of the answer. While the prompt is being evaluated each call runs one batch of it
+ * and gives an empty chunk (token -1, n_prompt counting up), so that a caller can show progress
+ * or stop. After the chunk with finish != WINA_FINISH_NONE every call gives WINA_E_STATE. The
+ * concatenated texts do not depend on how they were cut. */
+int32_t wina_stream_next(wina_stream *stream, wina_chunk *chunk);
+
+/* cffi: end */
+#pragma GCC visibility pop
+
+#ifdef __cplusplus
+}
+#endif
+#endif

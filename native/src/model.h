@@ -1,0 +1,17 @@
+/* model: everything about a model that does not change while it runs. */
+#ifndef WINA_MODEL_H
+#define WINA_MODEL_H
+
+#include "config.h"
+#include "gguf.h"
+#include "tokenizer.h"
+#include "weights.h"
+
+struct wina_model {
+    wina_gguf *gguf;
+    wina_config config;
+    wina_tokenizer *tokenizer; /* NULL with meta_only */
+    wina_weights weights;      /* empty with vocab_only or meta_only */
+};
+
+#endif

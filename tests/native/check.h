@@ -1,0 +1,48 @@
+/* check: the few lines our C tests need. A test is a function that uses CHECK; main ends in
+ * `return check_report("name");` and the process fails if any check failed or none ran. */
+#ifndef CHECK_H
+#define CHECK_H
+
+#include <stdio.h>
+#include <string.h>
+
+static int check_n_passed, check_n_failed;
+
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (condition)                                                                             \
+            check_n_passed++;                                                                      \
+        else {                                                                                     \
+            check_n_failed++;                                                                      \
+            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);                \
+        }                                                                                          \
+    } while (0)
+
+/* Like CHECK, with a printf-style explanation. */
+#define CHECK_MSG(condition, ...)                                                                  \
+    do {                                                                                           \
+        if (condition)                                                                             \
+            check_n_passed++;                                                                      \
+        else {                                                                                     \
+            check_n_failed++;                                                                      \
+            fprintf(stderr, "%s:%d: failed: %s: ", __FILE__, __LINE__, #condition);                \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            fputc('\n', stderr);                                                                   \
+        }                                                                                          \
+    } while (0)
+
+/* Skips are said aloud: the reason goes to the test's output. */
+static inline int check_report(const char *name) {
+    printf("%s: %d passed, %d failed\n", name, check_n_passed, check_n_failed);
+    return check_n_failed != 0 || check_n_passed == 0;
+}
+
+/* xorshift64*: the same random numbers everywhere. */
+static inline unsigned long long check_random(unsigned long long *state) {
+    unsigned long long x = *state;
+    x ^= x >> 12, x ^= x << 25, x ^= x >> 27;
+    *state = x;
+    return x * 2685821657736338717ULL;
+}
+
+#endif
