@@ -1,0 +1,147 @@
+#include "config.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "status.h"
+
+/* Adding an architecture: a row here, and whatever its trait needs in weights.c and forward.c. */
+static const wina_arch ARCHS[] = {
+    {"llama", WINA_ROPE_INTERLEAVED, false},
+    {"qwen2", WINA_ROPE_HALVES, true},
+};
+
+enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 12, MAX_HEAD_DIM = 1 << 12 };
+enum { MAX_CTX = 1 << 27, MAX_VOCAB = 1 << 22 };
+
+/* One key of the architecture, "llama." + suffix. */
+typedef struct reader {
+    const wina_gguf *gguf;
+    const char *arch;
+    char key[96];
+} reader;
+
+static const char *key_of(reader *r, const char *suffix) {
+    snprintf(r->key, sizeof r->key, "%s.%s", r->arch, suffix);
+    return r->key;
+}
+
+/* An integer in [low, high]; a missing key is an error unless fallback >= 0. */
+static int32_t read_count(reader *r, const char *suffix, int64_t fallback, uint32_t low,
+                          uint32_t high, int32_t *out) {
+    uint32_t value = 0;
+    const char *key = key_of(r, suffix);
+    if (fallback >= 0)
+        WINA_TRY(wina_gguf_has_u32(r->gguf, key, (uint32_t)fallback, &value));
+    else
+        WINA_TRY(wina_gguf_get_u32(r->gguf, key, &value));
+    if (value < low || value > high)
+        return wina_fail(WINA_E_FORMAT, "%s is %u, must be in %u..%u", key, value, low, high);
+    *out = (int32_t)value;
+    return WINA_OK;
+}
+
+static int32_t read_positive_float(reader *r, const char *suffix, float fallback, float *out) {
+    const char *key = key_of(r, suffix);
+    if (fallback > 0)
+        WINA_TRY(wina_gguf_has_f32(r->gguf, key, fallback, out));
+    else
+        WINA_TRY(wina_gguf_get_f32(r->gguf, key, out));
+    if (!(*out > 0) || !isfinite(*out))
+        return wina_fail(WINA_E_FORMAT, "%s is %g, must be positive and finite", key, (double)*out);
+    return WINA_OK;
+}
+
+static int32_t find_arch(const wina_gguf *gguf, const wina_arch **out) {
+    wina_str name;
+    WINA_TRY(wina_gguf_get_str(gguf, "general.architecture", &name));
+    for (size_t i = 0; i < sizeof ARCHS / sizeof ARCHS[0]; i++)
+        if (name.n == strlen(ARCHS[i].name) && memcmp(name.data, ARCHS[i].name, name.n) == 0) {
+            *out = &ARCHS[i];
+            return WINA_OK;
+        }
+    return wina_fail(WINA_E_UNSUPPORTED,
+                     "architecture \"%.*s\" is not supported (supported: llama, qwen2)",
+                     (int)(name.n < 64 ? name.n : 64), name.data);
+}
+
+/* Position scaling: none and linear are understood, anything else is refused by name. */
+static int32_t read_rope_scaling(reader *r, wina_config *c) {
+    c->rope_scale = 1.0f;
+    wina_str type = {"none", 4};
+    if (wina_gguf_find(r->gguf, key_of(r, "rope.scaling.type")))
+        WINA_TRY(wina_gguf_get_str(r->gguf, r->key, &type));
+    if (type.n == 4 && memcmp(type.data, "none", 4) == 0)
+        return WINA_OK;
+    if (type.n != 6 || memcmp(type.data, "linear", 6) != 0)
+        return wina_fail(WINA_E_UNSUPPORTED, "%s \"%.*s\" is not supported", r->key,
+                         (int)(type.n < 64 ? type.n : 64), type.data);
+    float factor;
+    WINA_TRY(read_positive_float(r, "rope.scaling.factor", 1.0f, &factor));
+    c->rope_scale = 1.0f / factor;
+    return WINA_OK;
+}
+
+static int32_t read_attention(reader *r, wina_config *c) {
+    WINA_TRY(read_count(r, "attention.head_count", -1, 1, MAX_HEADS, &c->n_head));
+    WINA_TRY(read_count(r, "attention.head_count_kv", c->n_head, 1, MAX_HEADS, &c->n_head_kv));
+    if (c->n_head % c->n_head_kv != 0)
+        return wina_fail(WINA_E_FORMAT,
+                         "%s.attention.head_count %d is not a multiple of head_count_kv %d",
+                         r->arch, c->n_head, c->n_head_kv);
+    bool has_key_length = wina_gguf_find(r->gguf, key_of(r, "attention.key_length")) != NULL;
+    if (!has_key_length && c->n_embd % c->n_head != 0)
+        return wina_fail(WINA_E_FORMAT,
+                         "%s.embedding_length %d is not a multiple of head_count %d", r->arch,
+                         c->n_embd, c->n_head);
+    WINA_TRY(read_count(r, "attention.key_length", c->n_embd / c->n_head, 2, MAX_HEAD_DIM,
+                        &c->head_dim));
+    int32_t value_length;
+    WINA_TRY(read_count(r, "attention.value_length", c->head_dim, 2, MAX_HEAD_DIM, &value_length));
+    if (value_length != c->head_dim)
+        return wina_fail(WINA_E_UNSUPPORTED, "%s.attention.value_length %d differs from key_length %d",
+                         r->arch, value_length, c->head_dim);
+    WINA_TRY(read_count(r, "rope.dimension_count", c->head_dim, 2, (uint32_t)c->head_dim,
+                        &c->rope_dim));
+    if (c->head_dim % 2 != 0 || c->rope_dim % 2 != 0)
+        return wina_fail(WINA_E_FORMAT, "%s: head width %d and rope.dimension_count %d must be even",
+                         r->arch, c->head_dim, c->rope_dim);
+    return WINA_OK;
+}
+
+/* Features of the same architecture name that would silently change the result. */
+static int32_t refuse_unknown_traits(reader *r) {
+    uint32_t n_expert = 0;
+    WINA_TRY(wina_gguf_has_u32(r->gguf, key_of(r, "expert_count"), 0, &n_expert));
+    if (n_expert != 0)
+        return wina_fail(WINA_E_UNSUPPORTED, "%s is %u: mixture of experts is not supported",
+                         r->key, n_expert);
+    return WINA_OK;
+}
+
+int32_t wina_config_read(const wina_gguf *gguf, wina_config *out) {
+    wina_config c = {0};
+    WINA_TRY(find_arch(gguf, &c.arch));
+    reader r = {.gguf = gguf, .arch = c.arch->name};
+    WINA_TRY(refuse_unknown_traits(&r));
+    WINA_TRY(read_count(&r, "embedding_length", -1, 1, MAX_WIDTH, &c.n_embd));
+    WINA_TRY(read_count(&r, "block_count", -1, 1, MAX_LAYERS, &c.n_layer));
+    WINA_TRY(read_count(&r, "feed_forward_length", -1, 1, MAX_WIDTH, &c.n_ff));
+    WINA_TRY(read_count(&r, "context_length", -1, 1, MAX_CTX, &c.n_ctx_train));
+    WINA_TRY(read_attention(&r, &c));
+    WINA_TRY(read_positive_float(&r, "attention.layer_norm_rms_epsilon", -1, &c.rms_eps));
+    WINA_TRY(read_positive_float(&r, "rope.freq_base", 10000.0f, &c.rope_theta));
+    WINA_TRY(read_rope_scaling(&r, &c));
+
+    const wina_gguf_tensor *embd = wina_gguf_find_tensor(gguf, "token_embd.weight");
+    if (!embd)
+        return wina_fail(WINA_E_FORMAT, "tensor token_embd.weight is missing");
+    if (embd->ne[1] > MAX_VOCAB)
+        return wina_fail(WINA_E_FORMAT, "token_embd.weight has %llu rows, at most %d are supported",
+                         (unsigned long long)embd->ne[1], MAX_VOCAB);
+    c.n_vocab = (int32_t)embd->ne[1];
+    c.tied_output = wina_gguf_find_tensor(gguf, "output.weight") == NULL;
+    *out = c;
+    return WINA_OK;
+}
