@@ -1,0 +1,326 @@
+#include "pack.h"
+
+#include <string.h>
+
+#include "mem.h"
+#include "status.h"
+
+static const wina_layout LAYOUTS[] = {
+    /* dtype          scales             low high off  sub scale super */
+    {WINA_DTYPE_F32, WINA_SCALES_F32, 32, 0, 0, 32, 0, 0},
+    {WINA_DTYPE_F16, WINA_SCALES_F16, 16, 0, 0, 32, 0, 0},
+    {WINA_DTYPE_BF16, WINA_SCALES_BF16, 16, 0, 0, 32, 0, 0},
+    {WINA_DTYPE_Q8_0, WINA_SCALES_D, 8, 0, 128, 32, 2, 0},
+    {WINA_DTYPE_Q4_0, WINA_SCALES_D, 4, 0, 8, 32, 2, 0},
+    {WINA_DTYPE_Q5_0, WINA_SCALES_D, 4, 1, 16, 32, 2, 0},
+    {WINA_DTYPE_Q4_1, WINA_SCALES_DM, 4, 0, 0, 32, 4, 0},
+    {WINA_DTYPE_Q5_1, WINA_SCALES_DM, 4, 1, 0, 32, 4, 0},
+    {WINA_DTYPE_Q4_K, WINA_SCALES_K_DM, 4, 0, 0, 32, 2, 4},
+    {WINA_DTYPE_Q5_K, WINA_SCALES_K_DM, 4, 1, 0, 32, 2, 4},
+    {WINA_DTYPE_Q6_K, WINA_SCALES_K_D16, 4, 2, 32, 16, 2, 2},
+};
+
+const wina_layout *wina_layout_find(uint32_t dtype) {
+    for (size_t i = 0; i < sizeof LAYOUTS / sizeof LAYOUTS[0]; i++)
+        if (LAYOUTS[i].dtype == dtype)
+            return &LAYOUTS[i];
+    return NULL;
+}
+
+static uint64_t round_up(uint64_t n, uint64_t unit) {
+    return (n + unit - 1) / unit * unit;
+}
+
+int32_t wina_panel_plan(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_panel *out) {
+    const wina_layout *l = wina_layout_find(dtype);
+    if (!l)
+        return wina_fail(WINA_E_UNSUPPORTED, "tensor type %s cannot be packed",
+                         wina_dtype_name(dtype));
+    if (n_rows < 1 || n_cols < 1 || n_rows > INT32_MAX / 2 || n_cols > INT32_MAX / 2)
+        return wina_fail(WINA_E_FORMAT, "a matrix of %lld x %lld is too large", (long long)n_rows,
+                         (long long)n_cols);
+    wina_panel p = {.layout = l};
+    uint64_t rows = round_up((uint64_t)n_rows, WINA_STRIP);
+    p.n_rows = (int32_t)rows;
+    p.n_cols = (int32_t)n_cols;
+    p.n_blocks = (int32_t)((n_cols + WINA_BLOCK - 1) / WINA_BLOCK);
+    p.col_bytes = round_up(rows * wina_layout_bits(l) / 8, 32);
+    p.block_bytes = round_up(p.col_bytes * WINA_BLOCK + rows * l->scale_bytes, 64);
+    p.super_bytes = p.block_bytes * WINA_SUPER_BLOCKS + rows * l->super_bytes;
+    uint64_t n_super = ((uint64_t)p.n_blocks + WINA_SUPER_BLOCKS - 1) / WINA_SUPER_BLOCKS;
+    uint64_t n_last = (uint64_t)p.n_blocks - (n_super - 1) * WINA_SUPER_BLOCKS;
+    /* Kernels may read up to a strip beyond the last value. */
+    if (!wina_mem_mul(n_super - 1, p.super_bytes, &p.n_bytes) ||
+        !wina_mem_add(p.n_bytes, rows * l->super_bytes + n_last * p.block_bytes + 64, &p.n_bytes))
+        return wina_fail(WINA_E_FORMAT, "a matrix of %lld x %lld is too large", (long long)n_rows,
+                         (long long)n_cols);
+    *out = p;
+    return WINA_OK;
+}
+
+/* ---- file blocks to plain integers ------------------------------------------------------- */
+
+/* 32 inputs of one row: stored values (0..255) and scales, as the panel wants them. */
+typedef struct piece {
+    uint8_t q[WINA_BLOCK];
+    uint16_t d, m;    /* f16 of the block or super-block */
+    uint8_t s[2];     /* sub-scales */
+} piece;
+
+static uint16_t load_u16(const uint8_t *p) {
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+
+static void split_nibbles(const uint8_t *qs, uint8_t *q) {
+    for (int i = 0; i < 16; i++) {
+        q[i] = qs[i] & 15;
+        q[i + 16] = qs[i] >> 4;
+    }
+}
+
+static void add_fifth_bits(const uint8_t *qh, uint8_t *q) {
+    for (int i = 0; i < 32; i++)
+        q[i] |= (uint8_t)((qh[i / 8] >> (i % 8) & 1) << 4);
+}
+
+/* 6-bit scale and min number j of a Q4_K or Q5_K super-block (12 bytes at s). */
+static void k_scale(const uint8_t *s, int j, uint8_t *scale, uint8_t *min) {
+    if (j < 4) {
+        *scale = s[j] & 63;
+        *min = s[j + 4] & 63;
+    } else {
+        *scale = (uint8_t)((s[j + 4] & 15) | s[j - 4] >> 6 << 4);
+        *min = (uint8_t)(s[j + 4] >> 4 | s[j] >> 6 << 4);
+    }
+}
+
+/* Block b (32 inputs) of a row of a quantised type. */
+static void read_piece(uint32_t dtype, const uint8_t *row, int32_t b, piece *out) {
+    const uint8_t *p;
+    int j = b % 8;
+    switch (dtype) {
+    case WINA_DTYPE_Q8_0:
+        p = row + (uint64_t)b * 34;
+        out->d = load_u16(p);
+        for (int i = 0; i < 32; i++)
+            out->q[i] = p[2 + i] ^ 0x80;
+        break;
+    case WINA_DTYPE_Q4_0:
+        p = row + (uint64_t)b * 18;
+        out->d = load_u16(p);
+        split_nibbles(p + 2, out->q);
+        break;
+    case WINA_DTYPE_Q4_1:
+        p = row + (uint64_t)b * 20;
+        out->d = load_u16(p);
+        out->m = load_u16(p + 2);
+        split_nibbles(p + 4, out->q);
+        break;
+    case WINA_DTYPE_Q5_0:
+        p = row + (uint64_t)b * 22;
+        out->d = load_u16(p);
+        split_nibbles(p + 6, out->q);
+        add_fifth_bits(p + 2, out->q);
+        break;
+    case WINA_DTYPE_Q5_1:
+        p = row + (uint64_t)b * 24;
+        out->d = load_u16(p);
+        out->m = load_u16(p + 2);
+        split_nibbles(p + 8, out->q);
+        add_fifth_bits(p + 4, out->q);
+        break;
+    case WINA_DTYPE_Q4_K:
+    case WINA_DTYPE_Q5_K: {
+        bool five = dtype == WINA_DTYPE_Q5_K;
+        p = row + (uint64_t)(b / 8) * (five ? 176 : 144);
+        out->d = load_u16(p);
+        out->m = load_u16(p + 2);
+        k_scale(p + 4, j, &out->s[0], &out->s[1]);
+        const uint8_t *qs = p + (five ? 48 : 16) + 32 * (j / 2);
+        for (int i = 0; i < 32; i++) {
+            out->q[i] = j % 2 ? qs[i] >> 4 : qs[i] & 15;
+            if (five)
+                out->q[i] |= (uint8_t)((p[16 + i] >> j & 1) << 4);
+        }
+        break;
+    }
+    case WINA_DTYPE_Q6_K: {
+        /* 256 inputs = 2 halves of 128; in a half, low bits of quarter k and k + 2 share bytes. */
+        p = row + (uint64_t)(b / 8) * 210;
+        int half = j / 4, quarter = j % 4;
+        const uint8_t *ql = p + 64 * half + 32 * (quarter % 2);
+        const uint8_t *qh = p + 128 + 32 * half;
+        for (int i = 0; i < 32; i++) {
+            uint8_t low = quarter < 2 ? ql[i] & 15 : ql[i] >> 4;
+            out->q[i] = (uint8_t)(low | (qh[i] >> (2 * quarter) & 3) << 4);
+        }
+        out->s[0] = p[192 + 2 * j];
+        out->s[1] = p[192 + 2 * j + 1];
+        out->d = load_u16(p + 208);
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+/* ---- filling ------------------------------------------------------------------------------ */
+
+static void store_u16(uint8_t *p, uint16_t v) {
+    p[0] = (uint8_t)v;
+    p[1] = (uint8_t)(v >> 8);
+}
+
+/* Values of one strip and block: (64 rows, 32 inputs) transposed into planes. */
+static void store_values(const wina_panel *p, uint8_t *block, int32_t strip,
+                         const uint8_t q[WINA_STRIP][WINA_BLOCK]) {
+    const wina_layout *l = p->layout;
+    uint64_t low_bytes = (uint64_t)p->n_rows * l->low_bits / 8;
+    for (int c = 0; c < WINA_BLOCK; c++) {
+        uint8_t *col = block + (uint64_t)c * p->col_bytes;
+        if (l->low_bits == 8) {
+            for (int r = 0; r < 64; r++)
+                col[strip * 64 + r] = q[r][c];
+            continue;
+        }
+        for (int r = 0; r < 32; r++)
+            col[strip * 32 + r] = (uint8_t)((q[r][c] & 15) | (q[r + 32][c] & 15) << 4);
+        uint8_t *high = col + low_bytes;
+        if (l->high_bits == 1) {
+            for (int r = 0; r < 64; r += 8) {
+                uint8_t bits = 0;
+                for (int i = 0; i < 8; i++)
+                    bits |= (uint8_t)((q[r + i][c] >> 4 & 1) << i);
+                high[strip * 8 + r / 8] = bits;
+            }
+        } else if (l->high_bits == 2) {
+            for (int r = 0; r < 16; r++)
+                high[strip * 16 + r] =
+                    (uint8_t)((q[r][c] >> 4 & 3) | (q[r + 16][c] >> 4 & 3) << 2 |
+                              (q[r + 32][c] >> 4 & 3) << 4 | (q[r + 48][c] >> 4 & 3) << 6);
+        }
+    }
+}
+
+/* Scales of one row, at position `at` of the panel's swapped row order. */
+static void store_scales(const wina_panel *p, uint8_t *super, uint8_t *scales, bool first,
+                         int64_t at, const piece *w) {
+    uint64_t rows = (uint64_t)p->n_rows, i = (uint64_t)at;
+    switch (p->layout->scales) {
+    case WINA_SCALES_D:
+        store_u16(scales + 2 * i, w->d);
+        break;
+    case WINA_SCALES_DM:
+        store_u16(scales + 2 * i, w->d);
+        store_u16(scales + 2 * (rows + i), w->m);
+        break;
+    case WINA_SCALES_K_DM:
+    case WINA_SCALES_K_D16:
+        scales[i] = w->s[0];
+        scales[rows + i] = w->s[1];
+        if (first) {
+            store_u16(super + 2 * i, w->d);
+            if (p->layout->scales == WINA_SCALES_K_DM)
+                store_u16(super + 2 * (rows + i), w->m);
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+static void fill_floats(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t row_bytes,
+                        int64_t n_rows) {
+    uint64_t size = p->layout->low_bits / 8;
+    for (int32_t c = 0; c < p->n_cols; c++) {
+        uint8_t *col = (uint8_t *)wina_panel_block(p, c / WINA_BLOCK) +
+                       (uint64_t)(c % WINA_BLOCK) * p->col_bytes + (uint64_t)row0 * size;
+        const uint8_t *src = rows + (uint64_t)c * size;
+        if (size == 2)
+            for (int64_t r = 0; r < n_rows; r++)
+                memcpy(col + 2 * r, src + (uint64_t)r * row_bytes, 2);
+        else
+            for (int64_t r = 0; r < n_rows; r++)
+                memcpy(col + 4 * r, src + (uint64_t)r * row_bytes, 4);
+    }
+}
+
+void wina_panel_fill(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t row_bytes,
+                     int64_t n_rows) {
+    const wina_layout *l = p->layout;
+    if (l->low_bits >= 16) {
+        for (int64_t r = 0; r < n_rows; r += WINA_STRIP)
+            fill_floats(p, row0 + r, rows + (uint64_t)r * row_bytes, row_bytes,
+                        n_rows - r < WINA_STRIP ? n_rows - r : WINA_STRIP);
+        return;
+    }
+    for (int64_t r0 = 0; r0 < n_rows; r0 += WINA_STRIP) {
+        int32_t strip = (int32_t)((row0 + r0) / WINA_STRIP);
+        for (int32_t b = 0; b < p->n_blocks; b++) {
+            uint8_t *super = (uint8_t *)wina_panel_super(p, b);
+            uint8_t *block = (uint8_t *)wina_panel_block(p, b);
+            uint8_t *scales = (uint8_t *)wina_panel_scales(p, b);
+            uint8_t q[WINA_STRIP][WINA_BLOCK] = {{0}};
+            for (int32_t r = 0; r < WINA_STRIP && r0 + r < n_rows; r++) {
+                piece w = {.d = 0};
+                read_piece(l->dtype, rows + (uint64_t)(r0 + r) * row_bytes, b, &w);
+                memcpy(q[r], w.q, WINA_BLOCK);
+                store_scales(p, super, scales, b % WINA_SUPER_BLOCKS == 0,
+                             (int64_t)strip * WINA_STRIP + wina_strip_swap(r), &w);
+            }
+            store_values(p, block, strip, (const uint8_t(*)[WINA_BLOCK])q);
+        }
+    }
+}
+
+/* ---- reading back ------------------------------------------------------------------------- */
+
+static int32_t stored_value(const wina_panel *p, const uint8_t *col, int64_t row) {
+    const wina_layout *l = p->layout;
+    int64_t strip = row / WINA_STRIP, r = row % WINA_STRIP;
+    if (l->low_bits == 8)
+        return col[row];
+    int32_t v = col[strip * 32 + r % 32] >> (r / 32 * 4) & 15;
+    const uint8_t *high = col + (uint64_t)p->n_rows / 2;
+    if (l->high_bits == 1)
+        v |= (high[strip * 8 + r / 8] >> (r % 8) & 1) << 4;
+    else if (l->high_bits == 2)
+        v |= (high[strip * 16 + r % 16] >> (r / 16 * 2) & 3) << 4;
+    return v;
+}
+
+void wina_panel_decode_row(const wina_panel *p, int64_t row, float *out) {
+    const wina_layout *l = p->layout;
+    uint64_t rows = (uint64_t)p->n_rows;
+    uint64_t at = (uint64_t)(row / WINA_STRIP * WINA_STRIP + wina_strip_swap(row % WINA_STRIP));
+    for (int32_t c = 0; c < p->n_cols; c++) {
+        int32_t b = c / WINA_BLOCK;
+        const uint8_t *col = wina_panel_block(p, b) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes;
+        const uint8_t *scales = wina_panel_scales(p, b), *super = wina_panel_super(p, b);
+        uint32_t bits;
+        if (l->scales == WINA_SCALES_F32) {
+            memcpy(&out[c], col + 4 * row, 4);
+            continue;
+        }
+        if (l->scales == WINA_SCALES_F16 || l->scales == WINA_SCALES_BF16) {
+            bits = load_u16(col + 2 * row);
+            out[c] = l->scales == WINA_SCALES_F16 ? wina_f16_to_f32((uint16_t)bits)
+                                                  : wina_bf16_to_f32((uint16_t)bits);
+            continue;
+        }
+        float q = (float)(stored_value(p, col, row) - l->offset);
+        if (l->scales == WINA_SCALES_D) {
+            out[c] = wina_f16_to_f32(load_u16(scales + 2 * at)) * q;
+        } else if (l->scales == WINA_SCALES_DM) {
+            float t = wina_f16_to_f32(load_u16(scales + 2 * at)) * q;
+            out[c] = t + wina_f16_to_f32(load_u16(scales + 2 * (rows + at)));
+        } else if (l->scales == WINA_SCALES_K_DM) {
+            float s = wina_f16_to_f32(load_u16(super + 2 * at)) * (float)scales[at];
+            float m = wina_f16_to_f32(load_u16(super + 2 * (rows + at))) * (float)scales[rows + at];
+            out[c] = s * q - m;
+        } else {
+            int8_t sub = (int8_t)scales[(c % 32 / 16 ? rows : 0) + at];
+            out[c] = wina_f16_to_f32(load_u16(super + 2 * at)) * (float)sub * q;
+        }
+    }
+}

@@ -1,0 +1,77 @@
+#include "select.h"
+
+#include <math.h>
+#include <string.h>
+
+int32_t wina_budget_keep(float sparsity, int32_t n) {
+    int32_t keep = (int32_t)floor((1.0 - (double)sparsity) * n + 0.5);
+    return keep < 1 ? 1 : keep > n ? n : keep;
+}
+
+void wina_score(const float *x, const float *norms, int32_t n, float *score) {
+    if (norms)
+        for (int32_t i = 0; i < n; i++)
+            score[i] = fabsf(x[i]) * norms[i];
+    else
+        for (int32_t i = 0; i < n; i++)
+            score[i] = fabsf(x[i]);
+}
+
+/* Among n_candidates bit patterns that agree above `shift`, the n_keep-th largest. */
+static uint32_t nth_largest(uint32_t *bits, int32_t n, int32_t shift, int32_t *n_keep) {
+    while (shift > 0) {
+        int32_t step = shift >= 10 ? 10 : shift;
+        uint32_t mask = (1u << step) - 1;
+        int32_t count[1 << 10] = {0};
+        shift -= step;
+        for (int32_t i = 0; i < n; i++)
+            count[bits[i] >> shift & mask]++;
+        uint32_t bin = mask;
+        while (count[bin] < *n_keep)
+            *n_keep -= count[bin--];
+        int32_t m = 0;
+        for (int32_t i = 0; i < n; i++)
+            if ((bits[i] >> shift & mask) == bin)
+                bits[m++] = bits[i];
+        n = m;
+    }
+    return bits[0];
+}
+
+void wina_select(const float *score, int32_t n, int32_t n_keep, int32_t *kept, uint32_t *scratch) {
+    if (n_keep >= n) {
+        for (int32_t i = 0; i < n; i++)
+            kept[i] = i;
+        return;
+    }
+    enum { SHIFT = 20, BINS = 1 << 11 };
+    int32_t count[BINS] = {0};
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &score[i], 4);
+        count[bits >> SHIFT & (BINS - 1)]++;
+    }
+    int32_t left = n_keep;
+    uint32_t bin = BINS - 1;
+    while (count[bin] < left)
+        left -= count[bin--];
+    int32_t n_candidates = 0;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &score[i], 4);
+        scratch[n_candidates] = bits;
+        n_candidates += (bits >> SHIFT & (BINS - 1)) == bin;
+    }
+    /* `left` becomes the number of scores equal to the threshold that are kept. */
+    uint32_t threshold = nth_largest(scratch, n_candidates, SHIFT, &left);
+    int32_t m = 0;
+    for (int32_t i = 0; i < n && m < n_keep; i++) {
+        uint32_t bits;
+        memcpy(&bits, &score[i], 4);
+        bits &= 0x7fffffff;
+        int32_t tie = bits == threshold && left > 0;
+        left -= tie;
+        kept[m] = i;
+        m += bits > threshold || tie;
+    }
+}
