@@ -292,7 +292,7 @@ static int32_t stored_value(const wina_panel *p, const uint8_t *col, int64_t row
 void wina_panel_decode_row(const wina_panel *p, int64_t row, float *out) {
     const wina_layout *l = p->layout;
     uint64_t rows = (uint64_t)p->n_rows;
-    uint64_t at = (uint64_t)(row / WINA_STRIP * WINA_STRIP + wina_strip_swap(row % WINA_STRIP));
+    uint64_t at = (uint64_t)(row / WINA_STRIP * WINA_STRIP + wina_strip_swap((int32_t)(row % WINA_STRIP)));
     for (int32_t c = 0; c < p->n_cols; c++) {
         int32_t b = c / WINA_BLOCK;
         const uint8_t *col = wina_panel_block(p, b) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes;

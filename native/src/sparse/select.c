@@ -59,7 +59,7 @@ void wina_select(const float *score, int32_t n, int32_t n_keep, int32_t *kept, u
     for (int32_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, &score[i], 4);
-        scratch[n_candidates] = bits;
+        scratch[n_candidates] = bits & 0x7fffffff;
         n_candidates += (bits >> SHIFT & (BINS - 1)) == bin;
     }
     /* `left` becomes the number of scores equal to the threshold that are kept. */

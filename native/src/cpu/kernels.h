@@ -1,0 +1,87 @@
+/* kernels: the inner loops of the CPU backend, a table of functions. The C functions come first;
+ * each instruction set overlays what it has (one file each), chosen once at run time.
+ *
+ * Every implementation computes the same bits. Integer sums are exact; float sums have one written
+ * order: multiply-adds are fused, reductions run in 16 lanes (element i in lane i % 16) that are
+ * folded 16 -> 8 -> 4 -> 2 -> 1, and a row's blocks are added in rising order. So results depend
+ * neither on the instruction set, nor on the number of threads, nor on how tokens are batched.
+ *
+ * Quantised matrices multiply activations rounded to 16 bits per sub-block (32 inputs, or 16 for
+ * Q6_K): x = scale * (256 hi + lo), both signed bytes, |256 hi + lo| <= 32512. Two byte products
+ * where others use one: on AVX-512 the second is hidden behind the shuffles, and the rounding costs
+ * nothing that can be measured.
+ */
+#ifndef WINA_KERNELS_H
+#define WINA_KERNELS_H
+
+#include "pack.h"
+
+enum { WINA_ACT_MAX = 32512 }; /* 127 * 256 */
+
+/* Kept inputs of one token in groups of four, per sub-block: groups first[s] .. first[s + 1). A last
+ * group is filled up with zeros at a repeated input. */
+typedef struct wina_quads {
+    uint32_t *first; /* (n_sub + 1) */
+    uint8_t *col;    /* (4 * n_quads) input inside its block of 32 */
+    int8_t *hi, *lo; /* (4 * n_quads) */
+    float *scale;    /* (n_sub) */
+    int32_t *sum;    /* (n_sub) sum of the 16-bit integers */
+} wina_quads;
+
+/* Kept inputs of one token, ready for every kind of panel. */
+typedef struct wina_act {
+    int32_t n_kept;
+    const int32_t *kept; /* (n_kept) rising */
+    const float *x;      /* (n_cols) all values; only kept ones are read */
+    wina_quads by32, by16;
+} wina_act;
+
+/* The same for several tokens, with zeros where an input is not kept. */
+typedef struct wina_batch {
+    int32_t n_tokens;
+    int64_t stride;  /* n_cols rounded up to 32 */
+    float *x;        /* (n_tokens, stride) masked */
+    int8_t *hi[2], *lo[2]; /* [0]: sub-blocks of 32, [1]: of 16; (n_tokens, stride) */
+    float *scale[2]; /* (n_tokens, n_sub) */
+    int32_t *sum[2]; /* (n_tokens, n_sub) */
+} wina_batch;
+
+typedef struct wina_kernels {
+    const char *name;
+
+    /* y[64 * strip0 .. 64 * strip1) = those rows of the panel times the kept inputs. */
+    void (*gemv)(const wina_panel *panel, const wina_act *act, int32_t strip0, int32_t strip1,
+                 float *y);
+    /* The same for every token of a batch: y (n_tokens, y_stride). */
+    void (*gemm)(const wina_panel *panel, const wina_batch *batch, int32_t strip0, int32_t strip1,
+                 float *y, int64_t y_stride);
+
+    /* Rounds the kept inputs to 16 bits; sub is 32 or 16. */
+    void (*quantize)(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
+                     int32_t sub, wina_quads *out);
+
+    /* y (n) = x * gain / sqrt(mean(x^2) + eps) */
+    void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);
+    /* y (n) = silu(gate) * up */
+    void (*swiglu)(float *y, const float *gate, const float *up, int32_t n);
+    /* sum of q * k over n, k in float16 */
+    float (*dot_f16)(const float *q, const uint16_t *k, int32_t n);
+    /* o (n) += p * v, v in float16 */
+    void (*add_f16)(float *o, float p, const uint16_t *v, int32_t n);
+    /* s (n) = exp(s - max(s)); returns the maximum and stores the sum */
+    float (*softmax_part)(float *s, int32_t n, float *sum);
+    /* y (n) = x rounded to float16 */
+    void (*to_f16)(uint16_t *y, const float *x, int32_t n);
+    /* y[i] += x[i] */
+    void (*add)(float *y, const float *x, int32_t n);
+} wina_kernels;
+
+void wina_kernels_init_c(wina_kernels *k);
+void wina_kernels_init_avx2(wina_kernels *k);
+void wina_kernels_init_avx512(wina_kernels *k);
+
+/* The best table for this processor, or the one WINA_CPU names (an error if it is unknown or the
+ * processor lacks it). */
+int32_t wina_kernels_detect(wina_kernels *out);
+
+#endif

@@ -1,0 +1,63 @@
+/* weights: the tensors of a model by role, checked against the configuration and packed. The four
+ * projection groups of a layer each share one input, one set of column norms and one output vector:
+ * the projections' rows follow each other there, each starting at a multiple of 64. Matrices of the
+ * same type that follow each other share a panel, so that a kept input is one long read. */
+#ifndef WINA_WEIGHTS_H
+#define WINA_WEIGHTS_H
+
+#include "config.h"
+#include "pack.h"
+
+enum { WINA_N_GROUPS = 4, WINA_MAX_PROJECTIONS = 3 };
+
+typedef struct wina_projection {
+    int32_t n_rows; /* outputs */
+    int32_t row0;   /* first output inside the group's output vector */
+    int32_t panel;  /* index of its panel in the group */
+    int32_t panel_row0;
+    uint64_t row_bits; /* bits of values per row and input, for counting bytes */
+    float *norms;      /* (n_in) column norms of this matrix */
+} wina_projection;
+
+typedef struct wina_group_weights {
+    int32_t n_in;
+    int32_t n_out; /* padded: sum of the panels' rows */
+    int32_t n_projections;
+    int32_t n_panels;
+    wina_projection projections[WINA_MAX_PROJECTIONS];
+    wina_panel panels[WINA_MAX_PROJECTIONS];
+    int32_t panel_row0[WINA_MAX_PROJECTIONS]; /* first output of each panel */
+    float *norms; /* (n_in) column norms of the stacked matrix */
+    float *bias;  /* (n_out) or NULL */
+} wina_group_weights;
+
+typedef struct wina_layer {
+    wina_group_weights groups[WINA_N_GROUPS]; /* by wina_group */
+    float *attn_norm; /* (n_embd) gain */
+    float *ffn_norm;  /* (n_embd) gain */
+} wina_layer;
+
+typedef struct wina_weights {
+    int32_t n_layer;
+    wina_layer *layers; /* (n_layer) */
+    float *output_norm; /* (n_embd) gain */
+    float *rope_factors; /* (rope_dim / 2) frequency divisors or NULL */
+    wina_panel output;  /* (n_vocab, n_embd) */
+    const wina_gguf_tensor *token_embd; /* read from the file; NULL if tied: from `output` */
+    uint64_t total_bytes;
+    uint64_t sparse_bytes;
+} wina_weights;
+
+/* Checks every tensor and computes all sizes; nothing is allocated but the table of layers. */
+int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *config, wina_weights *out);
+
+/* Packs what was planned, with norms. stop(progress, user) may end it: WINA_E_CANCELLED. */
+int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *config, wina_threads *threads,
+                          int32_t (*stop)(float progress, void *user), void *user,
+                          wina_weights *weights);
+void wina_weights_free(wina_weights *weights);
+
+/* Row of the token embedding, (n_embd). */
+void wina_weights_embed(const wina_weights *weights, int32_t token, float *out);
+
+#endif
