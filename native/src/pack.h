@@ -17,6 +17,8 @@
 #ifndef WINA_PACK_H
 #define WINA_PACK_H
 
+#include <stdbool.h>
+
 #include "dtype.h"
 #include "threads.h"
 

@@ -1,5 +1,6 @@
 /* Which instruction sets the processor *and* the system offer (a register file that the system does
  * not save must not be used). */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

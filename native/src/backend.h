@@ -1,0 +1,50 @@
+/* backend: the operations of the decode graph (forward.c) as a table of functions. A backend owns the
+ * buffers and the key/value cache of one session; the graph only names the steps. All steps work on
+ * the batch of tokens given to begin(). */
+#ifndef WINA_BACKEND_H
+#define WINA_BACKEND_H
+
+#include <stdbool.h>
+
+#include "model.h"
+
+typedef struct wina_backend wina_backend;
+
+/* Counted while projections run, for the tokens of a batch. */
+typedef struct wina_counters {
+    uint64_t sparse_read;  /* bits of weight values read in tokens that are sparse */
+    uint64_t sparse_total; /* bits that dense decoding would have read for them */
+    uint64_t token_bytes;  /* bytes of panels read for the last token of the batch */
+} wina_counters;
+
+typedef struct wina_backend_ops {
+    const char *name;
+    void (*free)(wina_backend *backend);
+    /* Starts n_tokens at position pos: x = embeddings, rotation angles. The first n_dense tokens are
+     * dense, the others follow *sparsity. */
+    void (*begin)(wina_backend *backend, const int32_t *tokens, int32_t n_tokens, int32_t pos,
+                  int32_t n_dense, const wina_sparsity *sparsity);
+    void (*attn_norm)(wina_backend *backend, int32_t layer); /* h = rms_norm(x) */
+    void (*ffn_norm)(wina_backend *backend, int32_t layer);  /* h = rms_norm(x) */
+    /* Kept inputs times the group's weights: qkv = W h + bias; x += W_o att; gate_up = W h;
+     * x += W_down ff */
+    void (*project)(wina_backend *backend, int32_t layer, wina_group group);
+    void (*rope_store)(wina_backend *backend, int32_t layer); /* rotate q and k; k, v to the cache */
+    void (*attend)(wina_backend *backend, int32_t layer);     /* att = softmax(q k) v */
+    void (*swiglu)(wina_backend *backend);                    /* ff = silu(gate) * up */
+    /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
+    void (*logits)(wina_backend *backend, int32_t from, float *out);
+} wina_backend_ops;
+
+struct wina_backend {
+    const wina_backend_ops *ops;
+    const wina_model *model;
+    wina_counters counters; /* of the batch under way */
+    uint64_t n_bytes;       /* memory held */
+};
+
+/* The CPU backend. */
+int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
+                                int32_t n_threads, wina_backend **out);
+
+#endif

@@ -1,0 +1,197 @@
+#include "cpu.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../mem.h"
+#include "../status.h"
+
+static wina_cpu *cpu_of(wina_backend *b) {
+    return (wina_cpu *)b;
+}
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+/* The arena is laid out twice by the same code: first to count (memory NULL), then to place. */
+typedef struct layout {
+    uint8_t *memory;
+    uint64_t n_bytes;
+    bool overflow;
+} layout;
+
+static void *place(layout *a, uint64_t count, uint64_t size) {
+    uint64_t bytes, end;
+    if (!wina_mem_mul(count, size, &bytes) || !wina_mem_add(a->n_bytes, bytes + 64, &end)) {
+        a->overflow = true;
+        return NULL;
+    }
+    void *p = a->memory ? a->memory + a->n_bytes : NULL;
+    a->n_bytes += (bytes + 63) / 64 * 64;
+    return p;
+}
+
+static void place_quads(layout *a, uint64_t n_in, wina_quads *q) {
+    /* Sub-blocks of 16 or more, each padded to fours by at most three entries. */
+    uint64_t n_sub = n_in / 16 + 2, n = n_in + 3 * n_sub + 64;
+    q->first = place(a, n_sub + 1, sizeof *q->first);
+    q->col = place(a, n, 1);
+    q->hi = place(a, n, 1);
+    q->lo = place(a, n, 1);
+    q->scale = place(a, n_sub, sizeof *q->scale);
+    q->sum = place(a, n_sub, sizeof *q->sum);
+}
+
+static void place_all(wina_cpu *c, layout *a) {
+    const wina_config *f = &c->base.model->config;
+    const wina_group_weights *g = c->base.model->weights.layers[0].groups;
+    uint64_t b = (uint64_t)c->n_batch, w = (uint64_t)c->n_widest;
+    uint64_t n_threads = (uint64_t)wina_threads_count(c->threads);
+    c->x = place(a, b * (uint64_t)f->n_embd, sizeof(float));
+    c->h = place(a, b * (uint64_t)f->n_embd, sizeof(float));
+    c->qkv = place(a, b * (uint64_t)g[WINA_GROUP_QKV].n_out, sizeof(float));
+    c->att = place(a, b * (uint64_t)g[WINA_GROUP_O].n_in, sizeof(float));
+    c->gate_up = place(a, b * (uint64_t)g[WINA_GROUP_GATE_UP].n_out, sizeof(float));
+    c->ff = place(a, b * (uint64_t)f->n_ff, sizeof(float));
+    uint64_t vocab = (uint64_t)c->base.model->weights.output.n_rows;
+    c->out = place(a, b * (vocab > (uint64_t)g[WINA_GROUP_O].n_out ? vocab : (uint64_t)g[WINA_GROUP_O].n_out), sizeof(float));
+    c->cos = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
+    c->sin = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
+    uint64_t chunks = (uint64_t)c->n_ctx / WINA_ATTENTION_CHUNK + 1;
+    c->partial = place(a, (uint64_t)f->n_head * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
+    uint64_t kv = 0;
+    if (!wina_mem_mul((uint64_t)f->n_layer * (uint64_t)f->n_head_kv * (uint64_t)f->head_dim,
+                      (uint64_t)c->n_ctx, &kv))
+        a->overflow = true;
+    c->k = place(a, kv, sizeof(uint16_t));
+    c->v = place(a, kv, sizeof(uint16_t));
+    for (int i = 0; i < WINA_MAX_PROJECTIONS; i++) {
+        c->kept[i] = place(a, w, sizeof(int32_t));
+        place_quads(a, w, &c->acts[i].by32);
+        place_quads(a, w, &c->acts[i].by16);
+    }
+    c->batch.stride = c->n_widest;
+    c->batch.x = place(a, b * w, sizeof(float));
+    for (int i = 0; i < 2; i++) {
+        c->batch.hi[i] = place(a, b * w, 1);
+        c->batch.lo[i] = place(a, b * w, 1);
+        c->batch.scale[i] = place(a, b * w / 16, sizeof(float));
+        c->batch.sum[i] = place(a, b * w / 16, sizeof(int32_t));
+    }
+    for (uint64_t i = 0; i < n_threads; i++) {
+        wina_cpu_scratch none = {0}, *s = a->memory ? &c->scratch[i] : &none;
+        s->score = place(a, w, sizeof(float));
+        s->bits = place(a, w, sizeof(uint32_t));
+        s->kept = place(a, w, sizeof(int32_t));
+        place_quads(a, w, &s->quads);
+        s->attention = place(a, WINA_ATTENTION_CHUNK, sizeof(float));
+    }
+}
+
+static void cpu_free(wina_backend *b) {
+    wina_cpu *c = cpu_of(b);
+    wina_threads_free(c->threads);
+    wina_mem_free_big(c->arena, c->arena_bytes);
+    free(c->scratch);
+    free(c);
+}
+
+/* ---- simple steps ------------------------------------------------------------------------- */
+
+static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int32_t pos,
+                  int32_t n_dense, const wina_sparsity *sparsity) {
+    wina_cpu *c = cpu_of(b);
+    const wina_config *f = &b->model->config;
+    const float *factors = b->model->weights.rope_factors;
+    c->n_tokens = n_tokens;
+    c->pos = pos;
+    c->n_dense = n_dense;
+    c->sparsity = *sparsity;
+    b->counters = (wina_counters){0};
+    for (int32_t t = 0; t < n_tokens; t++) {
+        wina_weights_embed(&b->model->weights, tokens[t], c->x + (int64_t)t * f->n_embd);
+        for (int32_t i = 0; i < f->rope_dim / 2; i++) {
+            double rate = pow((double)f->rope_theta, -2.0 * i / f->rope_dim);
+            double angle = (double)(pos + t) * (double)f->rope_scale * rate;
+            if (factors)
+                angle /= (double)factors[i];
+            c->cos[t * f->rope_dim / 2 + i] = (float)cos(angle);
+            c->sin[t * f->rope_dim / 2 + i] = (float)sin(angle);
+        }
+    }
+}
+
+static void norm(wina_cpu *c, const float *gain) {
+    const wina_config *f = &c->base.model->config;
+    for (int32_t t = 0; t < c->n_tokens; t++)
+        c->kernels.rms_norm(c->h + (int64_t)t * f->n_embd, c->x + (int64_t)t * f->n_embd, gain,
+                            f->n_embd, f->rms_eps);
+}
+
+static void attn_norm(wina_backend *b, int32_t layer) {
+    norm(cpu_of(b), b->model->weights.layers[layer].attn_norm);
+}
+
+static void ffn_norm(wina_backend *b, int32_t layer) {
+    norm(cpu_of(b), b->model->weights.layers[layer].ffn_norm);
+}
+
+static void swiglu(wina_backend *b) {
+    wina_cpu *c = cpu_of(b);
+    const wina_group_weights *g = &b->model->weights.layers[0].groups[WINA_GROUP_GATE_UP];
+    int32_t n = b->model->config.n_ff;
+    for (int32_t t = 0; t < c->n_tokens; t++) {
+        const float *gate = c->gate_up + (int64_t)t * g->n_out;
+        c->kernels.swiglu(c->ff + (int64_t)t * n, gate, gate + g->projections[1].row0, n);
+    }
+}
+
+static const wina_backend_ops CPU_OPS = {
+    .name = "cpu",
+    .free = cpu_free,
+    .begin = begin,
+    .attn_norm = attn_norm,
+    .ffn_norm = ffn_norm,
+    .project = wina_cpu_project,
+    .rope_store = wina_cpu_rope_store,
+    .attend = wina_cpu_attend,
+    .swiglu = swiglu,
+    .logits = wina_cpu_logits,
+};
+
+int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
+                                int32_t n_threads, wina_backend **out) {
+    *out = NULL;
+    wina_cpu *c = NULL;
+    WINA_TRY(wina_mem_create(1, sizeof *c, "session", &c));
+    c->base.ops = &CPU_OPS;
+    c->base.model = model;
+    c->n_ctx = n_ctx;
+    c->n_batch = n_batch;
+    for (int g = 0; g < WINA_N_GROUPS; g++) {
+        int32_t n = model->weights.layers[0].groups[g].n_in;
+        c->n_widest = n > c->n_widest ? n : c->n_widest;
+    }
+    c->n_widest = (c->n_widest + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;
+    layout a = {0};
+    int32_t status = wina_kernels_detect(&c->kernels);
+    if (status == WINA_OK)
+        status = wina_threads_create(n_threads, &c->threads);
+    if (status == WINA_OK)
+        status = wina_mem_create((uint64_t)n_threads, sizeof *c->scratch, "session", &c->scratch);
+    if (status == WINA_OK) {
+        place_all(c, &a);
+        if (a.overflow)
+            status = wina_fail(WINA_E_ARGUMENT, "n_ctx %d is too large", n_ctx);
+    }
+    if (status == WINA_OK)
+        status = wina_mem_create_big(a.n_bytes, "KV cache and buffers", &c->arena);
+    if (status != WINA_OK) {
+        cpu_free(&c->base);
+        return status;
+    }
+    c->arena_bytes = c->base.n_bytes = a.n_bytes;
+    place_all(c, &(layout){.memory = c->arena});
+    *out = &c->base;
+    return WINA_OK;
+}

@@ -1,0 +1,24 @@
+#include "forward.h"
+
+#include "status.h"
+
+int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
+    const wina_backend_ops *op = b->ops;
+    op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->sparsity);
+    for (int32_t layer = 0; layer < b->model->config.n_layer; layer++) {
+        if (atomic_load_explicit(f->cancel, memory_order_relaxed))
+            return wina_fail(WINA_E_CANCELLED, "the evaluation was cancelled");
+        op->attn_norm(b, layer);
+        op->project(b, layer, WINA_GROUP_QKV);
+        op->rope_store(b, layer);
+        op->attend(b, layer);
+        op->project(b, layer, WINA_GROUP_O);
+
+        op->ffn_norm(b, layer);
+        op->project(b, layer, WINA_GROUP_GATE_UP);
+        op->swiglu(b);
+        op->project(b, layer, WINA_GROUP_DOWN);
+    }
+    op->logits(b, f->logits_from, f->logits);
+    return WINA_OK;
+}

@@ -1,0 +1,23 @@
+/* forward: the decode graph, written once over the operations of a backend. */
+#ifndef WINA_FORWARD_H
+#define WINA_FORWARD_H
+
+#include <stdatomic.h>
+
+#include "backend.h"
+
+typedef struct wina_forward {
+    const int32_t *tokens;
+    int32_t n_tokens;
+    int32_t pos;     /* position of the first token */
+    int32_t n_dense; /* tokens of this batch that run dense */
+    const wina_sparsity *sparsity;
+    float *logits;       /* (n_tokens - logits_from, n_vocab) */
+    int32_t logits_from; /* < n_tokens */
+    const atomic_bool *cancel;
+} wina_forward;
+
+/* WINA_E_CANCELLED if *cancel became true; the cache then holds garbage beyond pos. */
+int32_t wina_forward_run(wina_backend *backend, const wina_forward *batch);
+
+#endif
