@@ -1,0 +1,63 @@
+"""Run language models from GGUF files, dense or with WINA activation sparsity.
+
+    import pywina
+
+    with pywina.load("smollm2-135m", sparsity=0.4) as model:
+        print(model.chat([{"role": "user", "content": "Why is the sky blue?"}]))
+
+The work is done by the C library libwina; this package is a thin layer over it.
+"""
+
+from __future__ import annotations
+
+from ._version import __version__
+from .api import generate, load
+from .errors import (
+    ArgumentError,
+    CancelledError,
+    ContextError,
+    FetchError,
+    FileError,
+    FormatError,
+    LibraryError,
+    ModelNotFoundError,
+    NumericError,
+    OutOfMemoryError,
+    StateError,
+    TemplateError,
+    UnsupportedError,
+    WinaError,
+)
+from .generation import Chunk, GenerateOptions, Params, Stream, Timings
+from .model import Model, ModelInfo, Stats, TensorInfo
+from .sparsity import Sparsity
+
+__all__ = [
+    "ArgumentError",
+    "CancelledError",
+    "Chunk",
+    "ContextError",
+    "FetchError",
+    "FileError",
+    "FormatError",
+    "GenerateOptions",
+    "LibraryError",
+    "Model",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "NumericError",
+    "OutOfMemoryError",
+    "Params",
+    "Sparsity",
+    "StateError",
+    "Stats",
+    "Stream",
+    "TemplateError",
+    "TensorInfo",
+    "Timings",
+    "UnsupportedError",
+    "WinaError",
+    "__version__",
+    "generate",
+    "load",
+]

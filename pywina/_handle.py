@@ -1,0 +1,118 @@
+"""The native objects of one model, and who may use them when.
+
+A handle owns a model, its session and at most one running stream, and frees them in that reverse
+order. Invariants: a freed pointer is never handed out; the session is used by one caller at a
+time; while a stream is unfinished nothing else evaluates; a process that was forked never touches
+the parent's objects, because their threads do not exist there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ._native import ffi, lib
+from .errors import StateError
+
+
+class Handle:
+    """Owns the native objects. All methods may be called from any thread."""
+
+    def __init__(self, name: str, model: Any, session: Any) -> None:
+        self._name = name
+        self._model = model
+        self._session = session
+        self._stream: Any = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._lock = threading.RLock()  # held while the session is in use
+        self._runner: int | None = None  # the thread inside run()
+        self._users = 0  # callers of borrow() that are inside
+        self._idle = threading.Condition()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StateError(f"the model {self._name} is closed; load it again")
+        if self._pid != os.getpid():
+            raise StateError(
+                f"the model {self._name} was loaded before this process was forked; load it in "
+                "the child process"
+            )
+
+    @contextmanager
+    def borrow(self) -> Iterator[Any]:
+        """The model, for functions that only read it. Callers do not wait for one another."""
+        with self._idle:
+            self._check()
+            self._users += 1
+        try:
+            yield self._model
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    @contextmanager
+    def run(self, stream: Any = None) -> Iterator[Any]:
+        """The session, for one caller at a time; others wait. stream: the caller's own running
+        stream, or None. Fails if another stream is unfinished."""
+        self._check()
+        with self._lock:
+            self._check()
+            if self._stream is not None and self._stream != stream:
+                raise StateError(
+                    f"a stream of the model {self._name} is unfinished: read it to its end or "
+                    "close() it first, or load the model a second time"
+                )
+            before, self._runner = self._runner, threading.get_ident()
+            try:
+                yield self._session
+            finally:
+                self._runner = before
+
+    @property
+    def stream(self) -> Any:
+        """The running stream; None if there is none."""
+        return self._stream
+
+    def own_stream(self, stream: Any) -> None:
+        """Takes a stream just created on the session; inside run()."""
+        self._stream = stream
+
+    def free_stream(self, stream: Any) -> None:
+        """Frees a stream, at once or never: it may have gone with the model."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            if self._stream is not None and self._stream == stream:
+                self._stream = None
+                lib.wina_stream_free(stream)
+
+    def close(self) -> None:
+        """Frees everything. A computation of another thread is stopped first."""
+        if self._pid != os.getpid():
+            self._closed = True
+            return
+        if self._runner == threading.get_ident():
+            raise StateError(
+                f"the model {self._name} cannot be closed from inside its own computation"
+            )
+        with self._idle:
+            if self._closed:
+                return
+            self._closed = True
+            lib.wina_session_cancel(self._session)
+        with self._lock:
+            with self._idle:
+                self._idle.wait_for(lambda: self._users == 0)
+            lib.wina_stream_free(self._stream if self._stream is not None else ffi.NULL)
+            lib.wina_session_free(self._session)
+            lib.wina_model_free(self._model)
+            self._stream = self._session = self._model = None

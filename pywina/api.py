@@ -1,0 +1,107 @@
+"""The two functions that most programs need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+
+from .errors import ArgumentError
+from .generation import GenerateOptions, Params, split_options
+from .model import Model
+from .sparsity import Mask, Method, Sparsity
+
+
+def load(
+    path_or_alias: str | PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    n_batch: int | None = None,
+    sparsity: float = 0.0,
+    method: Method = "wina",
+    mask: Mask = "group",
+    sparse_prefill: bool = False,
+    progress: Callable[[float], object] | None = None,
+) -> Model:
+    """Loads a model.
+
+    path_or_alias: a GGUF file, or the name of a known model, which is fetched on first use.
+    n_ctx: tokens that prompt and answer may have together; default: the model's own limit, at
+        most 4096.
+    n_threads: default: the physical cores this process may use. Results do not depend on it.
+    n_batch: prompt tokens evaluated together; default 128.
+    sparsity, method, mask, sparse_prefill: what is skipped unless a call says otherwise; see
+        :class:`pywina.Sparsity`.
+    progress: called with 0.0 to 1.0 during the load; an exception in it stops the load.
+    """
+    return Model(
+        path_or_alias,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        n_batch=n_batch,
+        sparsity=sparsity,
+        method=method,
+        mask=mask,
+        sparse_prefill=sparse_prefill,
+        progress=progress,
+    )
+
+
+def generate(
+    model: str | PathLike[str] | Model,
+    prompt: str | Sequence[int],
+    *,
+    max_tokens: int | None = Params.max_tokens,
+    temperature: float = Params.temperature,
+    top_k: int = Params.top_k,
+    top_p: float = Params.top_p,
+    min_p: float = Params.min_p,
+    repeat_last_n: int = Params.repeat_last_n,
+    repeat_penalty: float = Params.repeat_penalty,
+    presence_penalty: float = Params.presence_penalty,
+    frequency_penalty: float = Params.frequency_penalty,
+    sparsity: float | None = None,
+    method: Method | None = None,
+    mask: Mask | None = None,
+    sparse_prefill: bool | None = None,
+    stop: str | Sequence[str] | None = None,
+    seed: int | None = None,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+) -> str:
+    """Text that continues prompt.
+
+    model: a path, a known model's name, or a loaded Model. From a path the model is loaded for
+        this one call; load it yourself to use it again.
+    prompt: text or token ids; see :meth:`Model.generate`.
+    max_tokens, temperature, ... seed: see :class:`Params`.
+    sparsity, method, mask, sparse_prefill: what is skipped, see :class:`Sparsity`. Default: as a
+        Model was loaded; for a path 0.0, "wina", "group" and False, that is, nothing.
+    n_ctx, n_threads: as in :func:`load`; only for a path.
+    """
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repeat_last_n=repeat_last_n,
+        repeat_penalty=repeat_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        sparsity=sparsity,
+        method=method,
+        mask=mask,
+        sparse_prefill=sparse_prefill,
+        stop=stop,
+        seed=seed,
+    )
+    if isinstance(model, Model):
+        if n_ctx is not None or n_threads is not None:
+            raise ArgumentError(
+                "n_ctx and n_threads belong to load(); this model is loaded already"
+            )
+        return model.generate(prompt, **options)
+    split_options(options, Sparsity())  # a bad value fails before the load, not after it
+    with load(model, n_ctx=n_ctx, n_threads=n_threads) as loaded:
+        return loaded.generate(prompt, **options)

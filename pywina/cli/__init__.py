@@ -1,0 +1,5 @@
+"""The `pywina` program."""
+
+from .main import main
+
+__all__ = ["main"]

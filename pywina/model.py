@@ -1,0 +1,552 @@
+"""Models: load a GGUF file, generate text, look inside."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Literal, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _values
+from ._handle import Handle
+from ._native import check, ffi, lib
+from .chat import ChatTemplate, Message
+from .errors import ArgumentError, ContextError, TemplateError
+from .generation import GenerateOptions, Stream, Timings, split_options
+from .hub.fetch import resolve
+from .sparsity import Mask, Method, Sparsity
+
+Group = Literal["qkv", "o", "gate_up", "down"]
+
+_GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "qkv": (lib.WINA_GROUP_QKV, ("q", "k", "v")),
+    "o": (lib.WINA_GROUP_O, ("o",)),
+    "gate_up": (lib.WINA_GROUP_GATE_UP, ("gate", "up")),
+    "down": (lib.WINA_GROUP_DOWN, ("down",)),
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts about a model; sizes in bytes. bos_token and eos_token are None if there is none."""
+
+    architecture: str
+    name: str
+    n_vocab: int
+    n_ctx_train: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
+    bos_token: int | None
+    eos_token: int | None
+    add_bos: bool
+    tied_output: bool
+    n_params: int
+    file_bytes: int
+    weight_bytes: int
+    sparse_bytes: int
+    kv_bytes_per_token: int
+    n_ctx: int
+    n_threads: int
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of the file. shape is (rows, cols) = (outputs, inputs)."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the last generation or evaluation did; wina_stats in wina.h says more."""
+
+    n_prefill: int
+    n_decode: int
+    prefill_s: float
+    decode_s: float
+    sparse_read: int
+    sparse_total: int
+    kept_fraction: float
+    bytes_per_token: float
+    session_bytes: int
+
+
+def _fields(struct: Any, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name in names}
+
+
+def _text(buffer: Any) -> str:
+    return ffi.string(buffer).decode("utf-8", "replace")
+
+
+class _Progress:
+    """Calls a Python function during a load. An exception in it, Ctrl-C too, stops the load."""
+
+    def __init__(self, function: Callable[[float], object] | None) -> None:
+        self._function = function
+        self.error: BaseException | None = None
+        self.callback = ffi.callback(
+            "wina_progress_fn", self._call, error=1, onerror=self._on_error
+        )
+
+    def _call(self, progress: float, _user: Any) -> int:
+        if self._function is not None:
+            self._function(progress)
+        return 0
+
+    def _on_error(self, _kind: type, error: BaseException, _trace: Any) -> None:
+        self.error = error
+
+
+def _create(
+    path: str,
+    n_ctx: int,
+    n_threads: int,
+    n_batch: int,
+    sparsity: Sparsity,
+    progress: Callable[[float], object] | None,
+) -> Handle:
+    params = ffi.new("wina_model_params *")
+    lib.wina_model_params_init(params)
+    report = _Progress(progress)
+    params.n_threads = n_threads
+    params.progress = report.callback
+    model, session = ffi.new("wina_model **"), ffi.new("wina_session **")
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ArgumentError(f"the path {path!r} holds a NUL character")
+    status = lib.wina_model_load(encoded, params, model)
+    if report.error is not None:
+        lib.wina_model_free(model[0])
+        raise report.error
+    check(status)
+    try:
+        session_params = ffi.new("wina_session_params *")
+        lib.wina_session_params_init(session_params)
+        session_params.n_ctx = n_ctx
+        session_params.n_threads = n_threads
+        session_params.n_batch = n_batch
+        sparsity._store(session_params.sparsity)
+        check(lib.wina_session_create(model[0], session_params, session))
+        return Handle(path, model[0], session[0])
+    except BaseException:
+        lib.wina_session_free(session[0])
+        lib.wina_model_free(model[0])
+        raise
+
+
+class Model:
+    """A loaded model with room for one sequence of tokens; see :func:`pywina.load`.
+
+    Calls from several threads wait for one another. Every call starts with an empty context.
+    Close it, or use it in a ``with``; after that every use raises ``StateError``.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_batch: int | None = None,
+        sparsity: float = 0.0,
+        method: Method = "wina",
+        mask: Mask = "group",
+        sparse_prefill: bool = False,
+        progress: Callable[[float], object] | None = None,
+    ) -> None:
+        started = time.perf_counter()
+        self._n_batch = 128 if n_batch is None else _values.integer("n_batch", n_batch, 1, 1 << 16)
+        ctx = 0 if n_ctx is None else _values.integer("n_ctx", n_ctx, 1)
+        threads = 0 if n_threads is None else _values.integer("n_threads", n_threads, 1, 1024)
+        #: what is skipped unless a call says otherwise
+        self.sparsity = Sparsity(sparsity, method, mask, bool(sparse_prefill))
+        self.path = str(resolve(path))
+        self._handle = _create(self.path, ctx, threads, self._n_batch, self.sparsity, progress)
+        self._finalizer = weakref.finalize(self, self._handle.close)
+        self._finalizer.atexit = False
+        self._compiled: ChatTemplate | None = None  # the chat template used last
+        self.load_s = time.perf_counter() - started
+        self.info = self._read_info()
+
+    def _read_info(self) -> ModelInfo:
+        info = ffi.new("wina_model_info *")
+        with self._handle.run() as session, self._handle.borrow() as model:
+            check(lib.wina_model_get_info(model, info))
+            values = _fields(info, (name for name, _ in ffi.typeof("wina_model_info").fields))
+            values |= {
+                "architecture": _text(info.architecture),
+                "name": _text(info.name),
+                "bos_token": info.bos_token if info.bos_token >= 0 else None,
+                "eos_token": info.eos_token if info.eos_token >= 0 else None,
+                "add_bos": bool(info.add_bos),
+                "tied_output": bool(info.tied_output),
+                "n_ctx": lib.wina_session_n_ctx(session),
+                "n_threads": lib.wina_session_n_threads(session),
+            }
+        return ModelInfo(**values)
+
+    # ---- life --------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        return self._handle.closed
+
+    def close(self) -> None:
+        """Frees the model; a generation under way in another thread is stopped. May be called any
+        number of times."""
+        self._handle.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.info.architecture}, n_ctx={self.info.n_ctx}"
+        return f"<pywina.Model {self.path!r} ({state})>"
+
+    # ---- text and tokens ---------------------------------------------------------------------
+
+    def tokenize(
+        self, text: str | bytes, *, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of text.
+
+        add_special: begin (and end) with BOS (EOS) where the model asks for it.
+        parse_special: text such as ``<|im_end|>`` becomes the control token; leave it off for
+            text that somebody typed.
+        """
+        data = _values.utf8("text", text)
+        flags = lib.WINA_TOKENIZE_PLAIN
+        flags |= lib.WINA_TOKENIZE_ADD_SPECIAL if add_special else 0
+        flags |= lib.WINA_TOKENIZE_PARSE_SPECIAL if parse_special else 0
+        count = ffi.new("size_t *")
+        capacity = len(data) + 16
+        with self._handle.borrow() as model:
+            while True:
+                tokens = ffi.new("int32_t[]", capacity)
+                status = lib.wina_tokenize(model, data, len(data), flags, tokens, capacity, count)
+                if status != lib.WINA_E_SPACE:
+                    check(status)
+                    return ffi.unpack(tokens, count[0]) if count[0] else []
+                capacity = count[0]
+
+    def detokenize_bytes(self, tokens: Iterable[int], *, special: bool = False) -> bytes:
+        """Text of tokens as bytes, which may begin or end inside a character.
+
+        special: control tokens appear in the text.
+        """
+        ids = _values.token_ids("tokens", tokens, self.info.n_vocab)
+        count = ffi.new("size_t *")
+        capacity = 8 * len(ids) + 16
+        with self._handle.borrow() as model:
+            while True:
+                text = ffi.new("char[]", capacity)
+                status = lib.wina_detokenize(
+                    model, ids, len(ids), int(special), text, capacity, count
+                )
+                if status != lib.WINA_E_SPACE:
+                    check(status)
+                    return ffi.buffer(text, count[0])[:]
+                capacity = count[0]
+
+    def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
+        """Text of tokens. Bytes that are no whole character become U+FFFD."""
+        return self.detokenize_bytes(tokens, special=special).decode("utf-8", "replace")
+
+    def is_eog(self, token: int) -> bool:
+        """True if the token ends an answer."""
+        (token,) = _values.token_ids("token", [token], self.info.n_vocab)
+        with self._handle.borrow() as model:
+            return bool(lib.wina_token_is_eog(model, token))
+
+    @functools.cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """Text to id of every control token, those that are never shown in an answer."""
+        with self._handle.borrow() as model:
+            special = [
+                token
+                for token in range(self.info.n_vocab)
+                if lib.wina_token_is_special(model, token)
+            ]
+        return {
+            self.detokenize([token], special=True): token
+            for token in special
+            if not self.detokenize_bytes([token])
+        }
+
+    # ---- generation --------------------------------------------------------------------------
+
+    def _begin(self, session: Any, sparsity: Sparsity) -> None:
+        """Empties the context and the counters; inside Handle.run."""
+        check(lib.wina_session_truncate(session, 0))
+        lib.wina_session_reset_stats(session)
+        native = ffi.new("wina_sparsity *")
+        sparsity._store(native[0])
+        check(lib.wina_session_set_sparsity(session, native))
+
+    def _timings(self, session: Any, n_prompt: int, n_tokens: int, total_s: float) -> Timings:
+        stats = ffi.new("wina_stats *")
+        check(lib.wina_session_get_stats(session, stats))
+        return Timings(
+            load_s=self.load_s,
+            prefill_s=stats.prefill_s,
+            decode_s=stats.decode_s,
+            total_s=total_s,
+            prompt_tokens=n_prompt,
+            tokens=n_tokens,
+            prefill_tok_s=stats.n_prefill / stats.prefill_s if stats.prefill_s > 0 else 0.0,
+            decode_tok_s=stats.n_decode / stats.decode_s if stats.decode_s > 0 else 0.0,
+            kept_fraction=stats.kept_fraction,
+        )
+
+    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, (str, bytes)):
+            if not prompt:
+                raise ArgumentError("the prompt is empty; give at least one character")
+            tokens = self.tokenize(prompt, add_special=True, parse_special=True)
+        else:
+            tokens = _values.token_ids("prompt", prompt, self.info.n_vocab)
+        if not tokens:
+            raise ArgumentError("the prompt has no tokens; give at least one")
+        return tokens
+
+    def stream(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> Stream:
+        """Like :meth:`generate`, piece by piece: an iterator of :class:`Chunk`. The texts of the
+        pieces together are what ``generate`` returns. Nothing is computed before the first one."""
+        tokens = self._prompt_tokens(prompt)
+        params, sparsity = split_options(options, self.sparsity)
+        return Stream(self, tokens, params, sparsity)
+
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> str:
+        """Text that continues prompt.
+
+        prompt: text, to be trusted: control tokens in it are recognised, and BOS is added where
+            the model asks for it. Or token ids, which are used as they are. For text that somebody
+            typed use :meth:`chat`, or ``tokenize`` it yourself.
+        options: see :class:`pywina.Params`; besides ``sparsity``, ``method``, ``mask`` and
+            ``sparse_prefill`` for this call only.
+        """
+        return self._read(self.stream(prompt, **options))
+
+    def _read(self, stream: Stream) -> str:
+        with self._handle.run(), stream:
+            return "".join(chunk.text for chunk in stream)
+
+    @functools.cached_property
+    def chat_template(self) -> str | None:
+        """The jinja text in the file; None if it has none."""
+        text, size = ffi.new("char **"), ffi.new("size_t *")
+        with self._handle.borrow() as model:
+            status = lib.wina_model_get_meta_string(model, b"tokenizer.chat_template", text, size)
+            if status == lib.WINA_E_ARGUMENT:
+                return None
+            check(status)
+            return ffi.buffer(text[0], size[0])[:].decode("utf-8", "replace")
+
+    def _token_text(self, token: int | None) -> str:
+        return "" if token is None else self.detokenize([token], special=True)
+
+    def _template(self, source: str | None) -> ChatTemplate:
+        source = source or self.chat_template
+        if not source:
+            raise TemplateError(
+                f"{self.path} has no chat template; pass template=..., or use generate()"
+            )
+        compiled = self._compiled
+        if compiled is None or compiled.source != source:
+            compiled = self._compiled = ChatTemplate(
+                source,
+                self.control_tokens,
+                bos_token=self._token_text(self.info.bos_token),
+                eos_token=self._token_text(self.info.eos_token),
+            )
+        return compiled
+
+    def chat_tokens(
+        self, messages: Sequence[Message], *, template: str | None = None, **variables: Any
+    ) -> list[int]:
+        """Prompt tokens of messages: the file's own template, or the one given. Text in messages
+        never becomes a control token. variables: more names for the template, such as tools."""
+        return self._template(template).encode(messages, self.tokenize, **variables)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[False] = False,
+        template: str | None = None,
+        template_vars: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: Literal[True],
+        template: str | None = None,
+        template_vars: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        stream: bool = False,
+        template: str | None = None,
+        template_vars: Mapping[str, Any] | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> str | Stream:
+        """The answer to messages, ``[{"role": "user", "content": "..."}, ...]``; with
+        ``stream=True`` an iterator of :class:`Chunk`. Options as in :meth:`generate`."""
+        tokens = self.chat_tokens(messages, template=template, **(template_vars or {}))
+        result = self.stream(tokens, **options)
+        return result if stream else self._read(result)
+
+    # ---- evaluation --------------------------------------------------------------------------
+
+    def logits(
+        self,
+        tokens: str | Sequence[int],
+        *,
+        start: int = 0,
+        dense_prefix: int = 0,
+        sparsity: float | None = None,
+        method: Method | None = None,
+        mask: Mask | None = None,
+    ) -> NDArray[np.float32]:
+        """Logits after each of the tokens, shape (n_tokens - start, n_vocab), float32.
+
+        tokens: ids, or text that is treated like a prompt.
+        start: first token whose logits are wanted; earlier ones are only evaluated.
+        dense_prefix: so many first tokens run dense, all others at the sparsity in force.
+        """
+        ids = self._prompt_tokens(tokens)
+        _values.integer("start", start, 0, len(ids) - 1)
+        _values.integer("dense_prefix", dense_prefix, 0)
+        wanted = self.sparsity.replace(sparsity=sparsity, method=method, mask=mask)
+        with self._handle.run() as session:
+            n_ctx = self.info.n_ctx
+            if len(ids) > n_ctx:
+                raise ContextError(
+                    f"{len(ids)} tokens do not fit into n_ctx = {n_ctx}; load the model with a "
+                    "larger n_ctx"
+                )
+            out = np.empty((len(ids) - start, self.info.n_vocab), dtype=np.float32)
+            self._begin(session, wanted)
+            # One native call per batch, so that Ctrl-C takes effect between them.
+            for first in range(0, len(ids), self._n_batch):
+                part = ids[first : first + self._n_batch]
+                self._eval(session, part, first, start, dense_prefix, out)
+            return out
+
+    def _eval(
+        self,
+        session: Any,
+        part: list[int],
+        first: int,
+        start: int,
+        dense_prefix: int,
+        out: NDArray[np.float32],
+    ) -> None:
+        """Evaluates tokens [first, first + len(part)) and stores their rows of out."""
+        call = ffi.new("wina_eval *")
+        tokens = ffi.new("int32_t[]", part)
+        call.tokens, call.n_tokens = tokens, len(part)
+        call.n_dense = min(max(dense_prefix - first, 0), len(part))
+        if first + len(part) > start:
+            call.logits_from = max(start - first, 0)
+            rows = out[first + call.logits_from - start :]
+            call.logits = ffi.from_buffer("float[]", rows)
+        check(lib.wina_session_eval(session, call))
+
+    @property
+    def stats(self) -> Stats:
+        """Counters of the last generation or evaluation."""
+        stats = ffi.new("wina_stats *")
+        with self._handle.run(self._handle.stream) as session:
+            check(lib.wina_session_get_stats(session, stats))
+        return Stats(**_fields(stats, Stats.__dataclass_fields__))
+
+    # ---- inside the file ---------------------------------------------------------------------
+
+    @functools.cached_property
+    def metadata(self) -> dict[str, str]:
+        """Keys of the file and their values as text; long arrays are shortened."""
+        key, value = ffi.new("char[256]"), ffi.new("char[]", 1 << 16)
+        result = {}
+        with self._handle.borrow() as model:
+            for i in range(lib.wina_model_meta_count(model)):
+                check(lib.wina_model_get_meta(model, i, key, len(key), value, len(value)))
+                result[_text(key)] = _text(value)
+        return result
+
+    @functools.cached_property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """The tensors of the file by name."""
+        info = ffi.new("wina_tensor_info *")
+        result = {}
+        with self._handle.borrow() as model:
+            for i in range(lib.wina_model_tensor_count(model)):
+                check(lib.wina_model_get_tensor(model, i, info))
+                shape = tuple(reversed(ffi.unpack(info.ne, info.n_dims)))
+                name = _text(info.name)
+                result[name] = TensorInfo(name, _text(info.type), shape, info.n_bytes)
+        return result
+
+    def read_tensor(self, name: str) -> NDArray[np.float32]:
+        """A tensor decoded to float32, in its shape (rows, cols)."""
+        if name not in self.tensors:
+            raise ArgumentError(f"{self.path} has no tensor {name!r}")
+        shape = self.tensors[name].shape
+        out = np.empty(shape, dtype=np.float32)
+        rows = out.size // shape[-1]
+        with self._handle.borrow() as model:
+            buffer = ffi.from_buffer("float[]", out)
+            check(lib.wina_model_read_rows(model, name.encode("utf-8"), 0, rows, buffer))
+        return out
+
+    def norms(self, layer: int, group: Group, projection: str | None = None) -> NDArray[np.float32]:
+        """l2 norms of the columns of a group's stacked matrix, shape (n_inputs,).
+
+        projection: ``"q"``, ``"k"``, ``"v"``, ``"gate"`` or ``"up"`` for one matrix of the group.
+        """
+        _values.integer("layer", layer, 0, self.info.n_layer - 1)
+        if group not in _GROUPS:
+            raise ArgumentError(f"group is {group!r}; choose one of {', '.join(_GROUPS)}")
+        number, projections = _GROUPS[group]
+        if projection is not None and projection not in projections:
+            raise ArgumentError(
+                f"projection is {projection!r}; {group} has {', '.join(projections)}"
+            )
+        index = -1 if projection is None else projections.index(projection)
+        width = self.info.n_embd
+        if group == "down":
+            width = self.info.n_ff
+        elif group == "o":
+            width = self.info.n_head * self.info.head_dim
+        out = np.empty(width, dtype=np.float32)
+        with self._handle.borrow() as model:
+            buffer = ffi.from_buffer("float[]", out)
+            check(lib.wina_model_get_norms(model, layer, number, index, buffer, width))
+        return out
