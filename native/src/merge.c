@@ -52,7 +52,7 @@ typedef struct context {
 static bool append_pair(const context *c, uint32_t left) {
     wina_merge *merge = c->merge;
     const wina_merge_symbol *a = &merge->symbols[left];
-    if (left == WINA_MERGE_NONE || left + a->n >= c->n)
+    if (left + a->n >= c->n)
         return false;
     const wina_merge_symbol *b = a + a->n;
     uint32_t rank;

@@ -6,12 +6,14 @@
 #include "gguf.h"
 #include "tokenizer.h"
 #include "weights.h"
+#include "wina.h"
 
 struct wina_model {
     wina_gguf *gguf;
     wina_config config;
     wina_tokenizer *tokenizer; /* NULL with meta_only */
-    wina_weights weights;      /* empty with vocab_only or meta_only */
+    wina_weights weights;      /* sizes only with meta_only; empty with vocab_only */
+    bool has_plan;             /* config and weights were read */
 };
 
 #endif

@@ -1,0 +1,246 @@
+/* api: the entry points of wina.h that concern a model. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/kernels.h"
+#include "mem.h"
+#include "model.h"
+#include "status.h"
+
+#define WINA_VERSION "0.1.0"
+
+int32_t wina_abi_version(void) {
+    return WINA_ABI_VERSION;
+}
+
+const char *wina_version(void) {
+    return WINA_VERSION;
+}
+
+const char *wina_cpu_name(void) {
+    wina_kernels k;
+    return wina_kernels_detect(&k) == WINA_OK ? k.name : "none";
+}
+
+int32_t wina_cpu_cores(void) {
+    return wina_threads_cores();
+}
+
+/* ---- loading ------------------------------------------------------------------------------ */
+
+void wina_model_params_init(wina_model_params *params) {
+    *params = (wina_model_params){0};
+}
+
+static int32_t load_weights(wina_model *m, const wina_model_params *p) {
+    wina_threads *threads = NULL;
+    int32_t n = p->n_threads ? p->n_threads : wina_threads_cores();
+    WINA_TRY(wina_threads_create(n, &threads));
+    int32_t status = wina_weights_load(m->gguf, &m->config, threads, p->progress, p->progress_user,
+                                       &m->weights);
+    wina_threads_free(threads);
+    return status;
+}
+
+static int32_t load(wina_model *m, const char *path, const wina_model_params *p) {
+    wina_kernels kernels;
+    WINA_TRY(wina_kernels_detect(&kernels)); /* a wrong WINA_CPU is best told early */
+    WINA_TRY(wina_gguf_open(path, &m->gguf));
+    if (!p->meta_only)
+        WINA_TRY(wina_tokenizer_create(m->gguf, &m->tokenizer));
+    if (p->vocab_only)
+        return WINA_OK;
+    int32_t status = wina_config_read(m->gguf, &m->config);
+    if (status == WINA_OK)
+        status = wina_weights_plan(m->gguf, &m->config, &m->weights);
+    if (p->meta_only) {
+        /* Files of other architectures can still be looked at. */
+        m->has_plan = status == WINA_OK;
+        return WINA_OK;
+    }
+    WINA_TRY(status);
+    m->has_plan = true;
+    int32_t n_tokens = wina_tokenizer_n_vocab(m->tokenizer);
+    if (n_tokens > m->config.n_vocab)
+        return wina_fail(WINA_E_FORMAT, "the vocabulary has %d tokens, token_embd.weight only %d",
+                         n_tokens, m->config.n_vocab);
+    return load_weights(m, p);
+}
+
+int32_t wina_model_load(const char *path, const wina_model_params *params, wina_model **out) {
+    *out = NULL;
+    wina_model_params p;
+    wina_model_params_init(&p);
+    if (params)
+        p = *params;
+    if (p.n_threads < 0)
+        return wina_fail(WINA_E_ARGUMENT, "n_threads is %d, must be at least 1", p.n_threads);
+    wina_model *m = NULL;
+    WINA_TRY(wina_mem_create(1, sizeof *m, "model", &m));
+    int32_t status = load(m, path, &p);
+    if (status != WINA_OK) {
+        wina_model_free(m);
+        return status;
+    }
+    *out = m;
+    return WINA_OK;
+}
+
+void wina_model_free(wina_model *m) {
+    if (!m)
+        return;
+    wina_weights_free(&m->weights);
+    wina_tokenizer_free(m->tokenizer);
+    wina_gguf_close(m->gguf);
+    free(m);
+}
+
+/* ---- information -------------------------------------------------------------------------- */
+
+/* Copies text to a buffer of cap bytes, cut on a character border. */
+static void copy_text(char *out, size_t cap, const char *text, size_t n) {
+    if (n >= cap) {
+        n = cap - 1;
+        while (n > 0 && ((unsigned char)text[n] & 0xc0) == 0x80)
+            n--;
+    }
+    memcpy(out, text, n);
+    out[n] = 0;
+}
+
+int32_t wina_model_get_info(const wina_model *m, wina_model_info *info) {
+    const wina_config *c = &m->config;
+    *info = (wina_model_info){.bos_token = -1, .eos_token = -1};
+    wina_str text;
+    if (wina_gguf_find(m->gguf, "general.architecture") &&
+        wina_gguf_get_str(m->gguf, "general.architecture", &text) == WINA_OK)
+        copy_text(info->architecture, sizeof info->architecture, text.data, text.n);
+    if (wina_gguf_find(m->gguf, "general.name") &&
+        wina_gguf_get_str(m->gguf, "general.name", &text) == WINA_OK)
+        copy_text(info->name, sizeof info->name, text.data, text.n);
+    info->n_vocab = c->n_vocab;
+    if (m->tokenizer) {
+        if (!m->has_plan)
+            info->n_vocab = wina_tokenizer_n_vocab(m->tokenizer);
+        info->bos_token = wina_tokenizer_bos(m->tokenizer);
+        info->eos_token = wina_tokenizer_eos(m->tokenizer);
+        info->add_bos = wina_tokenizer_adds_bos(m->tokenizer);
+    }
+    info->n_ctx_train = c->n_ctx_train;
+    info->n_embd = c->n_embd;
+    info->n_layer = c->n_layer;
+    info->n_head = c->n_head;
+    info->n_head_kv = c->n_head_kv;
+    info->head_dim = c->head_dim;
+    info->n_ff = c->n_ff;
+    info->tied_output = c->tied_output;
+    for (uint64_t i = 0; i < m->gguf->n_tensors; i++) {
+        const wina_gguf_tensor *t = &m->gguf->tensors[i];
+        info->n_params += (int64_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
+    }
+    info->file_bytes = (int64_t)m->gguf->map.n_bytes;
+    info->weight_bytes = (int64_t)m->weights.total_bytes;
+    info->sparse_bytes = (int64_t)m->weights.sparse_bytes;
+    info->kv_bytes_per_token = (int64_t)2 * 2 * c->n_layer * c->n_head_kv * c->head_dim;
+    return WINA_OK;
+}
+
+int32_t wina_model_meta_count(const wina_model *m) {
+    return (int32_t)m->gguf->n_kv;
+}
+
+int32_t wina_model_get_meta(const wina_model *m, int32_t index, char *key, size_t key_cap,
+                            char *value, size_t value_cap) {
+    if (index < 0 || (uint64_t)index >= m->gguf->n_kv || key_cap < 1 || value_cap < 1)
+        return wina_fail(WINA_E_ARGUMENT, "metadata index %d is outside 0..%d", index,
+                         (int32_t)m->gguf->n_kv - 1);
+    const wina_gguf_kv *kv = &m->gguf->kv[index];
+    copy_text(key, key_cap, kv->key.data, kv->key.n);
+    wina_gguf_print_value(kv, value, value_cap);
+    return WINA_OK;
+}
+
+int32_t wina_model_get_meta_string(const wina_model *m, const char *key, const char **text,
+                                   size_t *n_bytes) {
+    const wina_gguf_kv *kv = wina_gguf_find(m->gguf, key);
+    wina_str s;
+    if (!kv || kv->type != WINA_GGUF_STRING)
+        return wina_fail(WINA_E_ARGUMENT, "there is no metadata string %s", key);
+    WINA_TRY(wina_gguf_get_str(m->gguf, key, &s));
+    *text = s.data;
+    *n_bytes = s.n;
+    return WINA_OK;
+}
+
+int32_t wina_model_tensor_count(const wina_model *m) {
+    return (int32_t)m->gguf->n_tensors;
+}
+
+int32_t wina_model_get_tensor(const wina_model *m, int32_t index, wina_tensor_info *info) {
+    if (index < 0 || (uint64_t)index >= m->gguf->n_tensors)
+        return wina_fail(WINA_E_ARGUMENT, "tensor index %d is outside 0..%d", index,
+                         (int32_t)m->gguf->n_tensors - 1);
+    const wina_gguf_tensor *t = &m->gguf->tensors[index];
+    *info = (wina_tensor_info){.n_dims = (int32_t)t->n_dims, .n_bytes = (int64_t)t->n_bytes};
+    copy_text(info->name, sizeof info->name, t->name.data, t->name.n);
+    copy_text(info->type, sizeof info->type, t->dtype->name, strlen(t->dtype->name));
+    for (int i = 0; i < 4; i++)
+        info->ne[i] = (int64_t)t->ne[i];
+    return WINA_OK;
+}
+
+int32_t wina_model_read_rows(const wina_model *m, const char *name, int64_t row0, int64_t n_rows,
+                             float *out) {
+    const wina_gguf_tensor *t = wina_gguf_find_tensor(m->gguf, name);
+    if (!t)
+        return wina_fail(WINA_E_ARGUMENT, "there is no tensor %s", name);
+    int64_t rows = (int64_t)(t->ne[1] * t->ne[2] * t->ne[3]);
+    if (row0 < 0 || n_rows < 0 || row0 > rows || n_rows > rows - row0)
+        return wina_fail(WINA_E_ARGUMENT, "rows %lld + %lld of tensor %s are outside its %lld rows",
+                         (long long)row0, (long long)n_rows, name, (long long)rows);
+    t->dtype->decode(t->data + (uint64_t)row0 * t->row_bytes, out,
+                     (uint64_t)n_rows * t->ne[0] / t->dtype->block);
+    return WINA_OK;
+}
+
+int32_t wina_model_get_norms(const wina_model *m, int32_t layer, int32_t group, int32_t projection,
+                             float *out, int32_t n_inputs) {
+    if (!m->weights.output_norm)
+        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+    if (layer < 0 || layer >= m->config.n_layer || group < 0 || group >= WINA_N_GROUPS)
+        return wina_fail(WINA_E_ARGUMENT, "there is no layer %d, group %d", layer, group);
+    const wina_group_weights *g = &m->weights.layers[layer].groups[group];
+    if (projection < -1 || projection >= g->n_projections || n_inputs != g->n_in)
+        return wina_fail(WINA_E_ARGUMENT, "group %d has %d projections and %d inputs", group,
+                         g->n_projections, g->n_in);
+    const float *norms = projection < 0 ? g->norms : g->projections[projection].norms;
+    memcpy(out, norms, (size_t)n_inputs * sizeof *out);
+    return WINA_OK;
+}
+
+/* ---- tokenizer ---------------------------------------------------------------------------- */
+
+static int32_t need_tokenizer(const wina_model *m) {
+    return m->tokenizer ? WINA_OK
+                        : wina_fail(WINA_E_STATE, "the model was loaded without its tokenizer");
+}
+
+int32_t wina_tokenize(const wina_model *m, const char *text, size_t n_bytes, int32_t flags,
+                      int32_t *tokens, size_t capacity, size_t *n_tokens) {
+    WINA_TRY(need_tokenizer(m));
+    return wina_tokenizer_encode(m->tokenizer, text, n_bytes, flags, tokens, capacity, n_tokens);
+}
+
+int32_t wina_detokenize(const wina_model *m, const int32_t *tokens, size_t n_tokens,
+                        int32_t special, char *text, size_t capacity, size_t *n_bytes) {
+    WINA_TRY(need_tokenizer(m));
+    return wina_tokenizer_decode(m->tokenizer, tokens, n_tokens, special, text, capacity, n_bytes);
+}
+
+int32_t wina_token_is_eog(const wina_model *m, int32_t token) {
+    return m->tokenizer && wina_tokenizer_is_eog(m->tokenizer, token);
+}
+
+int32_t wina_token_is_special(const wina_model *m, int32_t token) {
+    return m->tokenizer && wina_tokenizer_is_special(m->tokenizer, token);
+}

@@ -1,0 +1,236 @@
+#include "session.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "forward.h"
+#include "mem.h"
+#include "status.h"
+
+enum { DEFAULT_CTX = 4096, DEFAULT_BATCH = 128, MAX_BATCH = 4096 };
+
+void wina_sparsity_init(wina_sparsity *s) {
+    *s = (wina_sparsity){.method = WINA_METHOD_WINA, .mask = WINA_MASK_GROUP};
+}
+
+void wina_session_params_init(wina_session_params *p) {
+    *p = (wina_session_params){0};
+    wina_sparsity_init(&p->sparsity);
+}
+
+static int32_t check_sparsity(const wina_sparsity *s) {
+    if (!(s->sparsity >= 0.0f && s->sparsity < 1.0f))
+        return wina_fail(WINA_E_ARGUMENT, "sparsity is %g, must be in [0, 1)",
+                         (double)s->sparsity);
+    if (s->method < WINA_METHOD_DENSE || s->method > WINA_METHOD_TEAL)
+        return wina_fail(WINA_E_ARGUMENT, "unknown sparsity method %d", s->method);
+    if (s->mask < WINA_MASK_GROUP || s->mask > WINA_MASK_PROJECTION)
+        return wina_fail(WINA_E_ARGUMENT, "unknown mask %d", s->mask);
+    return WINA_OK;
+}
+
+static int32_t check_params(const wina_model *model, const wina_session_params *p) {
+    if (!model->weights.output_norm)
+        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+    if (p->n_ctx < 0 || p->n_ctx > model->config.n_ctx_train)
+        return wina_fail(WINA_E_ARGUMENT, "n_ctx is %d, must be in 1..%d (the model's context)",
+                         p->n_ctx, model->config.n_ctx_train);
+    if (p->n_batch < 0 || p->n_batch > MAX_BATCH)
+        return wina_fail(WINA_E_ARGUMENT, "n_batch is %d, must be in 1..%d", p->n_batch, MAX_BATCH);
+    if (p->n_threads < 0)
+        return wina_fail(WINA_E_ARGUMENT, "n_threads is %d, must be at least 1", p->n_threads);
+    return check_sparsity(&p->sparsity);
+}
+
+int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
+                            wina_session **out) {
+    *out = NULL;
+    wina_session_params p;
+    wina_session_params_init(&p);
+    if (params)
+        p = *params;
+    WINA_TRY(check_params(model, &p));
+    wina_session *s = NULL;
+    WINA_TRY(wina_mem_create(1, sizeof *s, "session", &s));
+    int32_t trained = model->config.n_ctx_train;
+    s->model = model;
+    s->n_ctx = p.n_ctx ? p.n_ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
+    s->n_batch = p.n_batch ? p.n_batch : DEFAULT_BATCH;
+    s->n_threads = p.n_threads ? p.n_threads : wina_threads_cores();
+    s->sparsity = p.sparsity;
+    int32_t status =
+        wina_mem_create((uint64_t)model->config.n_vocab, sizeof(float), "logits", &s->logits);
+    if (status == WINA_OK)
+        status = wina_cpu_backend_create(model, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
+    if (status != WINA_OK) {
+        wina_session_free(s);
+        return status;
+    }
+    wina_session_reset_stats(s);
+    *out = s;
+    return WINA_OK;
+}
+
+void wina_session_free(wina_session *s) {
+    if (!s)
+        return;
+    if (s->backend)
+        s->backend->ops->free(s->backend);
+    free(s->logits);
+    free(s);
+}
+
+int32_t wina_session_set_sparsity(wina_session *s, const wina_sparsity *sparsity) {
+    WINA_TRY(check_sparsity(sparsity));
+    s->sparsity = *sparsity;
+    return WINA_OK;
+}
+
+/* ---- evaluation --------------------------------------------------------------------------- */
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int32_t check_tokens(const wina_session *s, const int32_t *tokens, int32_t n) {
+    if (n < 1 || !tokens)
+        return wina_fail(WINA_E_ARGUMENT, "no tokens to evaluate");
+    if (n > s->n_ctx - s->n_past)
+        return wina_fail(WINA_E_CONTEXT,
+                         "%d tokens do not fit: the context of %d tokens holds %d already", n,
+                         s->n_ctx, s->n_past);
+    for (int32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || tokens[i] >= s->model->config.n_vocab)
+            return wina_fail(WINA_E_ARGUMENT, "token %d at position %d is outside 0..%d", tokens[i],
+                             s->n_past + i, s->model->config.n_vocab - 1);
+    return WINA_OK;
+}
+
+static int32_t check_logits(const float *logits, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(logits[i]))
+            return wina_fail(WINA_E_NUMERIC, "the model computed a logit that is not finite "
+                                             "(broken weights?)");
+    return WINA_OK;
+}
+
+/* Tokens [done, done + n) of the call, with the logits it asks for. */
+static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int32_t n) {
+    const int32_t n_vocab = s->model->config.n_vocab;
+    const int32_t n_dense = e->n_dense < 0 ? e->n_tokens : e->n_dense;
+    const bool last = done + n == e->n_tokens;
+    const int32_t from = e->logits && e->logits_from < done + n
+                             ? (e->logits_from > done ? e->logits_from - done : 0)
+                             : n;
+    wina_forward f = {.tokens = e->tokens + done,
+                      .n_tokens = n,
+                      .pos = s->n_past + done,
+                      .n_dense = n_dense > done ? n_dense - done : 0,
+                      .sparsity = &s->sparsity,
+                      .logits_from = from,
+                      .cancel = &s->cancel};
+    if (f.n_dense > n)
+        f.n_dense = n;
+    if (from < n)
+        f.logits = e->logits + (int64_t)(done + from - e->logits_from) * n_vocab;
+    else if (last)
+        f.logits = s->logits, f.logits_from = n - 1;
+    WINA_TRY(wina_forward_run(s->backend, &f));
+    if (f.logits)
+        WINA_TRY(check_logits(f.logits, (int64_t)(n - f.logits_from) * n_vocab));
+    if (last && f.logits != s->logits)
+        memcpy(s->logits, f.logits + (int64_t)(n - 1 - f.logits_from) * n_vocab,
+               (size_t)n_vocab * sizeof *s->logits);
+    s->stats.sparse_read += s->backend->counters.sparse_read;
+    s->stats.sparse_total += s->backend->counters.sparse_total;
+    return WINA_OK;
+}
+
+static int32_t evaluate(wina_session *s, const wina_eval *e) {
+    atomic_store(&s->cancel, false);
+    for (int32_t done = 0, n; done < e->n_tokens; done += n) {
+        n = e->n_tokens - done < s->n_batch ? e->n_tokens - done : s->n_batch;
+        WINA_TRY(run_batch(s, e, done, n));
+    }
+    s->n_past += e->n_tokens;
+    s->has_logits = true;
+    return WINA_OK;
+}
+
+int32_t wina_session_eval(wina_session *s, const wina_eval *e) {
+    WINA_TRY(check_tokens(s, e->tokens, e->n_tokens));
+    if (e->logits && (e->logits_from < 0 || e->logits_from >= e->n_tokens))
+        return wina_fail(WINA_E_ARGUMENT, "logits_from is %d, must be in 0..%d", e->logits_from,
+                         e->n_tokens - 1);
+    double start = now();
+    WINA_TRY(evaluate(s, e));
+    s->stats.n_prefill += e->n_tokens;
+    s->stats.prefill_s += now() - start;
+    return WINA_OK;
+}
+
+int32_t wina_session_prefill(wina_session *s, const int32_t *tokens, int32_t n_tokens) {
+    wina_eval e = {.tokens = tokens, .n_tokens = n_tokens, .n_dense = s->sparsity.prefill ? 0 : -1};
+    return wina_session_eval(s, &e);
+}
+
+int32_t wina_session_decode(wina_session *s, int32_t token) {
+    WINA_TRY(check_tokens(s, &token, 1));
+    wina_eval e = {.tokens = &token, .n_tokens = 1};
+    double start = now();
+    WINA_TRY(evaluate(s, &e));
+    s->stats.n_decode++;
+    s->stats.decode_s += now() - start;
+    s->decode_bytes += s->backend->counters.token_bytes;
+    return WINA_OK;
+}
+
+/* ---- state -------------------------------------------------------------------------------- */
+
+const float *wina_session_logits(const wina_session *s) {
+    return s->has_logits ? s->logits : NULL;
+}
+
+int32_t wina_session_n_ctx(const wina_session *s) {
+    return s->n_ctx;
+}
+
+int32_t wina_session_n_past(const wina_session *s) {
+    return s->n_past;
+}
+
+int32_t wina_session_n_threads(const wina_session *s) {
+    return s->n_threads;
+}
+
+int32_t wina_session_truncate(wina_session *s, int32_t n_past) {
+    if (n_past < 0 || n_past > s->n_past)
+        return wina_fail(WINA_E_ARGUMENT, "cannot keep %d tokens of %d", n_past, s->n_past);
+    s->n_past = n_past;
+    return WINA_OK;
+}
+
+void wina_session_cancel(wina_session *s) {
+    atomic_store(&s->cancel, true);
+}
+
+int32_t wina_session_get_stats(const wina_session *s, wina_stats *out) {
+    *out = s->stats;
+    out->kept_fraction =
+        out->sparse_total ? (double)out->sparse_read / (double)out->sparse_total : 1.0;
+    out->sparse_read /= 8;
+    out->sparse_total /= 8;
+    if (out->n_decode)
+        out->bytes_per_token = (double)s->decode_bytes / (double)out->n_decode;
+    out->session_bytes = s->backend->n_bytes;
+    return WINA_OK;
+}
+
+void wina_session_reset_stats(wina_session *s) {
+    s->stats = (wina_stats){0};
+    s->decode_bytes = 0;
+}
