@@ -1,0 +1,74 @@
+/* mapfile: opening and mapping, with the reasons why it can fail told apart. The descriptor is
+ * closed at once: the mapping keeps the file. */
+#include "mapfile.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "status.h"
+
+static int32_t fail_errno(const char *path, const char *doing, int error) {
+    char text[96];
+    return wina_fail(WINA_E_IO, "%s: cannot %s: %s", path, doing,
+                     strerror_r(error, text, sizeof text));
+}
+
+static int32_t map_descriptor(const char *path, int fd, wina_mapfile *out) {
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return fail_errno(path, "read its size", errno);
+    if (S_ISDIR(st.st_mode))
+        return wina_fail(WINA_E_IO, "%s: is a directory, not a file", path);
+    if (!S_ISREG(st.st_mode))
+        return wina_fail(WINA_E_IO, "%s: is not a regular file", path);
+    if (st.st_size <= 0)
+        return wina_fail(WINA_E_FORMAT, "%s: the file is empty", path);
+    if ((uint64_t)st.st_size > PTRDIFF_MAX)
+        return wina_fail(WINA_E_IO, "%s: %lld bytes are too many to map", path,
+                         (long long)st.st_size);
+    void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED)
+        return fail_errno(path, "map it", errno);
+    out->data = data;
+    out->n_bytes = (uint64_t)st.st_size;
+    return WINA_OK;
+}
+
+int32_t wina_mapfile_open(const char *path, wina_mapfile *out) {
+    out->data = NULL;
+    out->n_bytes = 0;
+    if (!path || !path[0])
+        return wina_fail(WINA_E_ARGUMENT, "no file name given");
+    /* O_NONBLOCK: opening a pipe must fail below, not wait here for a writer. */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return fail_errno(path, "open it", errno);
+    int32_t status = map_descriptor(path, fd, out);
+    close(fd);
+    return status;
+}
+
+void wina_mapfile_release(const wina_mapfile *map, uint64_t offset, uint64_t n_bytes) {
+    if (!map->data || offset > map->n_bytes || n_bytes > map->n_bytes - offset)
+        return;
+    /* Only pages that lie inside the range whole. */
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t start = (offset + page - 1) & ~(page - 1);
+    uint64_t end = (offset + n_bytes) & ~(page - 1);
+    if (offset + n_bytes == map->n_bytes)
+        end = (map->n_bytes + page - 1) & ~(page - 1);
+    if (start < end)
+        madvise((void *)(uintptr_t)(map->data + start), (size_t)(end - start), MADV_DONTNEED);
+}
+
+void wina_mapfile_close(wina_mapfile *map) {
+    if (map->data)
+        munmap((void *)(uintptr_t)map->data, (size_t)map->n_bytes);
+    map->data = NULL;
+    map->n_bytes = 0;
+}
