@@ -5,6 +5,7 @@
 #define WINA_PAIRMAP_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define WINA_PAIRMAP_NONE UINT32_MAX /* no value may be this */

@@ -16,9 +16,9 @@
 typedef size_t (*wina_pretok_stage)(const uint8_t *text, size_t at, size_t end);
 
 typedef struct wina_pretok {
-    const char *name;   /* value of tokenizer.ggml.pre */
-    bool whole_words;   /* a word that is a token is taken whole, without merges */
-    bool adds_bos;      /* default of tokenizer.ggml.add_bos_token */
+    const char *name; /* value of tokenizer.ggml.pre */
+    bool whole_words; /* a word that is a token is taken whole, without merges */
+    bool adds_bos;    /* default of tokenizer.ggml.add_bos_token */
     wina_pretok_stage stages[WINA_PRETOK_MAX_STAGES]; /* NULL after the last */
 } wina_pretok;
 

@@ -30,8 +30,8 @@ static uint32_t finish_hash(const wina_vocab *vocab, uint64_t hash) {
     return (uint32_t)mix(hash ^ vocab->seed, 0x9E3779B97F4A7C15u);
 }
 
-int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n,
-                        const void *right, size_t right_n) {
+int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n, const void *right,
+                        size_t right_n) {
     size_t n = left_n + right_n;
     if (n > vocab->max_bytes)
         return -1;
@@ -56,8 +56,8 @@ static int32_t build_table(wina_vocab *vocab) {
     vocab->n_slots = 16;
     while (vocab->n_slots / 2 < (uint64_t)vocab->n_tokens)
         vocab->n_slots *= 2;
-    WINA_TRY(wina_mem_create(vocab->n_slots, sizeof *vocab->slots, "table of tokens",
-                             &vocab->slots));
+    WINA_TRY(
+        wina_mem_create(vocab->n_slots, sizeof *vocab->slots, "table of tokens", &vocab->slots));
     for (uint64_t i = 0; i < vocab->n_slots; i++)
         vocab->slots[i].token = -1;
     for (int32_t token = 0; token < vocab->n_tokens; token++) {
@@ -114,8 +114,8 @@ static int32_t read_types(const wina_gguf *gguf, wina_vocab *vocab) {
         return WINA_OK;
     }
     const wina_gguf_kv *kv;
-    WINA_TRY(wina_gguf_get_array(gguf, KEY("token_type"), WINA_GGUF_I32,
-                                 (uint64_t)vocab->n_tokens, &kv));
+    WINA_TRY(wina_gguf_get_array(gguf, KEY("token_type"), WINA_GGUF_I32, (uint64_t)vocab->n_tokens,
+                                 &kv));
     for (int32_t i = 0; i < vocab->n_tokens; i++) {
         int64_t type = wina_gguf_item_int(kv, (uint64_t)i);
         if (type < WINA_VOCAB_UNDEFINED || type > WINA_VOCAB_BYTE)
@@ -133,14 +133,14 @@ static const struct {
     const char *key;
     int role;
 } id_keys[] = {
-    {KEY("bos_token_id"), ROLE_BOS},       {KEY("eos_token_id"), ROLE_EOS},
-    {KEY("unknown_token_id"), ROLE_UNK},   {KEY("eot_token_id"), ROLE_END},
-    {KEY("eom_token_id"), ROLE_END},       {KEY("fim_pad_token_id"), ROLE_END},
-    {KEY("fim_rep_token_id"), ROLE_END},   {KEY("fim_sep_token_id"), ROLE_END},
-    {KEY("fim_pre_token_id"), ROLE_NONE},  {KEY("fim_suf_token_id"), ROLE_NONE},
-    {KEY("fim_mid_token_id"), ROLE_NONE},  {KEY("prefix_token_id"), ROLE_NONE},
-    {KEY("suffix_token_id"), ROLE_NONE},   {KEY("middle_token_id"), ROLE_NONE},
-    {KEY("padding_token_id"), ROLE_NONE},  {KEY("seperator_token_id"), ROLE_NONE},
+    {KEY("bos_token_id"), ROLE_BOS},        {KEY("eos_token_id"), ROLE_EOS},
+    {KEY("unknown_token_id"), ROLE_UNK},    {KEY("eot_token_id"), ROLE_END},
+    {KEY("eom_token_id"), ROLE_END},        {KEY("fim_pad_token_id"), ROLE_END},
+    {KEY("fim_rep_token_id"), ROLE_END},    {KEY("fim_sep_token_id"), ROLE_END},
+    {KEY("fim_pre_token_id"), ROLE_NONE},   {KEY("fim_suf_token_id"), ROLE_NONE},
+    {KEY("fim_mid_token_id"), ROLE_NONE},   {KEY("prefix_token_id"), ROLE_NONE},
+    {KEY("suffix_token_id"), ROLE_NONE},    {KEY("middle_token_id"), ROLE_NONE},
+    {KEY("padding_token_id"), ROLE_NONE},   {KEY("seperator_token_id"), ROLE_NONE},
     {KEY("separator_token_id"), ROLE_NONE}, {KEY("cls_token_id"), ROLE_NONE},
     {KEY("mask_token_id"), ROLE_NONE},
 };
@@ -156,7 +156,9 @@ static int32_t read_id(const wina_gguf *gguf, wina_vocab *vocab, const char *key
     if (id >= (uint32_t)vocab->n_tokens)
         return wina_fail(WINA_E_FORMAT, "%s%s: %u is not below the number of tokens, %d", key,
                          given ? "" : " (default)", id, vocab->n_tokens);
-    *out = (int32_t)id;
+    /* A default is a guess: it must look like what it is guessed to be. */
+    if (given || vocab->types[id] == WINA_VOCAB_CONTROL || vocab->types[id] == WINA_VOCAB_UNKNOWN)
+        *out = (int32_t)id;
     return WINA_OK;
 }
 
@@ -206,7 +208,9 @@ static const struct {
     {"<|EOT|>", false},
     {"<end_of_turn>", false},
     {"<end_of_utterance>", false},
-    {"<\xEF\xBD\x9C" "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>", false},
+    {"<\xEF\xBD\x9C"
+     "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+     false},
     {"<EOT>", true},
     {"_<EOT>", true},
     {"[EOT]", true},
@@ -233,8 +237,10 @@ static void mark_ends(wina_vocab *vocab) {
         if (end_texts[i].control_only && vocab->types[token] != WINA_VOCAB_CONTROL)
             continue;
         vocab->ends[token] = 1;
-        vocab->types[token] = WINA_VOCAB_CONTROL;
     }
+    for (int32_t token = 0; token < vocab->n_tokens; token++)
+        if (vocab->ends[token])
+            vocab->types[token] = WINA_VOCAB_CONTROL;
 }
 
 static int32_t check_specials(const wina_vocab *vocab) {

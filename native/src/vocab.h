@@ -25,19 +25,19 @@ typedef enum wina_vocab_type {
 #define WINA_VOCAB_MAX_SPECIAL_BYTES 1024
 
 typedef struct wina_vocab {
-    int32_t n_tokens;     /* >= 1 */
-    wina_str *texts;      /* (n_tokens) inside the file's mapping */
-    uint8_t *types;       /* (n_tokens) wina_vocab_type */
-    uint8_t *ends;        /* (n_tokens) 1: the token ends a generation */
-    uint32_t max_bytes;   /* of the longest text */
+    int32_t n_tokens;      /* >= 1 */
+    wina_str *texts;       /* (n_tokens) inside the file's mapping */
+    uint8_t *types;        /* (n_tokens) wina_vocab_type */
+    uint8_t *ends;         /* (n_tokens) 1: the token ends a generation */
+    uint32_t max_bytes;    /* of the longest text */
     int32_t bos, eos, unk; /* -1 if none */
-    bool has_add_bos;     /* the file says itself whether to add BOS: add_bos */
+    bool has_add_bos;      /* the file says itself whether to add BOS: add_bos */
     bool add_bos, add_eos; /* add_eos: default false */
     struct {
         uint32_t hash;
         int32_t token; /* -1: empty */
-    } *slots; /* (n_slots) hash table from text to token */
-    uint64_t n_slots; /* a power of two */
+    } * slots;         /* (n_slots) hash table from text to token */
+    uint64_t n_slots;  /* a power of two */
     uint64_t seed;
 } wina_vocab;
 
@@ -48,8 +48,8 @@ void wina_vocab_free(wina_vocab *vocab); /* accepts NULL */
 
 /* The token whose text is left followed by right (right_n may be 0); -1 if none. Of several tokens
  * with one text it is the last that plain text may become, else the last. */
-int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n,
-                        const void *right, size_t right_n);
+int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n, const void *right,
+                        size_t right_n);
 
 /* Whether text without special tokens may become this token: it is normal or user-defined. */
 static inline bool wina_vocab_is_plain(const wina_vocab *vocab, int32_t token) {
