@@ -3,6 +3,10 @@
 #   make          the library and the program, in build/
 #   make demo     everything from nothing to generated text (see README.md)
 #   make test     all tests
+#   make lint     ruff, and clang-format if it is there
+#   make fetch    the models that tests use, into the user's cache
+#
+# PYTHON=python3.12 chooses the Python that .venv is made from; BUILD=dir builds elsewhere.
 #
 # One C file = one object. A file whose name ends in an instruction set (_avx2.c, _avx512.c,
 # _neon.c) is compiled with that set's flags; everything else runs on any processor of the family.
@@ -29,11 +33,20 @@ OBJ     := $(SRC:native/src/%.c=$(BUILD)/obj/%.o)
 CLI_OBJ := $(patsubst native/cli/%.c,$(BUILD)/obj/cli/%.o,$(wildcard native/cli/*.c))
 TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/test_*.c))
 
-ISA_avx2   := -mavx2 -mfma -mf16c
-ISA_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
+ISA_c      := -O3
+ISA_avx2   := -O3 -mavx2 -mfma -mf16c
+ISA_avx512 := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
 ISA_neon   :=
 
-.PHONY: all native test test-native test-python demo venv clean check-layout
+# The Python side lives in .venv; what is installed there uses the library of this build.
+PYTHON  ?= python3
+VENV    ?= .venv
+PIP     := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath $(BUILD)/bin/wina)
+MODELS  := smollm2-135m qwen2.5-coder-0.5b
+PYTEST  ?= -q
+
+.PHONY: all native test test-native test-python demo venv fetch lint clean check-layout
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
 
@@ -63,6 +76,45 @@ $(BUILD)/tests/%: tests/native/%.c tests/native/check.h $(BUILD)/lib/libwina.a
 
 test-native: $(TESTS)
 	@set -e; for t in $(TESTS); do echo "== $$t"; $$t; done
+
+# ---- Python ----------------------------------------------------------------------------------
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "pywina needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps: installing again is needed only when the project file changes.
+$(VENV)/.installed: pyproject.toml tools/hatch_build.py | $(VENV)/bin/python native
+	PYWINA_BUILD=$(BUILD) $(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	PYWINA_BUILD=$(BUILD) $(PIP) install --editable '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.installed-dev
+
+demo: native $(VENV)/.installed
+	@$(USE) $(VENV)/bin/python -m pywina demo
+
+fetch: native $(VENV)/.installed
+	@$(USE) $(VENV)/bin/python -m pywina fetch $(MODELS)
+
+test-python: native $(VENV)/.installed-dev
+	$(USE) $(VENV)/bin/python -m pytest $(PYTEST)
+
+check-layout: native | $(VENV)/bin/python
+	$(VENV)/bin/python tools/check_layout.py . $(BUILD)
+
+test: test-native check-layout test-python
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check pywina tools tests
+	$(VENV)/bin/ruff format --check pywina tools tests
+	@if command -v clang-format >/dev/null; then \
+	    clang-format --dry-run --Werror $$(git ls-files 'native/*.[ch]' 'tests/native/*.[ch]'); \
+	else echo "clang-format is not installed: C is not checked"; fi
 
 clean:
 	rm -rf $(BUILD)

@@ -1,0 +1,290 @@
+/* Every instruction set against the C reference and against sums in double precision: all tensor
+ * types, sizes that are not round, kept none, one, some and all; in buffers with canaries. The
+ * instruction sets must agree bit for bit, and a batch must agree with its tokens one by one. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "check.h"
+#include "cpu/kernels.h"
+#include "mem.h"
+#include "wina.h"
+
+static unsigned long long seed = 88172645463325252ULL;
+
+static float random_unit(void) {
+    return (float)((double)(check_random(&seed) >> 40) / (1 << 23) - 1.0);
+}
+
+/* Random rows of a type, with scales that are small halves. */
+static uint8_t *random_rows(const wina_dtype *t, int64_t rows, int64_t cols) {
+    uint64_t n = (uint64_t)(rows * cols) / t->block * t->block_bytes;
+    uint8_t *p = malloc(n);
+    for (uint64_t i = 0; i < n; i++)
+        p[i] = (uint8_t)check_random(&seed);
+    for (uint64_t b = 0; b < n; b += t->block_bytes) {
+        uint8_t *scales[2] = {p + b, p + b + 2};
+        int n_scales = 0;
+        switch (t->id) {
+        case WINA_DTYPE_F32: {
+            float f = random_unit();
+            memcpy(p + b, &f, 4);
+            break;
+        }
+        case WINA_DTYPE_BF16:
+            p[b + 1] = (uint8_t)((p[b + 1] & 0x80) | 0x3e);
+            break;
+        case WINA_DTYPE_F16:
+        case WINA_DTYPE_Q8_0:
+        case WINA_DTYPE_Q4_0:
+        case WINA_DTYPE_Q5_0:
+            n_scales = 1;
+            break;
+        case WINA_DTYPE_Q6_K:
+            scales[0] = p + b + 208;
+            n_scales = 1;
+            break;
+        default:
+            n_scales = 2;
+        }
+        for (int i = 0; i < n_scales; i++) {
+            uint16_t h = wina_f32_to_f16(0.05f * random_unit());
+            memcpy(scales[i], &h, 2);
+        }
+    }
+    return p;
+}
+
+typedef struct fixture {
+    wina_panel panel;
+    float *w; /* (rows, cols) decoded */
+    int32_t rows, cols;
+} fixture;
+
+static fixture create(uint32_t dtype, int32_t rows, int32_t cols) {
+    const wina_dtype *t = wina_dtype_find(dtype);
+    fixture f = {.rows = rows, .cols = cols};
+    uint8_t *raw = random_rows(t, rows, cols);
+    uint64_t row_bytes = (uint64_t)cols / t->block * t->block_bytes;
+    CHECK(wina_panel_plan(dtype, rows, cols, &f.panel) == WINA_OK);
+    CHECK(wina_mem_create_big(f.panel.n_bytes, "panel", &f.panel.data) == WINA_OK);
+    wina_panel_fill(&f.panel, 0, raw, row_bytes, rows);
+    f.w = malloc((size_t)rows * (size_t)cols * sizeof *f.w);
+    float *row = malloc((size_t)cols * sizeof *row);
+    int n_wrong = 0;
+    for (int32_t r = 0; r < rows; r++) {
+        t->decode(raw + (uint64_t)r * row_bytes, f.w + (int64_t)r * cols, (uint64_t)cols / t->block);
+        wina_panel_decode_row(&f.panel, r, row);
+        n_wrong += memcmp(row, f.w + (int64_t)r * cols, (size_t)cols * sizeof *row) != 0;
+    }
+    CHECK_MSG(n_wrong == 0, "%s %d x %d: %d rows changed by packing", t->name, rows, cols, n_wrong);
+    free(row);
+    free(raw);
+    return f;
+}
+
+static void destroy(fixture *f) {
+    wina_mem_free_big(f->panel.data, f->panel.n_bytes);
+    free(f->w);
+}
+
+static wina_quads create_quads(int32_t n) {
+    size_t n_sub = (size_t)n / 16 + 2, room = (size_t)n + 3 * n_sub + 64;
+    return (wina_quads){calloc(n_sub + 1, 4), calloc(room, 1), calloc(room, 1),
+                        calloc(room, 1),      calloc(n_sub, 4), calloc(n_sub, 4)};
+}
+
+static void destroy_quads(wina_quads *q) {
+    free(q->first), free(q->col), free(q->hi), free(q->lo), free(q->scale), free(q->sum);
+}
+
+enum { CANARY = 64 };
+
+/* y (padded rows) of one set of kept inputs, checked for writes outside. */
+static float *multiply(const wina_kernels *k, const fixture *f, wina_act *a) {
+    size_t n = (size_t)f->panel.n_rows;
+    float *buffer = malloc((n + 2 * CANARY) * sizeof *buffer);
+    memset(buffer, 0xff, (n + 2 * CANARY) * sizeof *buffer);
+    k->quantize(a->x, a->kept, a->n_kept, f->cols, 32, &a->by32);
+    k->quantize(a->x, a->kept, a->n_kept, f->cols, 16, &a->by16);
+    int32_t strips = f->panel.n_rows / WINA_STRIP, middle = strips / 2;
+    k->gemv(&f->panel, a, 0, middle, buffer + CANARY);
+    k->gemv(&f->panel, a, middle, strips, buffer + CANARY);
+    const unsigned char *bytes = (const unsigned char *)buffer;
+    int n_written = 0;
+    for (size_t i = 0; i < CANARY * sizeof *buffer; i++)
+        n_written += bytes[i] != 0xff || bytes[(n + CANARY) * sizeof *buffer + i] != 0xff;
+    CHECK(n_written == 0);
+    memmove(buffer, buffer + CANARY, n * sizeof *buffer);
+    return buffer;
+}
+
+/* Rounding to 16 bits moves an input by half a step of its block's scale at most. */
+static void check_sums(const fixture *f, const wina_act *a, const float *y, const char *name) {
+    int floats = f->panel.layout->low_bits >= 16, n_wrong = 0;
+    double amax = 0;
+    for (int32_t i = 0; i < a->n_kept; i++)
+        amax = fmax(amax, fabs((double)a->x[a->kept[i]]));
+    double step = floats ? 0 : amax / WINA_ACT_MAX;
+    for (int32_t r = 0; r < f->rows; r++) {
+        double sum = 0, size = 0, weights = 0;
+        for (int32_t i = 0; i < a->n_kept; i++) {
+            double w = (double)f->w[(int64_t)r * f->cols + a->kept[i]];
+            /* With mins w = d q + m, the two parts are summed apart. */
+            sum += w * (double)a->x[a->kept[i]];
+            size += (fabs(w) + 4.0) * fabs((double)a->x[a->kept[i]]);
+            weights += fabs(w);
+        }
+        double bound = 0.51 * step * weights + 32 * 6e-8 * size + 1e-30;
+        n_wrong += !(fabs((double)y[r] - sum) <= bound);
+    }
+    CHECK_MSG(n_wrong == 0, "%s: %d of %d rows of %d x %d (type %u), kept %d", name, n_wrong,
+              f->rows, f->rows, f->cols, f->panel.layout->dtype, a->n_kept);
+}
+
+static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixture *f, int how) {
+    float *x = malloc((size_t)f->cols * sizeof *x);
+    int32_t *kept = malloc((size_t)f->cols * sizeof *kept);
+    wina_act a = {.x = x, .kept = kept, .by32 = create_quads(f->cols), .by16 = create_quads(f->cols)};
+    for (int32_t i = 0; i < f->cols; i++) {
+        x[i] = random_unit() * (i % 37 == 0 ? 100.0f : 1.0f);
+        unsigned r = (unsigned)check_random(&seed) % 8;
+        if (how == 3 || (how == 2 && r < 4) || (how == 1 && i == f->cols / 2))
+            kept[a.n_kept++] = i;
+    }
+    float *want = multiply(c, f, &a), *got = multiply(k, f, &a);
+    check_sums(f, &a, got, k->name);
+    CHECK_MSG(memcmp(want, got, (size_t)f->panel.n_rows * sizeof *got) == 0,
+              "%s differs from c: %d x %d (type %u), kept %d", k->name, f->rows, f->cols,
+              f->panel.layout->dtype, a.n_kept);
+    free(want), free(got), free(x), free(kept);
+    destroy_quads(&a.by32), destroy_quads(&a.by16);
+}
+
+/* Spreads quads over a row of a batch, as the backend does. */
+static void spread(wina_batch *b, int which, int32_t token, int32_t n_sub, const wina_quads *q) {
+    int32_t sub = which ? 16 : 32;
+    for (int32_t s = 0; s < n_sub; s++) {
+        for (uint32_t i = 4 * q->first[s]; i < 4 * q->first[s + 1]; i++)
+            if (q->hi[i] || q->lo[i]) {
+                int64_t at = token * b->stride + s * sub / 32 * 32 + q->col[i];
+                b->hi[which][at] = q->hi[i];
+                b->lo[which][at] = q->lo[i];
+            }
+        b->scale[which][token * n_sub + s] = q->scale[s];
+        b->sum[which][token * n_sub + s] = q->sum[s];
+    }
+}
+
+static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens) {
+    int64_t stride = f->panel.n_blocks * WINA_BLOCK, n_rows = f->panel.n_rows;
+    size_t n = (size_t)(stride * n_tokens);
+    wina_batch b = {.n_tokens = n_tokens, .stride = stride, .x = calloc(n, 4)};
+    for (int i = 0; i < 2; i++) {
+        b.hi[i] = calloc(n, 1), b.lo[i] = calloc(n, 1);
+        b.scale[i] = calloc(n / 16, 4), b.sum[i] = calloc(n / 16, 4);
+    }
+    float *one = malloc((size_t)(n_rows * n_tokens) * 4), *all = malloc((size_t)(n_rows * n_tokens) * 4);
+    int32_t *kept = malloc((size_t)f->cols * sizeof *kept);
+    wina_act a = {.kept = kept, .by32 = create_quads((int32_t)stride),
+                  .by16 = create_quads((int32_t)stride)};
+    for (int32_t t = 0; t < n_tokens; t++) {
+        float *x = b.x + t * stride;
+        a.n_kept = 0;
+        for (int32_t i = 0; i < f->cols; i++)
+            if (t == 0 || check_random(&seed) % 2) {
+                x[i] = random_unit();
+                kept[a.n_kept++] = i;
+            }
+        a.x = x;
+        k->quantize(x, kept, a.n_kept, (int32_t)stride, 32, &a.by32);
+        k->quantize(x, kept, a.n_kept, (int32_t)stride, 16, &a.by16);
+        spread(&b, 0, t, f->panel.n_blocks, &a.by32);
+        spread(&b, 1, t, 2 * f->panel.n_blocks, &a.by16);
+        k->gemv(&f->panel, &a, 0, f->panel.n_rows / WINA_STRIP, one + t * n_rows);
+    }
+    memset(all, 0xff, (size_t)(n_rows * n_tokens) * 4);
+    k->gemm(&f->panel, &b, 0, f->panel.n_rows / WINA_STRIP, all, n_rows);
+    CHECK_MSG(memcmp(one, all, (size_t)(n_rows * n_tokens) * 4) == 0,
+              "%s: batch of %d differs from single tokens: %d x %d (type %u)", k->name, n_tokens,
+              f->rows, f->cols, f->panel.layout->dtype);
+    for (int i = 0; i < 2; i++)
+        free(b.hi[i]), free(b.lo[i]), free(b.scale[i]), free(b.sum[i]);
+    free(b.x), free(one), free(all), free(kept);
+    destroy_quads(&a.by32), destroy_quads(&a.by16);
+}
+
+static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n) {
+    float *x = malloc((size_t)n * 4), *g = malloc((size_t)n * 4);
+    float *y[2] = {calloc((size_t)n, 4), calloc((size_t)n, 4)};
+    uint16_t *h[2] = {calloc((size_t)n, 2), calloc((size_t)n, 2)};
+    const wina_kernels *both[2] = {c, k};
+    float dots[2], sums[2], max[2];
+    for (int32_t i = 0; i < n; i++)
+        x[i] = 20 * random_unit(), g[i] = random_unit();
+    double norm = 0, dot = 0;
+    for (int i = 0; i < 2; i++) {
+        both[i]->to_f16(h[i], g, n);
+        dots[i] = both[i]->dot_f16(x, h[0], n);
+        both[i]->rms_norm(y[i], x, g, n, 1e-5f);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        norm += (double)x[i] * (double)x[i];
+        dot += (double)x[i] * (double)wina_f16_to_f32(h[0][i]);
+    }
+    double scale = 1 / sqrt(norm / n + 1e-5);
+    CHECK(fabs((double)y[1][n - 1] - (double)x[n - 1] * scale * (double)g[n - 1]) < 1e-4);
+    CHECK(fabs((double)dots[1] - dot) < 1e-5 * (1 + norm));
+    CHECK(memcmp(h[0], h[1], (size_t)n * 2) == 0 && dots[0] == dots[1]);
+    CHECK(memcmp(y[0], y[1], (size_t)n * 4) == 0);
+    for (int i = 0; i < 2; i++)
+        both[i]->swiglu(y[i], x, g, n);
+    CHECK(memcmp(y[0], y[1], (size_t)n * 4) == 0);
+    double silu = (double)x[0] / (1 + exp(-(double)x[0])) * (double)g[0];
+    CHECK(fabs((double)y[1][0] - silu) <= 1e-6 * fabs(silu) + 1e-9);
+    for (int i = 0; i < 2; i++) {
+        memcpy(y[i], x, (size_t)n * 4);
+        both[i]->add_f16(y[i], 0.37f, h[0], n);
+        both[i]->add(y[i], g, n);
+        max[i] = both[i]->softmax_part(y[i], n, &sums[i]);
+    }
+    CHECK(memcmp(y[0], y[1], (size_t)n * 4) == 0 && sums[0] == sums[1] && max[0] == max[1]);
+    double total = 0;
+    for (int32_t i = 0; i < n; i++)
+        total += (double)y[1][i];
+    CHECK(fabs(total - (double)sums[1]) < 1e-5 * total && sums[1] >= 1.0f);
+    free(x), free(g), free(y[0]), free(y[1]), free(h[0]), free(h[1]);
+}
+
+int main(void) {
+    static const uint32_t types[] = {
+        WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16, WINA_DTYPE_Q4_0,
+        WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0, WINA_DTYPE_Q5_1, WINA_DTYPE_Q8_0,
+        WINA_DTYPE_Q4_K, WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
+    static const int32_t rows[] = {1, 64, 65, 200}, blocks[] = {1, 3, 9};
+    static const char *const names[] = {"c", "avx2", "avx512", "neon"};
+    wina_kernels c;
+    wina_kernels_init_c(&c);
+    for (int n = 0; n < 4; n++) {
+        wina_kernels k;
+        setenv("WINA_CPU", names[n], 1);
+        if (wina_kernels_detect(&k) != WINA_OK) {
+            printf("kernels: %s skipped: %s\n", names[n], wina_error());
+            continue;
+        }
+        for (int t = 0; t < 11; t++)
+            for (int r = 0; r < 4; r++)
+                for (int b = 0; b < 3; b++) {
+                    const wina_dtype *type = wina_dtype_find(types[t]);
+                    int32_t unit = type->block == 1 ? 31 : (int32_t)type->block;
+                    fixture f = create(types[t], rows[r], blocks[b] * unit);
+                    for (int how = 0; how < 4; how++)
+                        test_gemv(&c, &k, &f, how);
+                    test_gemm(&k, &f, 1 + 3 * b);
+                    destroy(&f);
+                }
+        static const int32_t sizes[] = {1, 15, 16, 17, 64, 100, 576};
+        for (int i = 0; i < 7; i++)
+            test_vectors(&c, &k, sizes[i]);
+    }
+    return check_report("kernels");
+}
