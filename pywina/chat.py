@@ -106,19 +106,23 @@ def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 
 class _Breaker:
-    """Puts a mark into every control token of a text, and into what could become one."""
+    """Puts a mark into every control token of a text, and into what could become one: templates
+    strip content and may change its case, so neither matters here."""
 
     def __init__(self, control: Mapping[str, int]) -> None:
-        self.texts = sorted((text for text in control if text), key=len, reverse=True)
-        self.longest = len(self.texts[0]) if self.texts else 0
-        self.pattern = re.compile("|".join(map(re.escape, self.texts)) or r"(?!)")
-        self._starts = {text[:n] for text in self.texts for n in range(1, len(text))}
-        self._ends = {text[n:] for text in self.texts for n in range(1, len(text))}
+        texts = sorted((text for text in control if text), key=len, reverse=True)
+        alternatives = "|".join(map(re.escape, texts)) or r"(?!)"
+        self.pattern = re.compile(alternatives)
+        self._any_case = re.compile(alternatives, re.IGNORECASE)
+        self._lower = [text.lower() for text in texts]
+        self._longest = max(map(len, self._lower), default=0)
+        self._starts = {text[:n] for text in self._lower for n in range(1, len(text))}
+        self._ends = {text[n:] for text in self._lower for n in range(1, len(text))}
 
     def inside(self, text: str, mark: str) -> str:
         """Breaks whole control tokens, overlapping ones too."""
         parts, start = [], 0
-        while match := self.pattern.search(text, start):
+        while match := self._any_case.search(text, start):
             cut = match.start() + 1
             parts += [text[start:cut], mark]
             start = cut
@@ -127,17 +131,24 @@ class _Breaker:
     def content(self, text: str, mark: str) -> str:
         """Breaks also what only the text before or after would complete: "<|im_" at the end of
         one message and "end|>" at the start of the next."""
-        if not text:
+        core = text.strip()
+        if not core:
             return text
-        broken = self.inside(text, mark)
-        sizes = range(1, min(self.longest, len(text)) + 1)
-        if any(text[-n:] in self._starts for n in sizes):
-            broken += mark
-        if any(text[:n] in self._ends for n in sizes) or (
-            len(text) < self.longest and any(text in control for control in self.texts)
-        ):
-            broken = mark + broken
-        return broken
+        begin = text.index(core)
+        edges = core.lower()
+        sizes = range(1, min(self._longest, len(edges)) + 1)
+        after = any(edges[-n:] in self._starts for n in sizes)
+        before = any(edges[:n] in self._ends for n in sizes) or (
+            len(edges) < self._longest and any(edges in control for control in self._lower)
+        )
+        broken = self.inside(core, mark)
+        return (
+            text[:begin]
+            + (mark if before else "")
+            + broken
+            + (mark if after else "")
+            + text[begin + len(core) :]
+        )
 
 
 def _private_mark(strings: Sequence[str]) -> str:
