@@ -1,0 +1,145 @@
+/* avx512: what the AVX-512 kernels share: loading panels, interleaving four inputs, scales.
+ *
+ * A strip's inputs are taken four at a time: two rounds of interleaving put the four bytes of a row
+ * side by side, where one instruction multiplies them by four activation bytes and adds. The rows
+ * come out in the order in which panels store scales. */
+#ifndef WINA_AVX512_H
+#define WINA_AVX512_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+
+typedef struct block_sums {
+    __m512i hi[4], lo[4]; /* 16 rows each, in stored order */
+} block_sums;
+
+/* 64 stored values of one input. kind: low_bits 8 -> 0; 4 -> 1; 4 + 1 -> 2; 4 + 2 -> 3 */
+static inline __attribute__((always_inline)) __m512i load_values(const uint8_t *col, int32_t n_rows,
+                                                                 int32_t strip, int kind) {
+    if (kind == 0)
+        return _mm512_loadu_si512(col + (int64_t)strip * 64);
+    __m512i both = _mm512_broadcast_i64x4(
+        _mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32)));
+    const __m512i by_half =
+        _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    __m512i v = _mm512_and_si512(_mm512_srlv_epi16(both, by_half), _mm512_set1_epi8(15));
+    const uint8_t *high = col + n_rows / 2;
+    if (kind == 2) {
+        uint64_t bits;
+        memcpy(&bits, high + (int64_t)strip * 8, 8);
+        v = _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16));
+    } else if (kind == 3) {
+        __m512i h = _mm512_broadcast_i32x4(
+            _mm_loadu_si128((const __m128i *)(high + (int64_t)strip * 16)));
+        const __m512i by_quarter =
+            _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004,
+                             0x0004000400040004, 0x0002000200020002, 0x0002000200020002, 0, 0);
+        h = _mm512_and_si512(_mm512_srlv_epi16(h, by_quarter), _mm512_set1_epi8(3));
+        v = _mm512_or_si512(v, _mm512_slli_epi16(h, 4));
+    }
+    return v;
+}
+
+static inline __attribute__((always_inline)) void add_quad(block_sums *s, __m512i a, __m512i b,
+                                                           __m512i c, __m512i d, __m512i xh,
+                                                           __m512i xl) {
+    __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
+    __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+    __m512i q0 = _mm512_unpacklo_epi16(ab0, cd0), q1 = _mm512_unpackhi_epi16(ab0, cd0);
+    __m512i q2 = _mm512_unpacklo_epi16(ab1, cd1), q3 = _mm512_unpackhi_epi16(ab1, cd1);
+    s->hi[0] = _mm512_dpbusd_epi32(s->hi[0], q0, xh);
+    s->hi[1] = _mm512_dpbusd_epi32(s->hi[1], q1, xh);
+    s->hi[2] = _mm512_dpbusd_epi32(s->hi[2], q2, xh);
+    s->hi[3] = _mm512_dpbusd_epi32(s->hi[3], q3, xh);
+    s->lo[0] = _mm512_dpbusd_epi32(s->lo[0], q0, xl);
+    s->lo[1] = _mm512_dpbusd_epi32(s->lo[1], q1, xl);
+    s->lo[2] = _mm512_dpbusd_epi32(s->lo[2], q2, xl);
+    s->lo[3] = _mm512_dpbusd_epi32(s->lo[3], q3, xl);
+}
+
+static inline __m512 halves(const uint8_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline __m512 bytes(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+static inline __m512 signed_bytes(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
+/* Scales (and mins, as they are added) of 16 rows at stored position `at`. */
+static inline __attribute__((always_inline)) __m512 load_d(wina_scales kind, const uint8_t *scales,
+                                                           const uint8_t *super, int64_t rows,
+                                                           int64_t at, int sub) {
+    if (kind == WINA_SCALES_K_DM)
+        return _mm512_mul_ps(halves(super + 2 * at), bytes(scales + at));
+    if (kind == WINA_SCALES_K_D16)
+        return _mm512_mul_ps(halves(super + 2 * at),
+                             signed_bytes(scales + (sub ? rows : 0) + at));
+    return halves(scales + 2 * at);
+}
+static inline __attribute__((always_inline)) __m512 load_m(wina_scales kind, const uint8_t *scales,
+                                                           const uint8_t *super, int64_t rows,
+                                                           int64_t at) {
+    if (kind == WINA_SCALES_K_DM)
+        return _mm512_mul_ps(
+            halves(super + 2 * (rows + at)),
+            _mm512_sub_ps(_mm512_set1_ps(-0.0f), bytes(scales + rows + at)));
+    return halves(scales + 2 * (rows + at));
+}
+
+/* Adds a finished sub-block to the strip's 64 sums (in stored order). */
+static inline __attribute__((always_inline)) void add_sums(const wina_panel *p, wina_scales kind,
+                                                           const uint8_t *scales,
+                                                           const uint8_t *super, int sub,
+                                                           int32_t strip, const block_sums *s,
+                                                           float scale, int32_t sum, float *y) {
+    __m512i start = _mm512_set1_epi32(p->layout->offset * sum);
+    for (int k = 0; k < 4; k++) {
+        int64_t at = (int64_t)strip * WINA_STRIP + 16 * k;
+        __m512i dot = _mm512_sub_epi32(
+            _mm512_add_epi32(_mm512_slli_epi32(s->hi[k], 8), s->lo[k]), start);
+        __m512 d = load_d(kind, scales, super, p->n_rows, at, sub);
+        __m512 acc = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(scale)),
+                                     _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(y + 16 * k));
+        if (kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM)
+            acc = _mm512_fmadd_ps(load_m(kind, scales, super, p->n_rows, at),
+                                  _mm512_set1_ps(scale * (float)sum), acc);
+        _mm512_storeu_ps(y + 16 * k, acc);
+    }
+}
+
+/* Stored order back to row order: the 4 x 4 blocks of four rows are transposed. */
+static inline void unswap_strip(float *y) {
+    __m512 a = _mm512_loadu_ps(y), b = _mm512_loadu_ps(y + 16), c = _mm512_loadu_ps(y + 32),
+           d = _mm512_loadu_ps(y + 48);
+    __m512 ab0 = _mm512_shuffle_f32x4(a, b, 0x44), ab1 = _mm512_shuffle_f32x4(a, b, 0xee);
+    __m512 cd0 = _mm512_shuffle_f32x4(c, d, 0x44), cd1 = _mm512_shuffle_f32x4(c, d, 0xee);
+    _mm512_storeu_ps(y, _mm512_shuffle_f32x4(ab0, cd0, 0x88));
+    _mm512_storeu_ps(y + 16, _mm512_shuffle_f32x4(ab0, cd0, 0xdd));
+    _mm512_storeu_ps(y + 32, _mm512_shuffle_f32x4(ab1, cd1, 0x88));
+    _mm512_storeu_ps(y + 48, _mm512_shuffle_f32x4(ab1, cd1, 0xdd));
+}
+
+static inline __m512i broadcast_quad(const int8_t *x) {
+    int32_t v;
+    memcpy(&v, x, 4);
+    return _mm512_set1_epi32(v);
+}
+
+static inline __m512 load_floats(const uint8_t *p, wina_scales kind) {
+    if (kind == WINA_SCALES_F32)
+        return _mm512_loadu_ps(p);
+    __m256i h = _mm256_loadu_si256((const __m256i *)p);
+    if (kind == WINA_SCALES_F16)
+        return _mm512_cvtph_ps(h);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+/* gemm_avx512.c */
+void wina_gemm_avx512(const wina_panel *panel, const wina_batch *batch, int32_t strip0,
+                      int32_t strip1, float *y, int64_t y_stride);
+
+#endif
