@@ -126,6 +126,14 @@ static int32_t read_types(const wina_gguf *gguf, wina_vocab *vocab) {
     return WINA_OK;
 }
 
+/* Only SPM needs the scores; a file that has them is held to them. */
+static int32_t check_scores(const wina_gguf *gguf, const wina_vocab *vocab) {
+    const wina_gguf_kv *kv;
+    if (wina_gguf_find(gguf, KEY("scores")) == NULL)
+        return WINA_OK;
+    return wina_gguf_get_array(gguf, KEY("scores"), WINA_GGUF_F32, (uint64_t)vocab->n_tokens, &kv);
+}
+
 enum { ROLE_NONE, ROLE_BOS, ROLE_EOS, ROLE_UNK, ROLE_END };
 
 /* Every key that names a token, with what we do with it. ROLE_END: it ends a generation. */
@@ -261,6 +269,7 @@ static int32_t fill(const wina_gguf *gguf, bool spm, wina_vocab *vocab) {
     vocab->seed = wina_pairmap_make_seed();
     WINA_TRY(read_tokens(gguf, vocab));
     WINA_TRY(read_types(gguf, vocab));
+    WINA_TRY(check_scores(gguf, vocab));
     WINA_TRY(read_ids(gguf, spm, vocab));
     WINA_TRY(build_table(vocab));
     mark_ends(vocab);
