@@ -36,8 +36,8 @@ static int32_t load_weights(wina_model *m, const wina_model_params *p) {
     wina_threads *threads = NULL;
     int32_t n = p->n_threads ? p->n_threads : wina_threads_cores();
     WINA_TRY(wina_threads_create(n, &threads));
-    int32_t status = wina_weights_load(m->gguf, &m->config, threads, p->progress, p->progress_user,
-                                       &m->weights);
+    int32_t status =
+        wina_weights_load(m->gguf, &m->config, threads, p->progress, p->progress_user, &m->weights);
     wina_threads_free(threads);
     return status;
 }

@@ -1,6 +1,6 @@
-/* backend: the operations of the decode graph (forward.c) as a table of functions. A backend owns the
- * buffers and the key/value cache of one session; the graph only names the steps. All steps work on
- * the batch of tokens given to begin(). */
+/* backend: the operations of the decode graph (forward.c) as a table of functions. A backend owns
+ * the buffers and the key/value cache of one session; the graph only names the steps. All steps
+ * work on the batch of tokens given to begin(). */
 #ifndef WINA_BACKEND_H
 #define WINA_BACKEND_H
 
@@ -20,8 +20,8 @@ typedef struct wina_counters {
 typedef struct wina_backend_ops {
     const char *name;
     void (*free)(wina_backend *backend);
-    /* Starts n_tokens at position pos: x = embeddings, rotation angles. The first n_dense tokens are
-     * dense, the others follow *sparsity. */
+    /* Starts n_tokens at position pos: x = embeddings, rotation angles. The first n_dense tokens
+     * are dense, the others follow *sparsity. */
     void (*begin)(wina_backend *backend, const int32_t *tokens, int32_t n_tokens, int32_t pos,
                   int32_t n_dense, const wina_sparsity *sparsity);
     void (*attn_norm)(wina_backend *backend, int32_t layer); /* h = rms_norm(x) */
@@ -29,9 +29,10 @@ typedef struct wina_backend_ops {
     /* Kept inputs times the group's weights: qkv = W h + bias; x += W_o att; gate_up = W h;
      * x += W_down ff */
     void (*project)(wina_backend *backend, int32_t layer, wina_group group);
-    void (*rope_store)(wina_backend *backend, int32_t layer); /* rotate q and k; k, v to the cache */
-    void (*attend)(wina_backend *backend, int32_t layer);     /* att = softmax(q k) v */
-    void (*swiglu)(wina_backend *backend);                    /* ff = silu(gate) * up */
+    void (*rope_store)(wina_backend *backend,
+                       int32_t layer);                    /* rotate q and k; k, v to the cache */
+    void (*attend)(wina_backend *backend, int32_t layer); /* att = softmax(q k) v */
+    void (*swiglu)(wina_backend *backend);                /* ff = silu(gate) * up */
     /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
 } wina_backend_ops;

@@ -92,21 +92,22 @@ static int32_t read_attention(reader *r, wina_config *c) {
                          r->arch, c->n_head, c->n_head_kv);
     bool has_key_length = wina_gguf_find(r->gguf, key_of(r, "attention.key_length")) != NULL;
     if (!has_key_length && c->n_embd % c->n_head != 0)
-        return wina_fail(WINA_E_FORMAT,
-                         "%s.embedding_length %d is not a multiple of head_count %d", r->arch,
-                         c->n_embd, c->n_head);
+        return wina_fail(WINA_E_FORMAT, "%s.embedding_length %d is not a multiple of head_count %d",
+                         r->arch, c->n_embd, c->n_head);
     WINA_TRY(read_count(r, "attention.key_length", c->n_embd / c->n_head, 2, MAX_HEAD_DIM,
                         &c->head_dim));
     int32_t value_length;
     WINA_TRY(read_count(r, "attention.value_length", c->head_dim, 2, MAX_HEAD_DIM, &value_length));
     if (value_length != c->head_dim)
-        return wina_fail(WINA_E_UNSUPPORTED, "%s.attention.value_length %d differs from key_length %d",
-                         r->arch, value_length, c->head_dim);
-    WINA_TRY(read_count(r, "rope.dimension_count", c->head_dim, 2, (uint32_t)c->head_dim,
-                        &c->rope_dim));
+        return wina_fail(WINA_E_UNSUPPORTED,
+                         "%s.attention.value_length %d differs from key_length %d", r->arch,
+                         value_length, c->head_dim);
+    WINA_TRY(
+        read_count(r, "rope.dimension_count", c->head_dim, 2, (uint32_t)c->head_dim, &c->rope_dim));
     if (c->head_dim % 2 != 0 || c->rope_dim % 2 != 0)
-        return wina_fail(WINA_E_FORMAT, "%s: head width %d and rope.dimension_count %d must be even",
-                         r->arch, c->head_dim, c->rope_dim);
+        return wina_fail(WINA_E_FORMAT,
+                         "%s: head width %d and rope.dimension_count %d must be even", r->arch,
+                         c->head_dim, c->rope_dim);
     return WINA_OK;
 }
 

@@ -63,8 +63,8 @@ int32_t wina_panel_plan(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_pan
 /* 32 inputs of one row: stored values (0..255) and scales, as the panel wants them. */
 typedef struct piece {
     uint8_t q[WINA_BLOCK];
-    uint16_t d, m;    /* f16 of the block or super-block */
-    uint8_t s[2];     /* sub-scales */
+    uint16_t d, m; /* f16 of the block or super-block */
+    uint8_t s[2];  /* sub-scales */
 } piece;
 
 static uint16_t load_u16(const uint8_t *p) {
@@ -292,7 +292,8 @@ static int32_t stored_value(const wina_panel *p, const uint8_t *col, int64_t row
 void wina_panel_decode_row(const wina_panel *p, int64_t row, float *out) {
     const wina_layout *l = p->layout;
     uint64_t rows = (uint64_t)p->n_rows;
-    uint64_t at = (uint64_t)(row / WINA_STRIP * WINA_STRIP + wina_strip_swap((int32_t)(row % WINA_STRIP)));
+    uint64_t at =
+        (uint64_t)(row / WINA_STRIP * WINA_STRIP + wina_strip_swap((int32_t)(row % WINA_STRIP)));
     for (int32_t c = 0; c < p->n_cols; c++) {
         int32_t b = c / WINA_BLOCK;
         const uint8_t *col = wina_panel_block(p, b) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes;

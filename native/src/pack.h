@@ -3,16 +3,16 @@
  * A panel holds n_rows outputs (padded to 64) by n_cols inputs. For each block of 32 inputs it
  * stores every input's quantised values for all rows, one input after the other, then the scales of
  * the block for all rows; skipping an input skips its bytes. K-quants put the scales of their
- * 256-input super-block in front of its eight blocks. The integers and scales are those of the file:
- * nothing is re-quantised.
+ * 256-input super-block in front of its eight blocks. The integers and scales are those of the
+ * file: nothing is re-quantised.
  *
  *   super-block | super scales | block 0: input 0, input 1, ... input 31, scales | block 1 ... |
  *
  * Rows come in strips of 64. Within a strip an input's values are in row order; in 4 bits, byte j
- * holds row j in its low and row j + 32 in its high half. A fifth bit (8 bytes) or a fifth and sixth
- * (16 bytes: rows j, j + 16, j + 32, j + 48 from the lowest bits up) follow after all the strips'
- * low parts. Scales are stored per strip in the order in which byte-interleaving kernels produce
- * their sums: position 16 k + 4 l + i holds row 16 l + 4 k + i (its own inverse).
+ * holds row j in its low and row j + 32 in its high half. A fifth bit (8 bytes) or a fifth and
+ * sixth (16 bytes: rows j, j + 16, j + 32, j + 48 from the lowest bits up) follow after all the
+ * strips' low parts. Scales are stored per strip in the order in which byte-interleaving kernels
+ * produce their sums: position 16 k + 4 l + i holds row 16 l + 4 k + i (its own inverse).
  */
 #ifndef WINA_PACK_H
 #define WINA_PACK_H
@@ -30,18 +30,18 @@ enum {
 
 /* How a panel's scales are laid out; also which kernel multiplies it. */
 typedef enum wina_scales {
-    WINA_SCALES_F32,     /* float values, no scales */
+    WINA_SCALES_F32, /* float values, no scales */
     WINA_SCALES_F16,
     WINA_SCALES_BF16,
-    WINA_SCALES_D,       /* w = d (q - offset);  d f16 */
-    WINA_SCALES_DM,      /* w = d q + m;         d, m f16 */
-    WINA_SCALES_K_DM,    /* w = D s q - M m;     s, m u8 per block; D, M f16 per super-block */
-    WINA_SCALES_K_D16    /* w = D s (q - 32);    s i8 per 16 inputs; D f16 per super-block */
+    WINA_SCALES_D,    /* w = d (q - offset);  d f16 */
+    WINA_SCALES_DM,   /* w = d q + m;         d, m f16 */
+    WINA_SCALES_K_DM, /* w = D s q - M m;     s, m u8 per block; D, M f16 per super-block */
+    WINA_SCALES_K_D16 /* w = D s (q - 32);    s i8 per 16 inputs; D f16 per super-block */
 } wina_scales;
 
 /* A row of the table of layouts: one per tensor type. */
 typedef struct wina_layout {
-    uint32_t dtype;      /* wina_dtype_id */
+    uint32_t dtype; /* wina_dtype_id */
     wina_scales scales;
     uint8_t low_bits;    /* of the first plane: 4, 8, 16, 32 */
     uint8_t high_bits;   /* of the second plane: 0, 1, 2 */
@@ -56,12 +56,12 @@ const wina_layout *wina_layout_find(uint32_t dtype);
 
 typedef struct wina_panel {
     const wina_layout *layout;
-    int32_t n_rows;        /* multiple of 64, padding rows are zero */
+    int32_t n_rows; /* multiple of 64, padding rows are zero */
     int32_t n_cols;
-    int32_t n_blocks;      /* ceil(n_cols / 32) */
-    uint64_t col_bytes;    /* distance of two inputs of a block */
-    uint64_t block_bytes;  /* distance of two blocks of a super-block */
-    uint64_t super_bytes;  /* distance of two super-blocks */
+    int32_t n_blocks;     /* ceil(n_cols / 32) */
+    uint64_t col_bytes;   /* distance of two inputs of a block */
+    uint64_t block_bytes; /* distance of two blocks of a super-block */
+    uint64_t super_bytes; /* distance of two super-blocks */
     uint64_t n_bytes;
     uint8_t *data;
 } wina_panel;

@@ -120,8 +120,8 @@ int64_t wina_sampler_seed(const wina_sampler *s) {
 }
 
 int32_t wina_sampler_accept(wina_sampler *s, int32_t token) {
-    WINA_TRY(wina_mem_grow(&s->history, &s->history_capacity, s->n_history + 1,
-                           sizeof *s->history, "sampler history"));
+    WINA_TRY(wina_mem_grow(&s->history, &s->history_capacity, s->n_history + 1, sizeof *s->history,
+                           "sampler history"));
     s->history[s->n_history++] = token;
     return WINA_OK;
 }

@@ -1,5 +1,6 @@
-/* sampler: chooses a token from logits. Order and defaults are those of llama.cpp: penalties, top_k,
- * top_p, min_p, temperature, then a draw. Only the candidates that top_k leaves are ever sorted. */
+/* sampler: chooses a token from logits. Order and defaults are those of llama.cpp: penalties,
+ * top_k, top_p, min_p, temperature, then a draw. Only the candidates that top_k leaves are ever
+ * sorted. */
 #ifndef WINA_SAMPLER_H
 #define WINA_SAMPLER_H
 

@@ -22,8 +22,7 @@ void wina_session_params_init(wina_session_params *p) {
 
 static int32_t check_sparsity(const wina_sparsity *s) {
     if (!(s->sparsity >= 0.0f && s->sparsity < 1.0f))
-        return wina_fail(WINA_E_ARGUMENT, "sparsity is %g, must be in [0, 1)",
-                         (double)s->sparsity);
+        return wina_fail(WINA_E_ARGUMENT, "sparsity is %g, must be in [0, 1)", (double)s->sparsity);
     if (s->method < WINA_METHOD_DENSE || s->method > WINA_METHOD_TEAL)
         return wina_fail(WINA_E_ARGUMENT, "unknown sparsity method %d", s->method);
     if (s->mask < WINA_MASK_GROUP || s->mask > WINA_MASK_PROJECTION)

@@ -12,7 +12,7 @@ struct wina_session {
     int32_t n_ctx, n_batch, n_threads;
     int32_t n_past;
     wina_sparsity sparsity;
-    float *logits;   /* (n_vocab) of the last token */
+    float *logits; /* (n_vocab) of the last token */
     bool has_logits;
     atomic_bool cancel;
     wina_stats stats;

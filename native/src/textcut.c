@@ -35,8 +35,8 @@ void wina_textcut_clear(wina_textcut *cut) {
     *cut = (wina_textcut){0};
 }
 
-/* Length of the valid character at the start of n bytes: 0 if more bytes could complete it, -1 if it
- * is invalid. */
+/* Length of the valid character at the start of n bytes: 0 if more bytes could complete it, -1 if
+ * it is invalid. */
 static int character_length(const unsigned char *s, size_t n) {
     if (s[0] < 0x80)
         return 1;
@@ -58,8 +58,9 @@ static int character_length(const unsigned char *s, size_t n) {
     return length;
 }
 
-/* Rewrites the held text from byte `from` on so that it is valid, but for an unfinished character at
- * its end (with last: none). Returns the number of valid bytes. Room for 3 bytes per byte is there. */
+/* Rewrites the held text from byte `from` on so that it is valid, but for an unfinished character
+ * at its end (with last: none). Returns the number of valid bytes. Room for 3 bytes per byte is
+ * there. */
 static uint64_t repair(wina_textcut *cut, uint64_t from, bool last) {
     uint64_t n_tail = cut->n - from, done = from;
     unsigned char *tail = (unsigned char *)cut->text + cut->capacity - n_tail;

@@ -24,7 +24,8 @@ int32_t wina_textcut_init(wina_textcut *cut, const char *const *stops, int32_t n
 void wina_textcut_clear(wina_textcut *cut);
 
 /* Adds bytes; *piece, *n_piece is what may be shown now (valid until the next call). With last, all
- * that is left comes out. After a stop string was met cut->stopped is true and nothing more comes. */
+ * that is left comes out. After a stop string was met cut->stopped is true and nothing more comes.
+ */
 int32_t wina_textcut_add(wina_textcut *cut, const char *bytes, size_t n_bytes, bool last,
                          const char **piece, size_t *n_piece);
 

@@ -49,8 +49,8 @@ static int32_t get_tensor(const wina_gguf *gguf, const char *name, int64_t rows,
     uint64_t want_rows = rows ? (uint64_t)rows : 1;
     if (t->ne[0] != (uint64_t)cols || t->ne[1] != want_rows || t->ne[2] != 1 || t->ne[3] != 1)
         return wina_fail(WINA_E_FORMAT,
-                         "tensor %s has shape (%llu, %llu, %llu, %llu), expected (%lld, %llu)", name,
-                         (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
+                         "tensor %s has shape (%llu, %llu, %llu, %llu), expected (%lld, %llu)",
+                         name, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
                          (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
                          (long long)cols, (unsigned long long)want_rows);
     *out = t;

@@ -27,22 +27,22 @@ typedef struct wina_group_weights {
     wina_projection projections[WINA_MAX_PROJECTIONS];
     wina_panel panels[WINA_MAX_PROJECTIONS];
     int32_t panel_row0[WINA_MAX_PROJECTIONS]; /* first output of each panel */
-    float *norms; /* (n_in) column norms of the stacked matrix */
-    float *bias;  /* (n_out) or NULL */
+    float *norms;                             /* (n_in) column norms of the stacked matrix */
+    float *bias;                              /* (n_out) or NULL */
 } wina_group_weights;
 
 typedef struct wina_layer {
     wina_group_weights groups[WINA_N_GROUPS]; /* by wina_group */
-    float *attn_norm; /* (n_embd) gain */
-    float *ffn_norm;  /* (n_embd) gain */
+    float *attn_norm;                         /* (n_embd) gain */
+    float *ffn_norm;                          /* (n_embd) gain */
 } wina_layer;
 
 typedef struct wina_weights {
     int32_t n_layer;
-    wina_layer *layers; /* (n_layer) */
-    float *output_norm; /* (n_embd) gain */
-    float *rope_factors; /* (rope_dim / 2) frequency divisors or NULL */
-    wina_panel output;  /* (n_vocab, n_embd) */
+    wina_layer *layers;                 /* (n_layer) */
+    float *output_norm;                 /* (n_embd) gain */
+    float *rope_factors;                /* (rope_dim / 2) frequency divisors or NULL */
+    wina_panel output;                  /* (n_vocab, n_embd) */
     const wina_gguf_tensor *token_embd; /* read from the file; NULL if tied: from `output` */
     uint64_t total_bytes;
     uint64_t sparse_bytes;

@@ -72,7 +72,8 @@ static fixture create(uint32_t dtype, int32_t rows, int32_t cols) {
     float *row = malloc((size_t)cols * sizeof *row);
     int n_wrong = 0;
     for (int32_t r = 0; r < rows; r++) {
-        t->decode(raw + (uint64_t)r * row_bytes, f.w + (int64_t)r * cols, (uint64_t)cols / t->block);
+        t->decode(raw + (uint64_t)r * row_bytes, f.w + (int64_t)r * cols,
+                  (uint64_t)cols / t->block);
         wina_panel_decode_row(&f.panel, r, row);
         n_wrong += memcmp(row, f.w + (int64_t)r * cols, (size_t)cols * sizeof *row) != 0;
     }
@@ -89,7 +90,7 @@ static void destroy(fixture *f) {
 
 static wina_quads create_quads(int32_t n) {
     size_t n_sub = (size_t)n / 16 + 2, room = (size_t)n + 3 * n_sub + 64;
-    return (wina_quads){calloc(n_sub + 1, 4), calloc(room, 1), calloc(room, 1),
+    return (wina_quads){calloc(n_sub + 1, 4), calloc(room, 1),  calloc(room, 1),
                         calloc(room, 1),      calloc(n_sub, 4), calloc(n_sub, 4)};
 }
 
@@ -144,7 +145,8 @@ static void check_sums(const fixture *f, const wina_act *a, const float *y, cons
 static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixture *f, int how) {
     float *x = malloc((size_t)f->cols * sizeof *x);
     int32_t *kept = malloc((size_t)f->cols * sizeof *kept);
-    wina_act a = {.x = x, .kept = kept, .by32 = create_quads(f->cols), .by16 = create_quads(f->cols)};
+    wina_act a = {
+        .x = x, .kept = kept, .by32 = create_quads(f->cols), .by16 = create_quads(f->cols)};
     for (int32_t i = 0; i < f->cols; i++) {
         x[i] = random_unit() * (i % 37 == 0 ? 100.0f : 1.0f);
         unsigned r = (unsigned)check_random(&seed) % 8;
@@ -183,10 +185,11 @@ static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens)
         b.hi[i] = calloc(n, 1), b.lo[i] = calloc(n, 1);
         b.scale[i] = calloc(n / 16, 4), b.sum[i] = calloc(n / 16, 4);
     }
-    float *one = malloc((size_t)(n_rows * n_tokens) * 4), *all = malloc((size_t)(n_rows * n_tokens) * 4);
+    float *one = malloc((size_t)(n_rows * n_tokens) * 4),
+          *all = malloc((size_t)(n_rows * n_tokens) * 4);
     int32_t *kept = malloc((size_t)f->cols * sizeof *kept);
-    wina_act a = {.kept = kept, .by32 = create_quads((int32_t)stride),
-                  .by16 = create_quads((int32_t)stride)};
+    wina_act a = {
+        .kept = kept, .by32 = create_quads((int32_t)stride), .by16 = create_quads((int32_t)stride)};
     for (int32_t t = 0; t < n_tokens; t++) {
         float *x = b.x + t * stride;
         a.n_kept = 0;
@@ -256,10 +259,10 @@ static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n
 }
 
 int main(void) {
-    static const uint32_t types[] = {
-        WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16, WINA_DTYPE_Q4_0,
-        WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0, WINA_DTYPE_Q5_1, WINA_DTYPE_Q8_0,
-        WINA_DTYPE_Q4_K, WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
+    static const uint32_t types[] = {WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16,
+                                     WINA_DTYPE_Q4_0, WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0,
+                                     WINA_DTYPE_Q5_1, WINA_DTYPE_Q8_0, WINA_DTYPE_Q4_K,
+                                     WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
     static const int32_t rows[] = {1, 64, 65, 200}, blocks[] = {1, 3, 9};
     static const char *const names[] = {"c", "avx2", "avx512", "neon"};
     wina_kernels c;

@@ -16,7 +16,8 @@ static wina_sampler_params plain(void) {
 
 /* Frequencies of DRAWS tokens lie within five standard deviations of the softmax over the tokens
  * that `allowed` names. */
-static void expect(const char *what, wina_sampler_params p, const char *allowed, float temperature) {
+static void expect(const char *what, wina_sampler_params p, const char *allowed,
+                   float temperature) {
     wina_sampler *s;
     int counts[N] = {0};
     double want[N] = {0}, total = 0;
@@ -31,7 +32,8 @@ static void expect(const char *what, wina_sampler_params p, const char *allowed,
     for (int i = 0; i < N; i++) {
         double f = want[i] / total, sd = sqrt(f * (1 - f) / DRAWS);
         double got = (double)counts[i] / DRAWS;
-        CHECK_MSG(fabs(got - f) <= 5 * sd, "%s: token %d drawn %.4f, expected %.4f", what, i, got, f);
+        CHECK_MSG(fabs(got - f) <= 5 * sd, "%s: token %d drawn %.4f, expected %.4f", what, i, got,
+                  f);
     }
     wina_sampler_free(s);
 }
@@ -84,7 +86,8 @@ int main(void) {
     expect("top_p 0", p, "010000", 1.0f);
     p = plain(), p.min_p = 0.3f; /* exp(-1) = 0.37, exp(-2) = 0.14 */
     expect("min_p 0.3", p, "011001", 1.0f);
-    p = plain(), p.top_k = 3, p.top_p = 0.8f, p.temperature = 2.0f; /* of three: 0.506 0.307 0.186 */
+    p = plain(), p.top_k = 3, p.top_p = 0.8f,
+    p.temperature = 2.0f; /* of three: 0.506 0.307 0.186 */
     expect("chain", p, "011000", 2.0f);
     test_penalties();
 

@@ -82,11 +82,19 @@ int main(void) {
     const char *const llama[] = {"\xf0\x9f\xa6\x99"}, *const e[] = {"\xc3\xa9"};
     expect("a\xf0\x9f\xa6\x99z", llama, 1, "a");
     expect("a\xc3\xa8\xc3\xa9", e, 1, "a\xc3\xa8");
-    expect("a\xff" "b", NULL, 0, "a\xef\xbf\xbd" "b");
+    expect("a\xff"
+           "b",
+           NULL, 0,
+           "a\xef\xbf\xbd"
+           "b");
     expect("a\xf0\x9f", NULL, 0, "a\xef\xbf\xbd\xef\xbf\xbd");
     expect("\xed\xa0\x80", NULL, 0, "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"); /* a surrogate */
     expect("\xc0\x80", NULL, 0, "\xef\xbf\xbd\xef\xbf\xbd");                 /* overlong */
-    expect("\xe2\x82" "a", NULL, 0, "\xef\xbf\xbd\xef\xbf\xbd" "a");
+    expect("\xe2\x82"
+           "a",
+           NULL, 0,
+           "\xef\xbf\xbd\xef\xbf\xbd"
+           "a");
     test_random();
 
     wina_textcut cut;

@@ -1,8 +1,8 @@
 /* attention: rotation, the key/value cache, softmax(q k / sqrt(d)) v.
  *
  * Positions are attended to in chunks of a fixed number; a chunk yields its maximum, its sum of
- * exponentials and its weighted values, and chunks are combined in rising order. Heads and chunks are
- * shared among threads; what is added to what never depends on how. */
+ * exponentials and its weighted values, and chunks are combined in rising order. Heads and chunks
+ * are shared among threads; what is added to what never depends on how. */
 #include <math.h>
 #include <string.h>
 

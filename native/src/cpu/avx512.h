@@ -20,10 +20,9 @@ static inline __attribute__((always_inline)) __m512i load_values(const uint8_t *
                                                                  int32_t strip, int kind) {
     if (kind == 0)
         return _mm512_loadu_si512(col + (int64_t)strip * 64);
-    __m512i both = _mm512_broadcast_i64x4(
-        _mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32)));
-    const __m512i by_half =
-        _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    __m512i both =
+        _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32)));
+    const __m512i by_half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
     __m512i v = _mm512_and_si512(_mm512_srlv_epi16(both, by_half), _mm512_set1_epi8(15));
     const uint8_t *high = col + n_rows / 2;
     if (kind == 2) {
@@ -31,8 +30,8 @@ static inline __attribute__((always_inline)) __m512i load_values(const uint8_t *
         memcpy(&bits, high + (int64_t)strip * 8, 8);
         v = _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16));
     } else if (kind == 3) {
-        __m512i h = _mm512_broadcast_i32x4(
-            _mm_loadu_si128((const __m128i *)(high + (int64_t)strip * 16)));
+        __m512i h =
+            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(high + (int64_t)strip * 16)));
         const __m512i by_quarter =
             _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004,
                              0x0004000400040004, 0x0002000200020002, 0x0002000200020002, 0, 0);
@@ -42,9 +41,8 @@ static inline __attribute__((always_inline)) __m512i load_values(const uint8_t *
     return v;
 }
 
-static inline __attribute__((always_inline)) void add_quad(block_sums *s, __m512i a, __m512i b,
-                                                           __m512i c, __m512i d, __m512i xh,
-                                                           __m512i xl) {
+static inline __attribute__((always_inline)) void
+add_quad(block_sums *s, __m512i a, __m512i b, __m512i c, __m512i d, __m512i xh, __m512i xl) {
     __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
     __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
     __m512i q0 = _mm512_unpacklo_epi16(ab0, cd0), q1 = _mm512_unpackhi_epi16(ab0, cd0);
@@ -76,31 +74,26 @@ static inline __attribute__((always_inline)) __m512 load_d(wina_scales kind, con
     if (kind == WINA_SCALES_K_DM)
         return _mm512_mul_ps(halves(super + 2 * at), bytes(scales + at));
     if (kind == WINA_SCALES_K_D16)
-        return _mm512_mul_ps(halves(super + 2 * at),
-                             signed_bytes(scales + (sub ? rows : 0) + at));
+        return _mm512_mul_ps(halves(super + 2 * at), signed_bytes(scales + (sub ? rows : 0) + at));
     return halves(scales + 2 * at);
 }
-static inline __attribute__((always_inline)) __m512 load_m(wina_scales kind, const uint8_t *scales,
-                                                           const uint8_t *super, int64_t rows,
-                                                           int64_t at) {
+static inline __attribute__((always_inline)) __m512
+load_m(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows, int64_t at) {
     if (kind == WINA_SCALES_K_DM)
-        return _mm512_mul_ps(
-            halves(super + 2 * (rows + at)),
-            _mm512_sub_ps(_mm512_set1_ps(-0.0f), bytes(scales + rows + at)));
+        return _mm512_mul_ps(halves(super + 2 * (rows + at)),
+                             _mm512_sub_ps(_mm512_set1_ps(-0.0f), bytes(scales + rows + at)));
     return halves(scales + 2 * (rows + at));
 }
 
 /* Adds a finished sub-block to the strip's 64 sums (in stored order). */
-static inline __attribute__((always_inline)) void add_sums(const wina_panel *p, wina_scales kind,
-                                                           const uint8_t *scales,
-                                                           const uint8_t *super, int sub,
-                                                           int32_t strip, const block_sums *s,
-                                                           float scale, int32_t sum, float *y) {
+static inline __attribute__((always_inline)) void
+add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scales, const uint8_t *super,
+         int sub, int32_t strip, const block_sums *s, float scale, int32_t sum, float *y) {
     __m512i start = _mm512_set1_epi32(p->layout->offset * sum);
     for (int k = 0; k < 4; k++) {
         int64_t at = (int64_t)strip * WINA_STRIP + 16 * k;
-        __m512i dot = _mm512_sub_epi32(
-            _mm512_add_epi32(_mm512_slli_epi32(s->hi[k], 8), s->lo[k]), start);
+        __m512i dot =
+            _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s->hi[k], 8), s->lo[k]), start);
         __m512 d = load_d(kind, scales, super, p->n_rows, at, sub);
         __m512 acc = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(scale)),
                                      _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(y + 16 * k));

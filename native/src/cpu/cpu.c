@@ -54,17 +54,14 @@ static void place_all(wina_cpu *c, layout *a) {
     c->gate_up = place(a, b * (uint64_t)g[WINA_GROUP_GATE_UP].n_out, sizeof(float));
     c->ff = place(a, b * (uint64_t)f->n_ff, sizeof(float));
     uint64_t vocab = (uint64_t)c->base.model->weights.output.n_rows;
-    c->out = place(a, b * (vocab > (uint64_t)g[WINA_GROUP_O].n_out ? vocab : (uint64_t)g[WINA_GROUP_O].n_out), sizeof(float));
+    uint64_t width = (uint64_t)g[WINA_GROUP_O].n_out;
+    uint64_t n_out = WINA_HEAD_BATCH * vocab > b * width ? WINA_HEAD_BATCH * vocab : b * width;
+    c->out = place(a, n_out, sizeof(float));
     c->cos = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
     c->sin = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
     uint64_t chunks = (uint64_t)c->n_ctx / WINA_ATTENTION_CHUNK + 1;
-    c->partial = place(a, (uint64_t)f->n_head * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
-    uint64_t kv = 0;
-    if (!wina_mem_mul((uint64_t)f->n_layer * (uint64_t)f->n_head_kv * (uint64_t)f->head_dim,
-                      (uint64_t)c->n_ctx, &kv))
-        a->overflow = true;
-    c->k = place(a, kv, sizeof(uint16_t));
-    c->v = place(a, kv, sizeof(uint16_t));
+    c->partial =
+        place(a, (uint64_t)f->n_head * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
     for (int i = 0; i < WINA_MAX_PROJECTIONS; i++) {
         c->kept[i] = place(a, w, sizeof(int32_t));
         place_quads(a, w, &c->acts[i].by32);
@@ -88,10 +85,25 @@ static void place_all(wina_cpu *c, layout *a) {
     }
 }
 
+/* The cache is not placed in the arena: its pages are taken as the context fills. */
+static int32_t create_cache(wina_cpu *c) {
+    const wina_config *f = &c->base.model->config;
+    uint64_t n = 0;
+    if (!wina_mem_mul((uint64_t)f->n_layer * (uint64_t)f->n_head_kv * (uint64_t)f->head_dim,
+                      (uint64_t)c->n_ctx, &n))
+        return wina_fail(WINA_E_ARGUMENT, "n_ctx %d is too large", c->n_ctx);
+    WINA_TRY(wina_mem_create(n, sizeof *c->k, "KV cache", &c->k));
+    WINA_TRY(wina_mem_create(n, sizeof *c->v, "KV cache", &c->v));
+    c->base.n_bytes += 2 * n * sizeof *c->k;
+    return WINA_OK;
+}
+
 static void cpu_free(wina_backend *b) {
     wina_cpu *c = cpu_of(b);
     wina_threads_free(c->threads);
     wina_mem_free_big(c->arena, c->arena_bytes);
+    free(c->k);
+    free(c->v);
     free(c->scratch);
     free(c);
 }
@@ -185,12 +197,15 @@ int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t 
             status = wina_fail(WINA_E_ARGUMENT, "n_ctx %d is too large", n_ctx);
     }
     if (status == WINA_OK)
-        status = wina_mem_create_big(a.n_bytes, "KV cache and buffers", &c->arena);
+        status = create_cache(c);
+    if (status == WINA_OK)
+        status = wina_mem_create_big(a.n_bytes, "session buffers", &c->arena);
     if (status != WINA_OK) {
         cpu_free(&c->base);
         return status;
     }
-    c->arena_bytes = c->base.n_bytes = a.n_bytes;
+    c->arena_bytes = a.n_bytes;
+    c->base.n_bytes += a.n_bytes;
     place_all(c, &(layout){.memory = c->arena});
     *out = &c->base;
     return WINA_OK;

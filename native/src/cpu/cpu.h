@@ -1,6 +1,6 @@
 /* cpu: state of the CPU backend. Every buffer is token-major and states its shape; B is the largest
- * batch. One token runs over compressed lists of kept inputs (gemv), several over masked activations
- * (gemm): the same results, bit for bit. */
+ * batch. One token runs over compressed lists of kept inputs (gemv), several over masked
+ * activations (gemm): the same results, bit for bit. */
 #ifndef WINA_CPU_H
 #define WINA_CPU_H
 
@@ -9,9 +9,9 @@
 
 /* Scratch of one thread that selects inputs and attends. */
 typedef struct wina_cpu_scratch {
-    float *score;   /* (n_widest) */
-    uint32_t *bits; /* (n_widest) */
-    int32_t *kept;  /* (n_widest) */
+    float *score;     /* (n_widest) */
+    uint32_t *bits;   /* (n_widest) */
+    int32_t *kept;    /* (n_widest) */
     wina_quads quads; /* of n_widest inputs */
     float *attention; /* (ATTENTION_CHUNK) */
 } wina_cpu_scratch;
@@ -28,16 +28,16 @@ typedef struct wina_cpu {
     int32_t n_tokens, pos, n_dense;
     wina_sparsity sparsity;
 
-    float *x;       /* (B, n_embd) residual stream */
-    float *h;       /* (B, n_embd) normed */
-    float *qkv;     /* (B, n_out of qkv) */
-    float *att;     /* (B, n_head * head_dim) */
-    float *gate_up; /* (B, n_out of gate_up) */
-    float *ff;      /* (B, n_ff) */
-    float *out;     /* (B, widest n_out of o and down, or n_vocab padded for one token) */
+    float *x;         /* (B, n_embd) residual stream */
+    float *h;         /* (B, n_embd) normed */
+    float *qkv;       /* (B, n_out of qkv) */
+    float *att;       /* (B, n_head * head_dim) */
+    float *gate_up;   /* (B, n_out of gate_up) */
+    float *ff;        /* (B, n_ff) */
+    float *out;       /* (B, n_out of o and down) or (WINA_HEAD_BATCH, n_vocab padded) */
     float *cos, *sin; /* (B, rope_dim / 2) */
-    float *partial; /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
-    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
+    float *partial;   /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    uint16_t *k, *v;  /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */
@@ -46,7 +46,10 @@ typedef struct wina_cpu {
     uint64_t arena_bytes;
 } wina_cpu;
 
-enum { WINA_ATTENTION_CHUNK = 512 }; /* positions attended to in one piece */
+enum {
+    WINA_ATTENTION_CHUNK = 512, /* positions attended to in one piece */
+    WINA_HEAD_BATCH = 16        /* tokens whose logits are computed together */
+};
 
 /* project.c: the step of the graph that sparsity is about. */
 void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group);

@@ -43,9 +43,8 @@ static inline __attribute__((always_inline)) void load_block(const wina_panel *p
 /* One sub-block of one token onto its 64 sums. */
 static inline __attribute__((always_inline)) void finish_token(const strip_block *w,
                                                                wina_scales kind, int sub,
-                                                               int32_t offset,
-                                                               const block_sums *s, float scale,
-                                                               int32_t sum, float *y) {
+                                                               int32_t offset, const block_sums *s,
+                                                               float scale, int32_t sum, float *y) {
     __m512i start = _mm512_set1_epi32(offset * sum);
     __m512 wide = _mm512_set1_ps(scale);
     for (int k = 0; k < 4; k++) {
@@ -60,9 +59,9 @@ static inline __attribute__((always_inline)) void finish_token(const strip_block
 }
 
 /* Tokens [t, t + n) of the batch, n = 1 or 2, times one block. */
-static inline __attribute__((always_inline)) void multiply_tokens(
-    const wina_panel *p, const wina_batch *b, const strip_block *w, wina_scales kind, int32_t block,
-    int32_t t, int n, float *y, int64_t y_stride) {
+static inline __attribute__((always_inline)) void
+multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w, wina_scales kind,
+                int32_t block, int32_t t, int n, float *y, int64_t y_stride) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
     for (int sub = 0; sub < n_sub; sub++) {
         block_sums s[2];
@@ -132,10 +131,10 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t strip,
         int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
         for (int32_t c = 0; c < n; c++)
             for (int k = 0; k < 4; k++)
-                _mm512_store_ps(w + 64 * c + 16 * k,
-                                load_floats(wina_panel_block(p, block) + (uint64_t)c * p->col_bytes +
-                                                (strip * 64 + 16 * k) * size,
-                                            kind));
+                _mm512_store_ps(w + 64 * c + 16 * k, load_floats(wina_panel_block(p, block) +
+                                                                     (uint64_t)c * p->col_bytes +
+                                                                     (strip * 64 + 16 * k) * size,
+                                                                 kind));
         const float *x = b->x + (int64_t)block * WINA_BLOCK;
         int32_t t = 0;
         for (; t + 4 <= b->n_tokens; t += 4)

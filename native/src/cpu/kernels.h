@@ -18,8 +18,8 @@
 
 enum { WINA_ACT_MAX = 32512 }; /* 127 * 256 */
 
-/* Kept inputs of one token in groups of four, per sub-block: groups first[s] .. first[s + 1). A last
- * group is filled up with zeros at a repeated input. */
+/* Kept inputs of one token in groups of four, per sub-block: groups first[s] .. first[s + 1). A
+ * last group is filled up with zeros at a repeated input. */
 typedef struct wina_quads {
     uint32_t *first; /* (n_sub + 1) */
     uint8_t *col;    /* (4 * n_quads) input inside its block of 32 */
@@ -39,11 +39,11 @@ typedef struct wina_act {
 /* The same for several tokens, with zeros where an input is not kept. */
 typedef struct wina_batch {
     int32_t n_tokens;
-    int64_t stride;  /* n_cols rounded up to 32 */
-    float *x;        /* (n_tokens, stride) masked */
+    int64_t stride;        /* n_cols rounded up to 32 */
+    float *x;              /* (n_tokens, stride) masked */
     int8_t *hi[2], *lo[2]; /* [0]: sub-blocks of 32, [1]: of 16; (n_tokens, stride) */
-    float *scale[2]; /* (n_tokens, n_sub) */
-    int32_t *sum[2]; /* (n_tokens, n_sub) */
+    float *scale[2];       /* (n_tokens, n_sub) */
+    int32_t *sum[2];       /* (n_tokens, n_sub) */
 } wina_batch;
 
 typedef struct wina_kernels {

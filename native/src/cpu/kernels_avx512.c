@@ -35,9 +35,9 @@ static inline __attribute__((always_inline)) void gemv_kind(const wina_panel *p,
             }
             if (values == 0 || strip % 2 == 0)
                 for (uint32_t i = 4 * p0; i < 4 * p1; i++)
-                    _mm_prefetch((const char *)(next + a->col[i] * p->col_bytes +
-                                                strip * strip_bytes),
-                                 _MM_HINT_T1);
+                    _mm_prefetch(
+                        (const char *)(next + a->col[i] * p->col_bytes + strip * strip_bytes),
+                        _MM_HINT_T1);
             add_sums(p, kind, scales, super, s % n_sub, strip, &sums, a->scale[s], a->sum[s],
                      y + (int64_t)strip * WINA_STRIP);
         }
@@ -48,9 +48,8 @@ static inline __attribute__((always_inline)) void gemv_kind(const wina_panel *p,
 
 static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_panel *p,
                                                                    const wina_act *act,
-                                                                   wina_scales kind,
-                                                                   int32_t strip0, int32_t strip1,
-                                                                   float *y) {
+                                                                   wina_scales kind, int32_t strip0,
+                                                                   int32_t strip1, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
     for (int32_t k = 0, k1; k < act->n_kept; k = k1) {
         const int32_t block = act->kept[k] / WINA_BLOCK;
@@ -63,8 +62,8 @@ static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_pa
             __m512 s0 = _mm512_loadu_ps(out), s1 = _mm512_loadu_ps(out + 16);
             __m512 s2 = _mm512_loadu_ps(out + 32), s3 = _mm512_loadu_ps(out + 48);
             for (int32_t i = k; i < k1; i++) {
-                const uint8_t *col = base + (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes +
-                                     strip * 64 * size;
+                const uint8_t *col =
+                    base + (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes + strip * 64 * size;
                 __m512 x = _mm512_set1_ps(act->x[act->kept[i]]);
                 s0 = _mm512_fmadd_ps(load_floats(col, kind), x, s0);
                 s1 = _mm512_fmadd_ps(load_floats(col + 16 * size, kind), x, s1);
@@ -88,8 +87,7 @@ static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t strip0
                         float *y) {
     const wina_layout *l = p->layout;
     const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
-    memset(y + (int64_t)strip0 * WINA_STRIP, 0,
-           (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
+    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
     switch (l->scales) {
     case WINA_SCALES_F32:
         gemv_floats_kind(p, act, WINA_SCALES_F32, strip0, strip1, y);

@@ -1,7 +1,7 @@
-/* kernels_generic: every kernel in plain C, written so that a compiler can vectorise it. Included by
- * kernels_c.c (the reference) and by the files of instruction sets, which compile it with their own
- * flags and then overlay what they do better by hand. The results are the same bits everywhere: see
- * kernels.h for the order of every sum.
+/* kernels_generic: every kernel in plain C, written so that a compiler can vectorise it. Included
+ * by kernels_c.c (the reference) and by the files of instruction sets, which compile it with their
+ * own flags and then overlay what they do better by hand. The results are the same bits everywhere:
+ * see kernels.h for the order of every sum.
  */
 #include <float.h>
 #include <math.h>
@@ -136,8 +136,8 @@ static void add(float *y, const float *x, int32_t n) {
 
 /* ---- activations -------------------------------------------------------------------------- */
 
-/* Scale of a sub-block whose largest magnitude is amax, and the factor that rounds by it. Values that
- * are not finite make the scale NaN, so that the result is NaN and not garbage. */
+/* Scale of a sub-block whose largest magnitude is amax, and the factor that rounds by it. Values
+ * that are not finite make the scale NaN, so that the result is NaN and not garbage. */
 static inline float activation_scale(float amax, float *inverse) {
     if (!(amax <= FLT_MAX)) {
         *inverse = 0.0f;
@@ -305,8 +305,7 @@ static void gemv_floats(const wina_panel *p, const wina_act *act, int32_t strip0
 
 static void gemv(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
                  float *y) {
-    memset(y + (int64_t)strip0 * WINA_STRIP, 0,
-           (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
+    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
     if (p->layout->low_bits >= 16) {
         gemv_floats(p, act, strip0, strip1, y);
         return;
@@ -339,10 +338,9 @@ static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t st
                         int64_t y_stride) {
     for (int32_t c = 0; c < p->n_cols; c++) {
         float w[WINA_STRIP];
-        unpack_floats(p,
-                      wina_panel_block(p, c / WINA_BLOCK) +
-                          (uint64_t)(c % WINA_BLOCK) * p->col_bytes,
-                      strip, w);
+        unpack_floats(
+            p, wina_panel_block(p, c / WINA_BLOCK) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes,
+            strip, w);
         for (int32_t t = 0; t < batch->n_tokens; t++) {
             float x = batch->x[t * batch->stride + c];
             float *out = y + t * y_stride + (int64_t)strip * WINA_STRIP;

@@ -12,9 +12,9 @@ typedef struct job {
     int64_t in_stride;
     float *out; /* (n_tokens, out_stride), rows as in the group */
     int64_t out_stride;
-    bool residual;   /* the result is added to x */
-    int32_t n_masks; /* kept lists per token: 1, or one per projection */
-    int32_t mask;    /* under way in a batch */
+    bool residual;           /* the result is added to x */
+    int32_t n_masks;         /* kept lists per token: 1, or one per projection */
+    int32_t mask;            /* under way in a batch */
     bool floats, by32, by16; /* kinds of activations its panels read */
 } job;
 
@@ -258,25 +258,41 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
 }
 
 /* The output matrix is a group of one projection that is never sparse. */
+static wina_group_weights output_group(const wina_model *model) {
+    const wina_weights *w = &model->weights;
+    wina_group_weights g = {.n_in = model->config.n_embd,
+                            .n_out = w->output.n_rows,
+                            .n_projections = 1,
+                            .n_panels = 1,
+                            .panels = {w->output}};
+    g.projections[0] = (wina_projection){.n_rows = model->config.n_vocab,
+                                         .row_bits = wina_layout_bits(w->output.layout)};
+    return g;
+}
+
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
     wina_cpu *c = (wina_cpu *)backend;
-    const wina_weights *w = &backend->model->weights;
     const wina_config *f = &backend->model->config;
+    const wina_group_weights g = output_group(backend->model);
     const int32_t n_all = c->n_tokens;
-    wina_group_weights g = {.n_in = f->n_embd, .n_out = w->output.n_rows, .n_projections = 1,
-                            .n_panels = 1, .panels = {w->output}};
-    g.projections[0] = (wina_projection){.n_rows = f->n_vocab,
-                                         .row_bits = wina_layout_bits(w->output.layout)};
-    for (int32_t t = from; t < n_all; t++)
-        c->kernels.rms_norm(c->h + (int64_t)(t - from) * f->n_embd, c->x + (int64_t)t * f->n_embd,
-                            w->output_norm, f->n_embd, f->rms_eps);
-    c->n_tokens = n_all - from;
-    c->n_dense = c->n_tokens;
-    job j = {.cpu = c, .group = &g, .in = c->h, .in_stride = f->n_embd, .out = c->out,
-             .out_stride = g.n_out, .n_masks = 1};
-    run(&j);
-    for (int32_t t = 0; t < c->n_tokens; t++)
-        memcpy(out + (int64_t)t * f->n_vocab, c->out + (int64_t)t * g.n_out,
-               (size_t)f->n_vocab * sizeof *out);
+    for (int32_t begin = from, n; begin < n_all; begin += n) {
+        n = n_all - begin < WINA_HEAD_BATCH ? n_all - begin : WINA_HEAD_BATCH;
+        for (int32_t t = 0; t < n; t++)
+            c->kernels.rms_norm(c->h + (int64_t)t * f->n_embd,
+                                c->x + (int64_t)(begin + t) * f->n_embd,
+                                backend->model->weights.output_norm, f->n_embd, f->rms_eps);
+        c->n_tokens = c->n_dense = n;
+        job j = {.cpu = c,
+                 .group = &g,
+                 .in = c->h,
+                 .in_stride = f->n_embd,
+                 .out = c->out,
+                 .out_stride = g.n_out,
+                 .n_masks = 1};
+        run(&j);
+        for (int32_t t = 0; t < n; t++)
+            memcpy(out + (int64_t)(begin - from + t) * f->n_vocab, c->out + (int64_t)t * g.n_out,
+                   (size_t)f->n_vocab * sizeof *out);
+    }
     c->n_tokens = n_all;
 }

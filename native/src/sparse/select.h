@@ -1,9 +1,9 @@
 /* select: which inputs of a projection group are kept for one token.
  *
- * score_i = |x_i| * norm_i (or |x_i|); the budget's number of inputs with the largest scores is kept,
- * exactly, ties going to the lower index, and listed in rising order. Scores are not negative, so
- * their order is that of their bits: the threshold is found by counting leading bits, then the rest
- * among the few candidates that share them. */
+ * score_i = |x_i| * norm_i (or |x_i|); the budget's number of inputs with the largest scores is
+ * kept, exactly, ties going to the lower index, and listed in rising order. Scores are not
+ * negative, so their order is that of their bits: the threshold is found by counting leading bits,
+ * then the rest among the few candidates that share them. */
 #ifndef WINA_SELECT_H
 #define WINA_SELECT_H
 
