@@ -70,8 +70,10 @@ def _open() -> tuple[cffi.FFI, Any]:
     declarations, wanted = _parse_header(header.read_text(encoding="utf-8"), str(header))
     builder = cffi.FFI()
     builder.cdef(declarations)
+    # Never unloaded: at exit, threads of a model that is still open may be inside the library.
+    flags = builder.RTLD_NOW | getattr(builder, "RTLD_NODELETE", 0)
     try:
-        library = builder.dlopen(str(path))
+        library = builder.dlopen(str(path), flags)
         found = library.wina_abi_version()
     except (OSError, AttributeError) as error:
         raise errors.LibraryError(f"cannot use {path}: {error}") from error

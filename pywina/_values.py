@@ -1,7 +1,9 @@
-"""Checks of what callers pass in: everything that reaches the native library is in range."""
+"""Checks of what callers pass in: everything that reaches the native library is in range. And text
+that comes out of it."""
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
@@ -48,6 +50,16 @@ def utf8(name: str, text: object) -> bytes:
         raise ArgumentError(
             f"{name} has a lone surrogate at character {error.start}: it is not valid text"
         ) from error
+
+
+codecs.register_error(
+    "pywina.bytes", lambda error: ("\ufffd" * (error.end - error.start), error.end)
+)
+
+
+def text_of(data: bytes) -> str:
+    """UTF-8 as text, each invalid byte as U+FFFD: the rule of the native streams."""
+    return data.decode("utf-8", "pywina.bytes")
 
 
 def token_ids(name: str, tokens: Iterable[int], n_vocab: int) -> list[int]:

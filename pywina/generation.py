@@ -234,7 +234,7 @@ class Stream(Iterator[Chunk]):
             check(lib.wina_stream_next(self._pointer, native))
             if native.finish != lib.WINA_FINISH_NONE or native.token >= 0 or native.n_bytes:
                 break
-        text = ffi.buffer(native.text, native.n_bytes)[:].decode("utf-8", "replace")
+        text = _values.text_of(ffi.buffer(native.text, native.n_bytes)[:])
         token = native.token if native.token >= 0 else None
         if token is not None:
             self.tokens.append(token)

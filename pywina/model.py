@@ -267,8 +267,8 @@ class Model:
                 capacity = count[0]
 
     def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
-        """Text of tokens. Bytes that are no whole character become U+FFFD."""
-        return self.detokenize_bytes(tokens, special=special).decode("utf-8", "replace")
+        """Text of tokens. Bytes that are no whole character become U+FFFD, one for each."""
+        return _values.text_of(self.detokenize_bytes(tokens, special=special))
 
     def is_eog(self, token: int) -> bool:
         """True if the token ends an answer."""

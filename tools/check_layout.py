@@ -29,14 +29,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dtype", "dequant", "pairmap"),
     ("gguf", "gguf_value"),
     ("pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
-    ("config", "pack", "sampler"),
+    ("config", "pack", "sampler", "textcut"),
     ("weights",),
     ("model",),
     ("backend",),
     ("cpu", "cuda"),
     ("forward",),
     ("session",),
-    ("stream", "generate"),
+    ("stream",),
     ("api",),
 )
 
