@@ -82,7 +82,11 @@ test-native: $(TESTS)
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "pywina needs Python 3.11 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@# Debian splits venv's copy of pip off into python3-venv; an installed pip will do as well.
+	$(PYTHON) -m venv $(VENV) || \
+	    { $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	      $(PYTHON) -m pip --python $@ install --quiet pip; } || \
+	    { rm -rf $(VENV); echo "cannot make $(VENV): install python3-venv or python3-pip" >&2; exit 1; }
 
 # Stamps: installing again is needed only when the project file changes.
 $(VENV)/.installed: pyproject.toml tools/hatch_build.py | $(VENV)/bin/python native

@@ -52,9 +52,12 @@ def utf8(name: str, text: object) -> bytes:
         ) from error
 
 
-codecs.register_error(
-    "pywina.bytes", lambda error: ("\ufffd" * (error.end - error.start), error.end)
-)
+def _replace_bytes(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error("pywina.bytes", _replace_bytes)
 
 
 def text_of(data: bytes) -> str:
@@ -66,7 +69,7 @@ def token_ids(name: str, tokens: Iterable[int], n_vocab: int) -> list[int]:
     """tokens as a list of ints in [0, n_vocab); empty lists pass."""
     if isinstance(tokens, (str, bytes)):
         raise ArgumentError(f"{name} is text; give a sequence of token ids")
-    result = []
+    result: list[int] = []
     for i, token in enumerate(tokens):
         if isinstance(token, bool) or not isinstance(token, Integral):
             raise ArgumentError(f"{name}[{i}] is {token!r}; give token ids, whole numbers")

@@ -189,7 +189,7 @@ class Stream(Iterator[Chunk]):
         self._params = params
         self._sparsity = sparsity
         self._pointer: Any = None
-        self._finalizer: weakref.finalize | None = None
+        self._finalizer: weakref.finalize[..., Stream] | None = None
         self._started = 0.0
         self._prompt_tokens = len(tokens)
         self.finish_reason: FinishReason | None = None

@@ -90,7 +90,8 @@ def _fields(struct: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _text(buffer: Any) -> str:
-    return ffi.string(buffer).decode("utf-8", "replace")
+    data: bytes = ffi.string(buffer)
+    return data.decode("utf-8", "replace")
 
 
 class _Progress:
@@ -263,7 +264,7 @@ class Model:
                 )
                 if status != lib.WINA_E_SPACE:
                     check(status)
-                    return ffi.buffer(text, count[0])[:]
+                    return bytes(ffi.buffer(text, count[0]))
                 capacity = count[0]
 
     def detokenize(self, tokens: Iterable[int], *, special: bool = False) -> str:
@@ -358,7 +359,7 @@ class Model:
             if status == lib.WINA_E_ARGUMENT:
                 return None
             check(status)
-            return ffi.buffer(text[0], size[0])[:].decode("utf-8", "replace")
+            return bytes(ffi.buffer(text[0], size[0])).decode("utf-8", "replace")
 
     def _token_text(self, token: int | None) -> str:
         return "" if token is None else self.detokenize([token], special=True)

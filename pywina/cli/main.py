@@ -23,6 +23,8 @@ from ..generation import Params
 from ..sparsity import Mask, Method
 from . import chat, demo, fetch, run
 
+Handler = Callable[[argparse.Namespace], int]
+
 _BAD_INPUT = (
     ArgumentError,
     ContextError,
@@ -102,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pywina {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def add(name: str, text: str, handler: Callable[[argparse.Namespace], int]):
+    def add(name: str, text: str, handler: Handler) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.set_defaults(handler=handler)
         return command
@@ -144,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
     args = build_parser().parse_args(argv)
     try:
-        return args.handler(args)
+        handler: Handler = args.handler
+        return handler(args)
     except _BAD_INPUT as error:
         return _fail(str(error), 2)
     except WinaError as error:

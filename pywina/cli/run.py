@@ -14,7 +14,7 @@ from .common import generate_options, load_model, print_stream, summary
 
 def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
-        return args.prompt
+        return str(args.prompt)
     if sys.stdin.isatty():
         raise ArgumentError("no prompt: give -p TEXT, or pipe the text in")
     return sys.stdin.read()

@@ -64,6 +64,20 @@ def test_the_header_compiles_alone(
     assert result.returncode == 0, result.stderr
 
 
+def test_the_examples_of_the_readme_compile(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    compile(blocks["python"], "README.md", "exec")
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed")
+    source = tmp_path / "example.c"
+    source.write_text(blocks["c"])
+    command = ["cc", "-std=c11", "-Wall", "-Wextra", "-Werror", "-I", str(HEADER.parent)]
+    command += ["-c", str(source), "-o", str(tmp_path / "example.o")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_versions_agree() -> None:
     assert lib.wina_abi_version() == ABI
     assert ffi.string(lib.wina_version()).decode() == pywina.__version__
