@@ -37,6 +37,7 @@ def generate_options(args: argparse.Namespace) -> GenerateOptions:
         frequency_penalty=args.frequency_penalty,
         seed=args.seed,
         stop=args.stop,
+        ignore_eog=args.ignore_eog,
     )
 
 

@@ -93,6 +93,7 @@ def _add_sampling(parser: argparse.ArgumentParser, *, n: int | None, temp: float
         )
     group.add_argument("-s", "--seed", type=int, metavar="SEED", help="default: a random one")
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be given repeatedly")
+    group.add_argument("--ignore-eog", action="store_true", help="go on past the answer's end")
 
 
 def build_parser() -> argparse.ArgumentParser:

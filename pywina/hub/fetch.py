@@ -57,6 +57,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     if text in CATALOG:
+        if not CATALOG[text].runnable:
+            raise UnsupportedError(f"{text} can be fetched, but its architecture cannot be run yet")
         return fetch(text)
     known = ", ".join(CATALOG)
     if _HUB_ID.fullmatch(text) and not text.endswith(".gguf") and not path.parent.is_dir():
