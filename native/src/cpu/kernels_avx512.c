@@ -83,7 +83,7 @@ static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_pa
     }
 }
 
-static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
+static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
                         float *y) {
     const wina_layout *l = p->layout;
     const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
@@ -122,6 +122,15 @@ static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t strip0
         gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, strip0, strip1, y);
         break;
     }
+}
+
+/* Rows are walked in tiles: a block of 32 inputs of a tile is 256 KiB, so that it and the next one,
+ * which is being fetched, fit into the second-level cache together with the sums. */
+static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
+                        float *y) {
+    const int32_t tile = (int32_t)(1024 / wina_layout_bits(p->layout));
+    for (int32_t s = strip0; s < strip1; s += tile)
+        gemv_tile(p, act, s, s + tile < strip1 ? s + tile : strip1, y);
 }
 
 void wina_kernels_init_avx512(wina_kernels *k) {
