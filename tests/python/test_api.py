@@ -364,7 +364,7 @@ def test_close_stops_a_generation_of_another_thread(write_model: Write) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     started.wait()
-    while model.info is None or model._handle._runner is None:
+    while model._handle._runner is None and thread.is_alive():
         pass
     model.close()
     thread.join(10)
