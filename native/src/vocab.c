@@ -216,9 +216,7 @@ static const struct {
     {"<|EOT|>", false},
     {"<end_of_turn>", false},
     {"<end_of_utterance>", false},
-    {"<\xEF\xBD\x9C"
-     "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
-     false},
+    {"<\uFF5Cend\u2581of\u2581sentence\uFF5C>", false},
     {"<EOT>", true},
     {"_<EOT>", true},
     {"[EOT]", true},
@@ -228,10 +226,8 @@ static const struct {
     {"<|fim_pad|>", true}, /* code models end a completion with these */
     {"<fim_pad>", true},
     {"<|repo_name|>", true},
-    {"<repo_name>", true},
     {"<reponame>", true},
     {"<|file_sep|>", true},
-    {"<file_sep>", true},
 };
 
 /* A token that ends a generation is a control token even where the file calls it something else:
