@@ -113,14 +113,14 @@ typedef struct wina_model_info {
     int32_t n_head_kv;
     int32_t head_dim;
     int32_t n_ff;
-    int32_t bos_token; /* -1 if none */
-    int32_t eos_token; /* -1 if none */
-    int32_t add_bos;   /* 1: prompts start with bos_token */
+    int32_t bos_token;   /* -1 if none */
+    int32_t eos_token;   /* -1 if none */
+    int32_t add_bos;     /* 1: prompts start with bos_token */
     int32_t tied_output; /* 1: the output matrix is the token embedding */
-    int64_t n_params;  /* number of weights in all tensors */
+    int64_t n_params;    /* number of weights in all tensors */
     int64_t file_bytes;
-    int64_t weight_bytes; /* memory of the packed weights, padding included */
-    int64_t sparse_bytes; /* of these, bytes in groups that sparsity applies to */
+    int64_t weight_bytes;       /* memory of the packed weights, padding included */
+    int64_t sparse_bytes;       /* of these, bytes in groups that sparsity applies to */
     int64_t kv_bytes_per_token; /* key and value cache, float16 */
 } wina_model_info;
 
@@ -140,9 +140,9 @@ int32_t wina_model_get_meta_string(const wina_model *model, const char *key, con
 
 typedef struct wina_tensor_info {
     char name[256];
-    char type[16];  /* "Q4_0", "F32", ... */
+    char type[16]; /* "Q4_0", "F32", ... */
     int32_t n_dims;
-    int64_t ne[4];  /* GGUF order: ne[0] = inputs (cols), ne[1] = outputs (rows) */
+    int64_t ne[4]; /* GGUF order: ne[0] = inputs (cols), ne[1] = outputs (rows) */
     int64_t n_bytes;
 } wina_tensor_info;
 
@@ -342,8 +342,8 @@ int32_t wina_stream_create(wina_session *session, const wina_stream_params *para
 void wina_stream_free(wina_stream *stream);
 
 typedef struct wina_chunk {
-    const char *text;   /* whole characters, n_bytes long; may be empty; valid until the next
-                         * call on the stream */
+    const char *text; /* whole characters, n_bytes long; may be empty; valid until the next
+                       * call on the stream */
     size_t n_bytes;
     int32_t token;       /* the token just chosen; -1 if none was */
     int32_t finish;      /* wina_finish; the last chunk may carry text too */

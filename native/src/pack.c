@@ -45,8 +45,8 @@ int32_t wina_panel_plan(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_pan
     p.n_cols = (int32_t)n_cols;
     p.n_blocks = (int32_t)((n_cols + WINA_BLOCK - 1) / WINA_BLOCK);
     p.col_bytes = round_up(rows * wina_layout_bits(l) / 8, 32);
-    /* A kernel walks the same strip of many inputs at once. An odd number of cache lines between them
-     * spreads these over all sets of the caches. */
+    /* A kernel walks the same strip of many inputs at once. An odd number of cache lines between
+     * them spreads these over all sets of the caches. */
     if (p.col_bytes >= 1024 && p.col_bytes % 128 == 0)
         p.col_bytes += 64;
     p.block_bytes = round_up(p.col_bytes * WINA_BLOCK + rows * l->scale_bytes, 64);

@@ -84,7 +84,7 @@ static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_pa
 }
 
 static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                        float *y) {
+                      float *y) {
     const wina_layout *l = p->layout;
     const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
     memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);

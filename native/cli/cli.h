@@ -1,0 +1,65 @@
+/* cli: what the commands of the `wina` program share. Text goes to stdout, notes to stderr. A
+ * command returns the exit code: 0 done, 1 failed while running, 2 bad input or usage, 130
+ * interrupted. */
+#ifndef WINA_CLI_H
+#define WINA_CLI_H
+
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "wina.h"
+
+enum { EXIT_RUN = 1, EXIT_INPUT = 2, EXIT_INTERRUPTED = 130 };
+
+/* Everything that can be said on a command line, with its default. */
+typedef struct cli_options {
+    const char *model, *prompt, *file;
+    int64_t n_predict; /* -1: to the end */
+    int64_t n_prompt;  /* of bench */
+    int64_t ctx, threads, batch, repetitions, depth, chunks, dense_prefix;
+    wina_sampler_params sampler;
+    wina_sparsity sparsity;
+    const char *sparsities; /* list, of bench */
+    const char **stops;
+    int32_t n_stops;
+    bool json, special, ignore_eog, no_kld, verbose;
+} cli_options;
+
+int cli_run(const cli_options *o);
+int cli_tokenize(const cli_options *o);
+int cli_inspect(const cli_options *o);
+int cli_perplexity(const cli_options *o);
+int cli_bench(const cli_options *o);
+
+/* Prints "wina: " and the message; returns EXIT_INPUT. */
+int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Reports wina_error() of a failed call; returns the exit code for its status. */
+int cli_report(int32_t status);
+
+/* The prompt (-p) or the file (-f, "-" is stdin), owned by the caller. NULL after a message. */
+char *cli_read_text(const cli_options *o, size_t *n_bytes);
+/* Tokens of a text, owned by the caller. NULL after a message; *code is the exit code. */
+int32_t *cli_tokens(const wina_model *model, const char *text, size_t n_bytes, int32_t flags,
+                    size_t *n_tokens, int *code);
+
+const char *cli_method_name(int32_t method);
+const char *cli_mask_name(int32_t mask);
+double cli_now(void); /* seconds */
+
+/* SIGINT ends the evaluation under way; true once it came. */
+void cli_catch_interrupt(wina_session *session);
+bool cli_interrupted(void);
+
+/* json.c: values written as they come. key may be NULL (inside an array). */
+typedef struct json {
+    FILE *out;
+    bool comma; /* the next value needs one before it */
+} json;
+void json_open(json *j, const char *key, char bracket);
+void json_close(json *j, char bracket);
+void json_string(json *j, const char *key, const char *text, size_t n_bytes);
+void json_text(json *j, const char *key, const char *text);
+void json_int(json *j, const char *key, int64_t value);
+void json_number(json *j, const char *key, double value); /* null unless finite */
+
+#endif
