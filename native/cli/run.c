@@ -73,7 +73,7 @@ static double rate(int64_t n, double seconds) {
 }
 
 static void report(const cli_options *o, const generation *g, wina_session *session,
-                   size_t n_prompt, double load_s) {
+                   size_t n_prompt, double load_s, int64_t seed) {
     wina_stats s;
     wina_session_get_stats(session, &s);
     double prefill = rate(s.n_prefill, s.prefill_s), decode = rate(s.n_decode, s.decode_s);
@@ -99,6 +99,7 @@ static void report(const cli_options *o, const generation *g, wina_session *sess
     json_number(&j, "prefill_tok_s", prefill);
     json_number(&j, "decode_tok_s", decode);
     json_close(&j, '}');
+    json_int(&j, "seed", seed);
     json_number(&j, "sparsity", (double)o->sparsity.sparsity);
     json_text(&j, "method", cli_method_name(o->sparsity.method));
     json_text(&j, "mask", cli_mask_name(o->sparsity.mask));
@@ -106,6 +107,16 @@ static void report(const cli_options *o, const generation *g, wina_session *sess
     json_int(&j, "n_threads", wina_session_n_threads(session));
     json_close(&j, '}');
     putchar('\n');
+}
+
+/* A random seed, drawn here so that it can be told. */
+static int64_t draw_seed(void) {
+    wina_sampler *sampler = NULL;
+    int64_t seed = 0;
+    if (wina_sampler_create(NULL, &sampler) == WINA_OK)
+        seed = wina_sampler_seed(sampler);
+    wina_sampler_free(sampler);
+    return seed;
 }
 
 static int run_prompt(const cli_options *o, const wina_model *model, const char *text,
@@ -132,6 +143,8 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
     sp.n_tokens = (int32_t)n_tokens;
     sp.max_tokens = (int32_t)o->n_predict;
     sp.sampler = o->sampler;
+    if (sp.sampler.seed < 0)
+        sp.sampler.seed = draw_seed();
     sp.stop = o->stops;
     sp.n_stop = o->n_stops;
     sp.special = o->special;
@@ -147,7 +160,7 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
         cli_catch_interrupt(session);
         status = generate(stream, o, &g);
         if (status == WINA_OK || status == WINA_E_CANCELLED)
-            report(o, &g, session, n_tokens, load_s);
+            report(o, &g, session, n_tokens, load_s, sp.sampler.seed);
     }
     code = status == WINA_OK ? 0 : cli_report(status);
     cli_catch_interrupt(NULL);
