@@ -1,6 +1,7 @@
 /* bpe: byte-level BPE (tokenizer.ggml.model "gpt2"). Every byte has a printable stand-in character,
  * and the vocabulary is written in those; a pre-tokenizer cuts the text into words, and inside a
- * word the pair that comes first in tokenizer.ggml.merges is joined first. */
+ * word the pair that comes first in tokenizer.ggml.merges is joined first. Text is not normalised
+ * (Qwen's own tokenizer brings it to NFC first; GGUF has no key for that). */
 #ifndef WINA_BPE_H
 #define WINA_BPE_H
 
