@@ -19,7 +19,8 @@ static bool append(generation *g, const wina_chunk *c) {
             return false;
         g->text = text;
     }
-    memcpy(g->text + g->n_bytes, c->text, c->n_bytes);
+    if (c->n_bytes > 0)
+        memcpy(g->text + g->n_bytes, c->text, c->n_bytes);
     g->n_bytes += c->n_bytes;
     if (c->token < 0 || c->finish == WINA_FINISH_EOG)
         return true;
