@@ -53,7 +53,7 @@ static int32_t repeat(const bench *b, bool decode, int32_t n, double *seconds) {
     double start = cli_now();
     if (!decode && status == WINA_OK)
         status = wina_session_prefill(b->session, b->tokens, n);
-    for (int32_t i = 0; decode && i < n && status == WINA_OK; i++)
+    for (int32_t i = 0; decode && i < n && status == WINA_OK && !cli_interrupted(); i++)
         status = wina_session_decode(b->session, b->tokens[depth + i]);
     *seconds = cli_now() - start;
     return status;
@@ -62,20 +62,26 @@ static int32_t repeat(const bench *b, bool decode, int32_t n, double *seconds) {
 static void print_row(const bench *b, const char *test, float sparsity, double mean, double sd) {
     wina_stats s;
     wina_session_get_stats(b->session, &s);
+    if (s.n_decode == 0)
+        s.bytes_per_token = NAN; /* a batch shares what it reads: null in the row of a prompt */
     double gb_s = s.bytes_per_token * mean / 1e9;
     char hash[17];
     snprintf(hash, sizeof hash, "%016" PRIx64, hash_logits(b));
     int32_t n_threads = wina_session_n_threads(b->session);
     if (!b->json) {
-        printf("| %-8s | %8.2f | %6.3f | %7d | %8.2f ± %-6.2f | %9.1f | %6.2f | %s |\n", test,
-               (double)sparsity, s.kept_fraction, n_threads, mean, sd, s.bytes_per_token / 1e6,
-               gb_s, hash);
+        char mb[16] = "-", gb[16] = "-";
+        if (s.n_decode) {
+            snprintf(mb, sizeof mb, "%.1f", s.bytes_per_token / 1e6);
+            snprintf(gb, sizeof gb, "%.2f", gb_s);
+        }
+        printf("| %-8s | %8.2f | %6.3f | %7d | %8.2f ± %-6.2f | %8s | %6s | %s |\n", test,
+               (double)sparsity, s.kept_fraction, n_threads, mean, sd, mb, gb, hash);
         fflush(stdout);
         return;
     }
     json_open(b->json, NULL, '{');
     json_text(b->json, "test", test);
-    json_number(b->json, "sparsity", (double)sparsity);
+    json_float(b->json, "sparsity", sparsity);
     json_number(b->json, "kept_fraction", s.kept_fraction);
     json_int(b->json, "n_threads", n_threads);
     json_number(b->json, "tok_s", mean);
@@ -84,6 +90,9 @@ static void print_row(const bench *b, const char *test, float sparsity, double m
     json_number(b->json, "gb_s", gb_s);
     json_text(b->json, "logits_hash", hash);
     json_text(b->json, "backend", wina_cpu_name());
+    json_text(b->json, "method", cli_method_name(b->o->sparsity.method));
+    json_text(b->json, "mask", cli_mask_name(b->o->sparsity.mask));
+    json_int(b->json, "depth", b->o->depth);
     json_close(b->json, '}');
 }
 
@@ -119,9 +128,10 @@ static int32_t measure_all(const bench *b, const float *sparsities, int n) {
                "|----------|---------:|-------:|--------:|------------------:|---------:|-------:|"
                "------------------|\n");
     for (int i = 0; i < n && status == WINA_OK; i++) {
-        /* Prompts are dense by default: one row says it all. */
-        if (n_prompt > 0 && (i == 0 || b->o->sparsity.prefill))
-            status = measure(b, false, n_prompt, sparsities[i]);
+        /* Prompts are dense by default: one row, at sparsity 0, says it all. */
+        bool sparse = b->o->sparsity.prefill != 0;
+        if (n_prompt > 0 && (i == 0 || sparse))
+            status = measure(b, false, n_prompt, sparse ? sparsities[i] : 0);
         if (n_gen > 0 && status == WINA_OK)
             status = measure(b, true, n_gen, sparsities[i]);
     }
@@ -134,25 +144,24 @@ int cli_bench(const cli_options *o) {
     if (!parse_list(o->sparsities, sparsities, &n))
         return EXIT_INPUT;
     wina_model *model = NULL;
-    wina_model_params mp;
-    wina_model_params_init(&mp);
-    mp.n_threads = (int32_t)o->threads;
     wina_session_params sp;
     wina_session_params_init(&sp);
     int64_t need = o->depth + o->n_predict > o->n_prompt ? o->depth + o->n_predict : o->n_prompt;
+    if (o->ctx && o->ctx < need)
+        return cli_fail("--ctx-size: %lld is too small, the tests need %lld", (long long)o->ctx,
+                        (long long)need);
     sp.n_ctx = (int32_t)(o->ctx ? o->ctx : need > 0 ? need : 1);
     sp.n_threads = (int32_t)o->threads;
     sp.n_batch = (int32_t)o->batch;
     bench b = {.o = o};
     int32_t *tokens = NULL;
-    int32_t status = wina_model_load(o->model, &mp, &model);
+    int32_t status = cli_load(o, NULL, &model);
     if (status == WINA_OK)
         status = wina_session_create(model, &sp, &b.session);
     if (status == WINA_OK && !(tokens = malloc((size_t)(need + 1) * sizeof *tokens))) {
         wina_session_free(b.session);
         wina_model_free(model);
-        cli_fail("out of memory: tokens");
-        return EXIT_RUN;
+        return cli_no_memory("tokens");
     }
     if (status == WINA_OK) {
         wina_model_info info;
@@ -164,7 +173,7 @@ int cli_bench(const cli_options *o) {
             tokens[i] = (int32_t)((state >> 8) % (uint32_t)info.n_vocab);
         }
         b.tokens = tokens;
-        cli_catch_interrupt(b.session);
+        cli_interrupt_session(b.session);
         json j = {.out = stdout};
         b.json = o->json ? &j : NULL;
         if (b.json)
@@ -172,7 +181,7 @@ int cli_bench(const cli_options *o) {
         status = measure_all(&b, sparsities, n);
         if (b.json)
             json_close(&j, ']'), putchar('\n');
-        cli_catch_interrupt(NULL);
+        cli_interrupt_session(NULL);
     }
     int code = status == WINA_OK ? 0 : cli_report(status);
     free(tokens);

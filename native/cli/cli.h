@@ -33,11 +33,18 @@ int cli_bench(const cli_options *o);
 
 /* Prints "wina: " and the message; returns EXIT_INPUT. */
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Says that there is no memory for something; returns EXIT_RUN. */
+int cli_no_memory(const char *what);
 /* Reports wina_error() of a failed call; returns the exit code for its status. */
 int cli_report(int32_t status);
 
-/* The prompt (-p) or the file (-f, "-" is stdin), owned by the caller. NULL after a message. */
-char *cli_read_text(const cli_options *o, size_t *n_bytes);
+/* Loads o->model, with its weights unless p says otherwise; SIGINT ends it with
+ * WINA_E_CANCELLED. p: NULL or parameters without progress. -v tells what was loaded. */
+int32_t cli_load(const cli_options *o, const wina_model_params *p, wina_model **model);
+
+/* The prompt (-p) or the file (-f, "-" is stdin), owned by the caller. NULL after a message;
+ * *code is the exit code. */
+char *cli_read_text(const cli_options *o, size_t *n_bytes, int *code);
 /* Tokens of a text, owned by the caller. NULL after a message; *code is the exit code. */
 int32_t *cli_tokens(const wina_model *model, const char *text, size_t n_bytes, int32_t flags,
                     size_t *n_tokens, int *code);
@@ -46,9 +53,14 @@ const char *cli_method_name(int32_t method);
 const char *cli_mask_name(int32_t mask);
 double cli_now(void); /* seconds */
 
-/* SIGINT ends the evaluation under way; true once it came. */
-void cli_catch_interrupt(wina_session *session);
+/* From cli_catch_interrupt on the first SIGINT is noted, and ends the evaluation under way in the
+ * session told last (NULL: none); a second one ends the program. */
+void cli_catch_interrupt(void);
+void cli_interrupt_session(wina_session *session);
 bool cli_interrupted(void);
+
+/* Prints text from a file with its control characters as spaces. */
+void cli_print_clean(const char *text, int width);
 
 /* json.c: values written as they come. key may be NULL (inside an array). */
 typedef struct json {
@@ -61,5 +73,6 @@ void json_string(json *j, const char *key, const char *text, size_t n_bytes);
 void json_text(json *j, const char *key, const char *text);
 void json_int(json *j, const char *key, int64_t value);
 void json_number(json *j, const char *key, double value); /* null unless finite */
+void json_float(json *j, const char *key, float value);   /* the same; as it was typed */
 
 #endif

@@ -1,3 +1,5 @@
+/* What the commands share: messages, loading, texts, tokens and SIGINT. The handler touches two
+ * variables only: a flag, and the session whose evaluation it cancels. */
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -17,11 +19,17 @@ int cli_fail(const char *format, ...) {
     return EXIT_INPUT;
 }
 
+int cli_no_memory(const char *what) {
+    cli_fail("out of memory: %s", what);
+    return EXIT_RUN;
+}
+
 int cli_report(int32_t status) {
     if (status == WINA_E_CANCELLED)
         return EXIT_INTERRUPTED;
     cli_fail("%s", wina_error());
-    return status == WINA_E_NUMERIC || status == WINA_E_MEMORY ? EXIT_RUN : EXIT_INPUT;
+    bool running = status == WINA_E_NUMERIC || status == WINA_E_MEMORY || status == WINA_E_STATE;
+    return running ? EXIT_RUN : EXIT_INPUT;
 }
 
 double cli_now(void) {
@@ -38,7 +46,45 @@ const char *cli_mask_name(int32_t mask) {
     return mask == WINA_MASK_PROJECTION ? "projection" : "group";
 }
 
-static char *read_stream(FILE *f, const char *name, size_t *n_bytes) {
+void cli_print_clean(const char *text, int width) {
+    int n = 0;
+    for (const char *p = text; *p; p++) {
+        putchar((unsigned char)*p < ' ' || *p == 0x7f ? ' ' : *p);
+        n += ((unsigned char)*p & 0xc0) != 0x80;
+    }
+    for (; n < width; n++)
+        putchar(' ');
+}
+
+static int32_t stop_load(float progress, void *user) {
+    (void)progress, (void)user;
+    return cli_interrupted();
+}
+
+int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_model **model) {
+    wina_model_params p;
+    wina_model_params_init(&p);
+    if (params)
+        p = *params;
+    p.n_threads = (int32_t)o->threads;
+    p.progress = stop_load;
+    double start = cli_now();
+    int32_t status = wina_model_load(o->model, &p, model);
+    if (status == WINA_OK && o->verbose) {
+        wina_model_info info;
+        wina_model_get_info(*model, &info);
+        fprintf(stderr,
+                "wina: %s: %s, %lld weights, %d layers, width %d, %d tokens; file %.1f MB, packed "
+                "%.1f MB; loaded in %.3f s\n",
+                o->model, info.architecture, (long long)info.n_params, info.n_layer, info.n_embd,
+                info.n_vocab, (double)info.file_bytes / 1e6, (double)info.weight_bytes / 1e6,
+                cli_now() - start);
+    }
+    return status;
+}
+
+/* NULL if there is no memory or the stream cannot be read; *code says which. */
+static char *read_stream(FILE *f, const char *name, size_t *n_bytes, int *code) {
     size_t n = 0, capacity = 1 << 16;
     char *text = malloc(capacity);
     while (text) {
@@ -54,9 +100,9 @@ static char *read_stream(FILE *f, const char *name, size_t *n_bytes) {
         }
     }
     if (!text)
-        cli_fail("out of memory: %s", name);
+        *code = cli_no_memory(name);
     if (text && ferror(f)) {
-        cli_fail("cannot read %s: %s", name, strerror(errno));
+        *code = cli_fail("cannot read %s: %s", name, strerror(errno));
         free(text);
         text = NULL;
     }
@@ -64,7 +110,8 @@ static char *read_stream(FILE *f, const char *name, size_t *n_bytes) {
     return text;
 }
 
-char *cli_read_text(const cli_options *o, size_t *n_bytes) {
+char *cli_read_text(const cli_options *o, size_t *n_bytes, int *code) {
+    *code = EXIT_INPUT;
     if (o->prompt && o->file) {
         cli_fail("give either --prompt or --file");
         return NULL;
@@ -74,6 +121,8 @@ char *cli_read_text(const cli_options *o, size_t *n_bytes) {
         char *copy = malloc(*n_bytes + 1);
         if (copy)
             memcpy(copy, o->prompt, *n_bytes + 1);
+        else
+            *code = cli_no_memory("prompt");
         return copy;
     }
     if (!o->file) {
@@ -81,13 +130,13 @@ char *cli_read_text(const cli_options *o, size_t *n_bytes) {
         return NULL;
     }
     if (strcmp(o->file, "-") == 0)
-        return read_stream(stdin, "standard input", n_bytes);
+        return read_stream(stdin, "standard input", n_bytes, code);
     FILE *f = fopen(o->file, "rb");
     if (!f) {
         cli_fail("cannot open %s: %s", o->file, strerror(errno));
         return NULL;
     }
-    char *text = read_stream(f, o->file, n_bytes);
+    char *text = read_stream(f, o->file, n_bytes, code);
     fclose(f);
     return text;
 }
@@ -98,7 +147,7 @@ int32_t *cli_tokens(const wina_model *model, const char *text, size_t n_bytes, i
     for (;;) {
         int32_t *tokens = malloc(capacity * sizeof *tokens);
         if (!tokens) {
-            *code = cli_fail("out of memory: tokens");
+            *code = cli_no_memory("tokens");
             return NULL;
         }
         int32_t status = wina_tokenize(model, text, n_bytes, flags, tokens, capacity, n_tokens);
@@ -113,18 +162,22 @@ int32_t *cli_tokens(const wina_model *model, const char *text, size_t n_bytes, i
     }
 }
 
-static wina_session *interruptible;
+static wina_session *volatile interruptible;
 static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int signal_number) {
     (void)signal_number;
     interrupted = 1;
-    if (interruptible)
-        wina_session_cancel(interruptible);
+    wina_session *session = interruptible;
+    if (session)
+        wina_session_cancel(session);
 }
 
-void cli_catch_interrupt(wina_session *session) {
+void cli_interrupt_session(wina_session *session) {
     interruptible = session;
+}
+
+void cli_catch_interrupt(void) {
     struct sigaction action = {.sa_handler = on_interrupt};
     action.sa_flags = (int)SA_RESETHAND; /* a second Ctrl-C ends the program */
     sigaction(SIGINT, &action, NULL);

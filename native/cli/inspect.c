@@ -1,4 +1,5 @@
-/* wina inspect */
+/* wina inspect: what a file holds and what it would take to run it. Nothing is packed, so it works
+ * on files that cannot be run, too. */
 #include <string.h>
 
 #include "cli.h"
@@ -14,7 +15,12 @@ static void inspect_json(const wina_model *model, const wina_model_info *info) {
         json_string(&j, NULL, key, strlen(key));
         fputc(':', stdout);
         j.comma = false;
-        json_text(&j, NULL, value);
+        const char *text;
+        size_t n_bytes;
+        if (wina_model_get_meta_string(model, key, &text, &n_bytes) == WINA_OK)
+            json_string(&j, NULL, text, n_bytes); /* whole, however long */
+        else
+            json_text(&j, NULL, value);
     }
     json_close(&j, '}');
     json_open(&j, "tensors", '[');
@@ -41,18 +47,24 @@ static void inspect_json(const wina_model *model, const wina_model_info *info) {
     json_text(&j, "architecture", info->architecture);
     json_int(&j, "n_params", info->n_params);
     json_int(&j, "n_ctx_train", info->n_ctx_train);
+    json_int(&j, "n_vocab", info->n_vocab);
+    json_int(&j, "n_layer", info->n_layer);
+    json_int(&j, "n_embd", info->n_embd);
+    json_int(&j, "n_head", info->n_head);
+    json_int(&j, "n_head_kv", info->n_head_kv);
+    json_int(&j, "head_dim", info->head_dim);
+    json_int(&j, "n_ff", info->n_ff);
     json_close(&j, '}');
     putchar('\n');
 }
 
 static void inspect_text(const wina_model *model, const wina_model_info *info) {
-    char key[256], value[512];
+    char key[256], value[121];
     for (int32_t i = 0; i < wina_model_meta_count(model); i++) {
         wina_model_get_meta(model, i, key, sizeof key, value, sizeof value);
-        for (char *p = value; *p; p++)
-            if ((unsigned char)*p < ' ')
-                *p = ' ';
-        printf("%-44s %.120s\n", key, value);
+        cli_print_clean(key, 45);
+        cli_print_clean(value, 0);
+        putchar('\n');
     }
     putchar('\n');
     for (int32_t i = 0; i < wina_model_tensor_count(model); i++) {
@@ -62,7 +74,8 @@ static void inspect_text(const wina_model *model, const wina_model_info *info) {
         for (int32_t d = 0; d < t.n_dims; d++)
             snprintf(shape + strlen(shape), sizeof shape - strlen(shape), "%s%lld", d ? " x " : "",
                      (long long)t.ne[d]);
-        printf("%-32s %-6s %16s %12lld bytes\n", t.name, t.type, shape, (long long)t.n_bytes);
+        cli_print_clean(t.name, 33);
+        printf("%-6s %16s %12lld bytes\n", t.type, shape, (long long)t.n_bytes);
     }
     printf("\n%lld weights in a file of %.1f MB\n", (long long)info->n_params,
            (double)info->file_bytes / 1e6);
@@ -79,7 +92,7 @@ int cli_inspect(const cli_options *o) {
     wina_model_params p;
     wina_model_params_init(&p);
     p.meta_only = 1;
-    int32_t status = wina_model_load(o->model, &p, &model);
+    int32_t status = cli_load(o, &p, &model);
     if (status != WINA_OK)
         return cli_report(status);
     wina_model_info info;

@@ -76,3 +76,11 @@ void json_number(json *j, const char *key, double value) {
     else
         fputs("null", j->out);
 }
+
+void json_float(json *j, const char *key, float value) {
+    separate(j, key);
+    if (isfinite(value))
+        fprintf(j->out, "%.7g", (double)value); /* 0.4, not 0.400000006 */
+    else
+        fputs("null", j->out);
+}

@@ -1,6 +1,5 @@
 /* wina: the command line of libwina. The table below holds every option once: its spelling, kind,
  * range, the commands that know it and its help. */
-#include <errno.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -123,17 +122,17 @@ static void print_usage(FILE *out, const command *c) {
 
 static bool parse_number(const option_row *row, const char *text, double *out) {
     char *end;
-    errno = 0;
+    bool whole = row->kind == INTEGER || row->kind == SEED;
+    /* Only these characters: strtod would take blanks, hexadecimal, "inf" and "nan" as well. */
+    const char *allowed = whole ? "+-0123456789" : "+-.0123456789eE";
     *out = strtod(text, &end);
-    bool whole = row->kind != INTEGER && row->kind != SEED;
-    if (end == text || *end || errno == ERANGE || !isfinite(*out) ||
-        (!whole && *out != floor(*out))) {
-        cli_fail("%s: \"%s\" is not %s", row->name, text, whole ? "a number" : "a whole number");
+    if (end == text || text[strspn(text, allowed)] || *end || !isfinite(*out)) {
+        cli_fail("%s: \"%s\" is not %s", row->name, text, whole ? "a whole number" : "a number");
         return false;
     }
     bool sparsity = row->offset == AT(sparsity.sparsity);
     if (*out < row->low || *out > row->high || (sparsity && *out >= 1)) {
-        cli_fail("%s: %s is outside %g..%g%s", row->name, text, row->low, row->high,
+        cli_fail("%s: %s is outside %.10g..%.16g%s", row->name, text, row->low, row->high,
                  sparsity ? " (1 excluded)" : "");
         return false;
     }
@@ -266,12 +265,14 @@ int main(int argc, char **argv) {
         cli_options o = {0};
         set_defaults(&o, COMMANDS[i].bit);
         o.stops = calloc((size_t)argc, sizeof *o.stops);
-        int code = o.stops ? parse(argc, argv, &COMMANDS[i], &o) : cli_fail("out of memory");
-        if (code < 0)
+        int code = o.stops ? parse(argc, argv, &COMMANDS[i], &o) : cli_no_memory("options");
+        if (code < 0) {
+            cli_catch_interrupt();
             code = COMMANDS[i].run(&o);
+        }
         free(o.stops);
-        if (fflush(stdout) != 0 && code == 0) {
-            cli_fail("cannot write the output: %s", strerror(errno));
+        if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0) {
+            cli_fail("cannot write the output");
             code = EXIT_RUN;
         }
         return code;

@@ -26,7 +26,7 @@ static double log_sum(const float *x, int32_t n) {
         max = x[i] > max ? x[i] : max;
     double sum = 0;
     for (int32_t i = 0; i < n; i++)
-        sum += exp((double)(x[i] - max));
+        sum += exp((double)x[i] - (double)max);
     return log(sum) + (double)max;
 }
 
@@ -46,7 +46,9 @@ static int32_t evaluate(wina_session *s, const int32_t *window, int32_t begin, i
                    .n_tokens = n,
                    .n_dense = n_dense > begin ? n_dense - begin : 0,
                    .logits = logits};
-    return wina_session_eval(s, &e);
+    cli_interrupt_session(s);
+    /* A SIGINT cancels the evaluation under way, or is seen before the next one. */
+    return cli_interrupted() ? WINA_E_CANCELLED : wina_session_eval(s, &e);
 }
 
 static int32_t score_slice(scorer *s, const int32_t *window, int32_t begin, int32_t n) {
@@ -80,14 +82,18 @@ static int32_t score_window(scorer *s, const int32_t *window) {
         int32_t n = s->n_ctx - begin < SLICE ? s->n_ctx - begin : SLICE;
         status = score_slice(s, window, begin, n);
     }
-    return cli_interrupted() ? WINA_E_CANCELLED : status;
+    return status;
+}
+
+static bool is_sparse(const cli_options *o) {
+    return o->sparsity.sparsity > 0 && o->sparsity.method != WINA_METHOD_DENSE;
 }
 
 static void report(const scorer *s, const double *windows, int64_t n_windows) {
     double n = (double)s->n_scored, mean = s->nll / n, ppl = exp(mean);
     double variance = s->nll_squares / n - mean * mean;
     double error = n > 1 && variance > 0 ? ppl * sqrt(variance / (n - 1)) : 0;
-    double kld = s->dense ? s->kld / n : s->o->sparsity.sparsity > 0 ? NAN : 0;
+    double kld = s->dense ? s->kld / n : is_sparse(s->o) ? NAN : 0;
     wina_stats stats;
     wina_session_get_stats(s->sparse, &stats);
     if (!s->o->json) {
@@ -105,7 +111,7 @@ static void report(const scorer *s, const double *windows, int64_t n_windows) {
     json_int(&j, "n_tokens", s->n_scored);
     json_number(&j, "kept_fraction", stats.kept_fraction);
     json_number(&j, "kld", kld);
-    json_number(&j, "sparsity", (double)s->o->sparsity.sparsity);
+    json_float(&j, "sparsity", s->o->sparsity.sparsity);
     json_text(&j, "method", cli_method_name(s->o->sparsity.method));
     json_text(&j, "mask", cli_mask_name(s->o->sparsity.mask));
     json_int(&j, "n_ctx", s->n_ctx);
@@ -136,21 +142,25 @@ static int score_text(scorer *s, const wina_model_info *info, int32_t *tokens, s
         n_windows = s->o->chunks;
     double *windows = malloc((size_t)n_windows * sizeof *windows);
     if (!windows)
-        return cli_fail("out of memory: windows");
+        return cli_no_memory("windows");
     double start = cli_now();
     int32_t status = WINA_OK;
-    for (int64_t i = 0; i < n_windows && status == WINA_OK; i++) {
-        int32_t *window = tokens + i * s->n_ctx;
-        double nll = s->nll;
-        int64_t n = s->n_scored;
+    int64_t n_done = 0;
+    while (n_done < n_windows && status == WINA_OK) {
+        int32_t *window = tokens + n_done * s->n_ctx;
+        const scorer before = *s;
         if (info->add_bos)
             window[0] = info->bos_token;
         status = score_window(s, window);
-        windows[i] = (s->nll - nll) / (double)(s->n_scored - n);
-        show_progress(i + 1, n_windows, start);
+        if (status != WINA_OK) {
+            *s = before; /* whole windows only */
+            break;
+        }
+        windows[n_done++] = (s->nll - before.nll) / (double)(s->n_scored - before.n_scored);
+        show_progress(n_done, n_windows, start);
     }
-    if (status == WINA_OK)
-        report(s, windows, n_windows);
+    if (status == WINA_OK || (status == WINA_E_CANCELLED && n_done > 0))
+        report(s, windows, n_done);
     free(windows);
     return status == WINA_OK ? 0 : cli_report(status);
 }
@@ -163,8 +173,7 @@ static int32_t create_sessions(scorer *s, const wina_model *model) {
     p.n_batch = (int32_t)s->o->batch;
     p.sparsity = s->o->sparsity;
     int32_t status = wina_session_create(model, &p, &s->sparse);
-    bool sparse = p.sparsity.sparsity > 0 && p.sparsity.method != WINA_METHOD_DENSE;
-    if (status == WINA_OK && sparse && !s->o->no_kld) {
+    if (status == WINA_OK && is_sparse(s->o) && !s->o->no_kld) {
         p.sparsity.method = WINA_METHOD_DENSE;
         status = wina_session_create(model, &p, &s->dense);
     }
@@ -173,17 +182,14 @@ static int32_t create_sessions(scorer *s, const wina_model *model) {
 
 int cli_perplexity(const cli_options *o) {
     size_t n_bytes, n_tokens = 0;
-    char *text = cli_read_text(o, &n_bytes);
+    int code;
+    char *text = cli_read_text(o, &n_bytes, &code);
     if (!text)
-        return EXIT_INPUT;
+        return code;
     wina_model *model = NULL;
-    wina_model_params p;
-    wina_model_params_init(&p);
-    p.n_threads = (int32_t)o->threads;
     scorer s = {.o = o, .n_ctx = (int32_t)o->ctx};
     int32_t *tokens = NULL;
-    int code = 0;
-    int32_t status = s.n_ctx < 4 ? WINA_E_ARGUMENT : wina_model_load(o->model, &p, &model);
+    int32_t status = s.n_ctx < 4 ? WINA_E_ARGUMENT : cli_load(o, NULL, &model);
     if (s.n_ctx < 4)
         code = cli_fail("--ctx-size: %d is too small for a window", s.n_ctx);
     else if (status != WINA_OK || (status = create_sessions(&s, model)) != WINA_OK)
@@ -196,12 +202,11 @@ int cli_perplexity(const cli_options *o) {
         s.logits = malloc(n * sizeof *s.logits);
         s.reference = malloc(n * sizeof *s.reference);
         tokens = cli_tokens(model, text, n_bytes, WINA_TOKENIZE_ADD_SPECIAL, &n_tokens, &code);
-        cli_catch_interrupt(s.sparse);
         if (tokens && s.logits && s.reference)
             code = score_text(&s, &info, tokens, n_tokens);
         else if (tokens)
-            code = cli_fail("out of memory: logits");
-        cli_catch_interrupt(NULL);
+            code = cli_no_memory("logits");
+        cli_interrupt_session(NULL);
     }
     free(tokens);
     free(s.logits);

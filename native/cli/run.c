@@ -1,8 +1,10 @@
-/* wina run, wina tokenize */
+/* wina run, wina tokenize: text to text, text to tokens. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
+
+enum { OUT_OF_MEMORY = -1 }; /* our own, and told already */
 
 typedef struct generation {
     char *text;
@@ -41,15 +43,19 @@ static int32_t generate(wina_stream *stream, const cli_options *o, generation *g
     int32_t status = WINA_OK;
     while (chunk.finish == WINA_FINISH_NONE && !cli_interrupted()) {
         status = wina_stream_next(stream, &chunk);
-        if (status != WINA_OK || !append(g, &chunk))
+        if (status != WINA_OK)
             break;
+        if (!append(g, &chunk)) {
+            cli_no_memory("the text");
+            return OUT_OF_MEMORY;
+        }
         if (!o->json) {
             fwrite(chunk.text, 1, chunk.n_bytes, stdout);
             fflush(stdout);
         }
     }
     g->finish = chunk.finish;
-    if (!o->json)
+    if (!o->json && (status == WINA_OK || g->n_bytes > 0))
         fputc('\n', stdout);
     return cli_interrupted() ? WINA_E_CANCELLED : status;
 }
@@ -101,7 +107,7 @@ static void report(const cli_options *o, const generation *g, wina_session *sess
     json_number(&j, "decode_tok_s", decode);
     json_close(&j, '}');
     json_int(&j, "seed", seed);
-    json_number(&j, "sparsity", (double)o->sparsity.sparsity);
+    json_float(&j, "sparsity", o->sparsity.sparsity);
     json_text(&j, "method", cli_method_name(o->sparsity.method));
     json_text(&j, "mask", cli_mask_name(o->sparsity.mask));
     json_text(&j, "backend", wina_cpu_name());
@@ -158,13 +164,13 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
                 wina_cpu_name(), wina_session_n_threads(session), (double)o->sparsity.sparsity,
                 cli_method_name(o->sparsity.method), cli_mask_name(o->sparsity.mask),
                 wina_session_n_ctx(session));
-        cli_catch_interrupt(session);
+        cli_interrupt_session(session);
         status = generate(stream, o, &g);
         if (status == WINA_OK || status == WINA_E_CANCELLED)
             report(o, &g, session, n_tokens, load_s, sp.sampler.seed);
     }
-    code = status == WINA_OK ? 0 : cli_report(status);
-    cli_catch_interrupt(NULL);
+    code = status == WINA_OK ? 0 : status == OUT_OF_MEMORY ? EXIT_RUN : cli_report(status);
+    cli_interrupt_session(NULL);
     wina_stream_free(stream);
     wina_session_free(session);
     free(g.text);
@@ -175,19 +181,16 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
 
 int cli_run(const cli_options *o) {
     size_t n_bytes;
-    char *text = cli_read_text(o, &n_bytes);
-    if (!text)
-        return EXIT_INPUT;
     int code;
+    char *text = cli_read_text(o, &n_bytes, &code);
+    if (!text)
+        return code;
     wina_model *model = NULL;
-    wina_model_params p;
-    wina_model_params_init(&p);
-    p.n_threads = (int32_t)o->threads;
     double start = cli_now();
     if (n_bytes == 0) {
         code = cli_fail("the prompt is empty");
     } else {
-        int32_t status = wina_model_load(o->model, &p, &model);
+        int32_t status = cli_load(o, NULL, &model);
         code = status == WINA_OK ? run_prompt(o, model, text, n_bytes, cli_now() - start)
                                  : cli_report(status);
     }
@@ -212,10 +215,10 @@ static void print_tokens(const cli_options *o, const wina_model *model, const in
         return;
     }
     for (size_t i = 0; i < n; i++) {
-        char piece[256];
+        char piece[4096]; /* the rest of a longer one is not shown */
         size_t n_bytes = 0;
         if (wina_detokenize(model, &tokens[i], 1, 1, piece, sizeof piece, &n_bytes) != WINA_OK)
-            n_bytes = 0;
+            n_bytes = n_bytes > sizeof piece ? sizeof piece : 0;
         printf("%6d -> ", tokens[i]);
         json line = {.out = stdout};
         json_string(&line, NULL, piece, n_bytes);
@@ -225,15 +228,16 @@ static void print_tokens(const cli_options *o, const wina_model *model, const in
 
 int cli_tokenize(const cli_options *o) {
     size_t n_bytes, n_tokens = 0;
-    char *text = cli_read_text(o, &n_bytes);
+    int code;
+    char *text = cli_read_text(o, &n_bytes, &code);
     if (!text)
-        return EXIT_INPUT;
+        return code;
     wina_model *model = NULL;
     wina_model_params p;
     wina_model_params_init(&p);
     p.vocab_only = 1;
-    int32_t status = wina_model_load(o->model, &p, &model);
-    int code = status == WINA_OK ? 0 : cli_report(status);
+    int32_t status = cli_load(o, &p, &model);
+    code = status == WINA_OK ? 0 : cli_report(status);
     if (status == WINA_OK) {
         int32_t flags = o->special ? WINA_TOKENIZE_PARSE_SPECIAL : WINA_TOKENIZE_PLAIN;
         int32_t *tokens = cli_tokens(model, text, n_bytes, flags, &n_tokens, &code);
