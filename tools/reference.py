@@ -84,16 +84,20 @@ class Reference:
             t.name: gguf.dequantize(t.data, t.tensor_type).astype(np.float32, copy=False)
             for t in reader.tensors
         }
+        self._norms: dict[tuple[int, tuple[str, ...]], np.ndarray] = {}
         self.n_vocab = self.weights["token_embd.weight"].shape[0]
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
     def column_norms(self, layer: int, names: tuple[str, ...]) -> np.ndarray:
         """(cols) l2 norm of every column of the named matrices, stacked over rows."""
-        total = sum(
-            (self.weights[f"blk.{layer}.{name}.weight"].astype(np.float64) ** 2).sum(axis=0)
-            for name in names
-        )
-        return np.sqrt(total).astype(np.float32)
+        key = (layer, names)
+        if key not in self._norms:
+            total = sum(
+                (self.weights[f"blk.{layer}.{name}.weight"].astype(np.float64) ** 2).sum(axis=0)
+                for name in names
+            )
+            self._norms[key] = np.sqrt(total).astype(np.float32)
+        return self._norms[key]
 
     def logits(
         self,
