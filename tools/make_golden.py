@@ -8,7 +8,6 @@ DIR holds smollm2-135m.gguf and qwen2.5-coder-0.5b.gguf. For each it writes
 
   dense_<model>.npz     transformers' teacher-forced logits over 200 tokens of TEXT (see sketch.py)
   greedy_<model>.json   48 greedy tokens from a chat prompt, with the top-1 margin of each
-  sparse_<model>.npz    tools/reference.py over 64 tokens at several sparsities (smollm2 only)
   perplexity.json       losses of single 512-token windows of wikitext2's test file, float32 and,
                         with --llama-python (an interpreter that has llama-cpp-python), llama.cpp's
 
@@ -56,12 +55,6 @@ and the people on it, and the difficulty was to take them apart again.
 QUESTION = {
     "smollm2": "What is the capital of France, and what is it known for?",
     "qwen": "Write a Python function that returns the n-th Fibonacci number.",
-}
-SPARSE_TOKENS, SPARSE_DENSE = 64, 5
-SPARSE = {  # sparsity, method, mask
-    "wina_group_40": (0.4, "wina", "group"),
-    "wina_projection_50": (0.5, "wina", "projection"),
-    "teal_group_50": (0.5, "teal", "group"),
 }
 WINDOW = 512
 WINDOWS = {"smollm2": 8, "qwen": 8}
@@ -122,8 +115,8 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def make_dense(model: Transformers, reference: Reference, out: Path) -> list[int]:
-    """Dense logits over TEXT; returns the tokens. Stops if the two references disagree."""
+def make_dense(model: Transformers, reference: Reference, out: Path) -> None:
+    """Dense logits over TEXT. Stops if the two references disagree."""
     tokens = model.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:N_TOKENS]
     if len(tokens) != N_TOKENS:
         raise SystemExit(f"TEXT has only {len(tokens)} tokens, {N_TOKENS} are needed")
@@ -142,7 +135,6 @@ def make_dense(model: Transformers, reference: Reference, out: Path) -> list[int
     ratio = (1 - cosine(stored, off)) / true
     print(f"  sketched / true 1 - cos of a disturbed copy: {ratio.min():.3f} .. {ratio.max():.3f}")
     np.savez_compressed(out, tokens=np.array(tokens, dtype=np.int32), **stored)
-    return tokens
 
 
 def make_greedy(name: str, model: Transformers, out: Path) -> None:
@@ -165,27 +157,6 @@ def make_greedy(name: str, model: Transformers, out: Path) -> None:
             "text": text,
         },
     )
-
-
-def make_sparse(reference: Reference, tokens: list[int], out: Path) -> None:
-    """Sparse logits from reference.py, keys and values rounded to half precision as the library's
-    cache does. The spread between that and a float32 cache is printed: it is what the choice of
-    inputs does to harmless rounding, and the floor for any tolerance."""
-    arrays: dict[str, np.ndarray] = {"tokens": np.array(tokens[:SPARSE_TOKENS], dtype=np.int32)}
-    for name, (sparsity, method, mask) in SPARSE.items():
-        args = {"sparsity": sparsity, "method": method, "mask": mask, "n_dense": SPARSE_DENSE}
-        margins: list[float] = []
-        logits = reference.logits(tokens[:SPARSE_TOKENS], kv_f16=True, margins=margins, **args)
-        other = reference.logits(tokens[:SPARSE_TOKENS], kv_f16=False, **args)
-        stored = summary(logits)
-        cos = cosine(stored, other)
-        print(
-            f"  {name}: cosine to the float32 cache min {cos.min():.7f} median"
-            f" {np.median(cos):.7f}; {len(margins)} selections, relative gap"
-            f" < 1e-6 in {np.mean(np.array(margins) < 1e-6):.2%}, median {np.median(margins):.1e}"
-        )
-        arrays |= {f"{name}/{key}": value for key, value in stored.items()}
-    np.savez_compressed(out, n_dense=SPARSE_DENSE, **arrays)
 
 
 def make_perplexity(
@@ -243,9 +214,7 @@ def main() -> None:
         print(f"{name}: {path.name}", flush=True)
         model = Transformers(path)
         reference = Reference(path)
-        tokens = make_dense(model, reference, args.out / f"dense_{name}.npz")
-        if name == "smollm2":
-            make_sparse(reference, tokens, args.out / f"sparse_{name}.npz")
+        make_dense(model, reference, args.out / f"dense_{name}.npz")
         del reference
         make_greedy(name, model, args.out / f"greedy_{name}.json")
         ppl[name] = make_perplexity(name, model, path, args.wikitext, args.llama_python)
