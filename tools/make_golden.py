@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from reference import Reference  # noqa: E402
-from sketch import cosine, summary  # noqa: E402
+from reference import Reference
+from sketch import cosine, summary
 
 MODELS = {"smollm2": "smollm2-135m.gguf", "qwen": "qwen2.5-coder-0.5b.gguf"}
 N_TOKENS, N_GREEDY = 200, 48
