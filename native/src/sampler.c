@@ -1,5 +1,6 @@
 #include "sampler.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -133,13 +134,6 @@ static int by_token(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-static int by_logit(const void *a, const void *b) {
-    const candidate *x = a, *y = b;
-    if (x->logit != y->logit)
-        return x->logit > y->logit ? -1 : 1;
-    return (x->token > y->token) - (x->token < y->token);
-}
-
 /* Lowers the candidates that occur among the last tokens; candidates are still in token order. */
 static int32_t penalize(wina_sampler *s, int32_t n_vocab) {
     const wina_sampler_params *p = &s->params;
@@ -159,109 +153,140 @@ static int32_t penalize(wina_sampler *s, int32_t n_vocab) {
         if (recent[i] < 0 || recent[i] >= n_vocab)
             continue;
         float *logit = &s->candidates[recent[i]].logit;
-        *logit = *logit > 0 ? *logit / p->repeat_penalty : *logit * p->repeat_penalty;
-        *logit -= (float)(j - i) * p->frequency_penalty + p->presence_penalty;
+        if (*logit == -INFINITY)
+            continue;
+        /* In double, and back to a float that is finite whatever the penalties are. */
+        double x = (double)*logit, repeat = (double)p->repeat_penalty;
+        x = x > 0 ? x / repeat : x * repeat;
+        x -= (double)(j - i) * (double)p->frequency_penalty + (double)p->presence_penalty;
+        *logit = (float)fmin(fmax(x, -(double)FLT_MAX), (double)FLT_MAX);
     }
     free(recent);
     return WINA_OK;
 }
 
-static void swap(candidate *a, candidate *b) {
-    candidate t = *a;
-    *a = *b;
-    *b = t;
+static bool is_worse(candidate a, candidate b) {
+    return a.logit < b.logit || (a.logit == b.logit && a.token > b.token);
 }
 
-/* Moves the k best of n candidates to the front, unsorted (quickselect, middle pivot). */
-static void select_best(candidate *c, int64_t n, int64_t k) {
-    int64_t low = 0, high = n - 1;
-    while (low < high) {
-        candidate pivot = c[low + (high - low) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (by_logit(&c[i], &pivot) < 0)
-                i++;
-            while (by_logit(&c[j], &pivot) > 0)
-                j--;
-            if (i <= j)
-                swap(&c[i++], &c[j--]);
+/* Restores the heap below element i of n; the worst candidate is at its root. */
+static void sift_down(candidate *heap, int64_t n, int64_t i) {
+    const candidate moved = heap[i];
+    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && is_worse(heap[child + 1], heap[child]))
+            child++;
+        if (!is_worse(heap[child], moved))
+            break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moved;
+}
+
+static void make_heap(candidate *c, int64_t n) {
+    for (int64_t i = n / 2 - 1; i >= 0; i--)
+        sift_down(c, n, i);
+}
+
+/* The k best of n candidates end up in c[0, k), as a heap. */
+static void keep_best(candidate *c, int64_t n, int64_t k) {
+    make_heap(c, k);
+    for (int64_t i = k; i < n; i++)
+        if (is_worse(c[0], c[i])) {
+            c[0] = c[i];
+            sift_down(c, k, 0);
         }
-        if (k <= j)
-            high = j;
-        else if (k >= i)
-            low = i;
-        else
-            return;
+}
+
+static void sort_best_first(candidate *c, int64_t n) {
+    make_heap(c, n);
+    for (int64_t m = n - 1; m > 0; m--) {
+        const candidate worst = c[0];
+        c[0] = c[m];
+        c[m] = worst;
+        sift_down(c, m, 0);
     }
 }
 
-/* Keeps the best candidates whose probabilities first reach top_p, then those of at least min_p
- * times the best one's. Candidates are sorted; returns how many are left, at least one. */
-static int64_t cut_tail(const wina_sampler_params *p, const candidate *c, int64_t n) {
-    if (p->top_p < 1.0f) {
-        double total = 0, sum = 0;
+static double weight(candidate c, float max, double temperature) {
+    return exp(((double)c.logit - (double)max) / temperature);
+}
+
+/* top_p: keeps the best candidates whose probabilities first reach it; min_p: those of at least
+ * min_p times the best one's. Both keep a first part of the sorted candidates, at least one, so
+ * what min_p drops need not be sorted. Nor what is rarer than (1 - top_p) / (2 n): all of it
+ * together is in the tail that top_p drops. Returns how many are left. */
+static int64_t cut_tail(const wina_sampler_params *p, candidate *c, int64_t n, float max) {
+    double total = 0, lowest = -INFINITY;
+    if (p->top_p < 1) {
         for (int64_t i = 0; i < n; i++)
-            total += exp((double)(c[i].logit - c[0].logit));
-        int64_t m = 0;
-        while (m < n && (m == 0 || sum < (double)p->top_p * total))
-            sum += exp((double)(c[m++].logit - c[0].logit));
-        n = m;
+            total += weight(c[i], max, 1);
+        lowest = log(0.5 * (1 - (double)p->top_p) * total / (double)n);
     }
-    if (p->min_p > 0.0f) {
-        float lowest = c[0].logit + logf(p->min_p);
-        while (n > 1 && c[n - 1].logit < lowest)
-            n--;
-    }
-    return n;
+    if (p->min_p > 0)
+        lowest = fmax(lowest, log((double)p->min_p));
+    int64_t n_kept = 0;
+    for (int64_t i = 0; i < n; i++)
+        if ((double)c[i].logit - (double)max >= lowest)
+            c[n_kept++] = c[i];
+    if (p->top_p >= 1)
+        return n_kept;
+    sort_best_first(c, n_kept);
+    double sum = 0;
+    int64_t m = 0;
+    while (m < n_kept && (m == 0 || sum < (double)p->top_p * total))
+        sum += weight(c[m++], max, 1);
+    return m;
 }
 
-static int32_t draw_token(wina_sampler *s, const candidate *c, int64_t n) {
+static int32_t draw_token(wina_sampler *s, const candidate *c, int64_t n, float max) {
     double total = 0, t = (double)s->params.temperature;
     for (int64_t i = 0; i < n; i++)
-        total += exp((double)(c[i].logit - c[0].logit) / t);
+        total += weight(c[i], max, t);
     double left = draw(s) * total;
-    for (int64_t i = 0; i < n; i++) {
-        left -= exp((double)(c[i].logit - c[0].logit) / t);
-        if (left < 0)
-            return c[i].token;
+    int32_t token = -1; /* the last with any weight, should rounding carry us past the end */
+    for (int64_t i = 0; i < n && left >= 0; i++) {
+        double w = weight(c[i], max, t);
+        left -= w;
+        if (w > 0)
+            token = c[i].token;
     }
-    return c[n - 1].token;
+    return token;
+}
+
+/* Logits as candidates, in token order. */
+static int32_t read_logits(wina_sampler *s, const float *logits, int32_t n_vocab) {
+    WINA_TRY(wina_mem_grow(&s->candidates, &s->candidates_capacity, (uint64_t)n_vocab,
+                           sizeof *s->candidates, "sampler candidates"));
+    bool any = false;
+    for (int32_t i = 0; i < n_vocab; i++) {
+        if (!(logits[i] < INFINITY))
+            return wina_fail(WINA_E_NUMERIC, "the logit of token %d is %g", i, (double)logits[i]);
+        any |= logits[i] > -INFINITY;
+        s->candidates[i] = (candidate){logits[i], i};
+    }
+    return any ? WINA_OK : wina_fail(WINA_E_NUMERIC, "every logit is -infinity");
 }
 
 int32_t wina_sampler_sample(wina_sampler *s, const float *logits, int32_t n_vocab, int32_t *token) {
     const wina_sampler_params *p = &s->params;
     if (n_vocab < 1)
         return wina_fail(WINA_E_ARGUMENT, "no logits to sample from");
-    WINA_TRY(wina_mem_grow(&s->candidates, &s->candidates_capacity, (uint64_t)n_vocab,
-                           sizeof *s->candidates, "sampler candidates"));
-    candidate *c = s->candidates;
-    bool any = false;
-    for (int32_t i = 0; i < n_vocab; i++) {
-        if (!(logits[i] < INFINITY))
-            return wina_fail(WINA_E_NUMERIC, "the logit of token %d is %g", i, (double)logits[i]);
-        any |= logits[i] > -INFINITY;
-        c[i] = (candidate){logits[i], i};
-    }
-    if (!any)
-        return wina_fail(WINA_E_NUMERIC, "every logit is -infinity");
+    WINA_TRY(read_logits(s, logits, n_vocab));
     WINA_TRY(penalize(s, n_vocab));
+    candidate *c = s->candidates, best = c[0];
+    for (int32_t i = 1; i < n_vocab; i++)
+        if (c[i].logit > best.logit)
+            best = c[i];
     if (p->temperature == 0) {
-        candidate best = c[0];
-        for (int32_t i = 1; i < n_vocab; i++)
-            if (c[i].logit > best.logit)
-                best = c[i];
         *token = best.token;
         return WINA_OK;
     }
     int64_t n = n_vocab;
     if (p->top_k > 0 && p->top_k < n) {
-        select_best(c, n, p->top_k);
+        keep_best(c, n, p->top_k);
         n = p->top_k;
     }
-    qsort(c, (size_t)n, sizeof *c, by_logit);
-    while (n > 1 && c[n - 1].logit == -INFINITY)
-        n--;
-    n = cut_tail(p, c, n);
-    *token = draw_token(s, c, n);
+    n = cut_tail(p, c, n, best.logit);
+    *token = draw_token(s, c, n, best.logit);
     return WINA_OK;
 }

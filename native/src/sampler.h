@@ -1,6 +1,6 @@
 /* sampler: chooses a token from logits. Order and defaults are those of llama.cpp: penalties,
- * top_k, top_p, min_p, temperature, then a draw. Only the candidates that top_k leaves are ever
- * sorted. */
+ * top_k, top_p, min_p, temperature, then a draw. The vocabulary is never sorted: top_k keeps a
+ * heap, and top_p sorts only what can be in its part. */
 #ifndef WINA_SAMPLER_H
 #define WINA_SAMPLER_H
 

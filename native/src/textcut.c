@@ -6,35 +6,6 @@
 #include "mem.h"
 #include "status.h"
 
-int32_t wina_textcut_init(wina_textcut *cut, const char *const *stops, int32_t n_stops) {
-    *cut = (wina_textcut){0};
-    if (n_stops < 0 || (n_stops > 0 && !stops))
-        return wina_fail(WINA_E_ARGUMENT, "n_stop is %d", n_stops);
-    WINA_TRY(wina_mem_create((uint64_t)n_stops, sizeof *cut->stops, "stop strings", &cut->stops));
-    for (int32_t i = 0; i < n_stops; i++) {
-        if (!stops[i] || !*stops[i]) {
-            wina_textcut_clear(cut);
-            return wina_fail(WINA_E_ARGUMENT, "stop string %d is empty", i + 1);
-        }
-        cut->stops[i] = strdup(stops[i]);
-        if (!cut->stops[i]) {
-            wina_textcut_clear(cut);
-            return wina_fail(WINA_E_MEMORY, "out of memory: stop strings");
-        }
-        cut->n_stops++;
-    }
-    return WINA_OK;
-}
-
-void wina_textcut_clear(wina_textcut *cut) {
-    for (int32_t i = 0; i < cut->n_stops; i++)
-        free(cut->stops[i]);
-    free(cut->stops);
-    free(cut->text);
-    free(cut->out);
-    *cut = (wina_textcut){0};
-}
-
 /* Length of the valid character at the start of n bytes: 0 if more bytes could complete it, -1 if
  * it is invalid. */
 static int character_length(const unsigned char *s, size_t n) {
@@ -56,6 +27,51 @@ static int character_length(const unsigned char *s, size_t n) {
             return -1;
     }
     return length;
+}
+
+static bool is_valid(const char *text) {
+    const unsigned char *s = (const unsigned char *)text;
+    size_t n = strlen(text);
+    for (size_t i = 0, length; i < n; i += length) {
+        int found = character_length(s + i, n - i);
+        if (found <= 0)
+            return false;
+        length = (size_t)found;
+    }
+    return true;
+}
+
+int32_t wina_textcut_init(wina_textcut *cut, const char *const *stops, int32_t n_stops) {
+    *cut = (wina_textcut){0};
+    if (n_stops < 0 || (n_stops > 0 && !stops))
+        return wina_fail(WINA_E_ARGUMENT, "n_stop is %d", n_stops);
+    WINA_TRY(wina_mem_create((uint64_t)n_stops, sizeof *cut->stops, "stop strings", &cut->stops));
+    for (int32_t i = 0; i < n_stops; i++) {
+        if (!stops[i] || !*stops[i]) {
+            wina_textcut_clear(cut);
+            return wina_fail(WINA_E_ARGUMENT, "stop string %d is empty", i + 1);
+        }
+        if (!is_valid(stops[i])) {
+            wina_textcut_clear(cut);
+            return wina_fail(WINA_E_ARGUMENT, "stop string %d is not valid UTF-8", i + 1);
+        }
+        cut->stops[i] = strdup(stops[i]);
+        if (!cut->stops[i]) {
+            wina_textcut_clear(cut);
+            return wina_fail(WINA_E_MEMORY, "out of memory: stop strings");
+        }
+        cut->n_stops++;
+    }
+    return WINA_OK;
+}
+
+void wina_textcut_clear(wina_textcut *cut) {
+    for (int32_t i = 0; i < cut->n_stops; i++)
+        free(cut->stops[i]);
+    free(cut->stops);
+    free(cut->text);
+    free(cut->out);
+    *cut = (wina_textcut){0};
 }
 
 /* Rewrites the held text from byte `from` on so that it is valid, but for an unfinished character
@@ -85,16 +101,21 @@ static uint64_t repair(wina_textcut *cut, uint64_t from, bool last) {
     return done;
 }
 
-/* First position of any stop string in the valid bytes, or n. */
+/* Where the text ends: at the stop string that is complete first in the valid bytes; of several
+ * complete at the same byte, at the longest. n if there is none. (The one that begins first would
+ * not do: whether it is complete yet depends on how the bytes were cut.) */
 static uint64_t find_stop(const wina_textcut *cut, uint64_t n) {
-    uint64_t first = n;
+    uint64_t begin = n, end = n + 1;
     for (int32_t s = 0; s < cut->n_stops; s++) {
         size_t length = strlen(cut->stops[s]);
         const char *p = length <= n ? memmem(cut->text, n, cut->stops[s], length) : NULL;
-        if (p && (uint64_t)(p - cut->text) < first)
-            first = (uint64_t)(p - cut->text);
+        if (!p)
+            continue;
+        uint64_t at = (uint64_t)(p - cut->text);
+        if (at + length < end || (at + length == end && at < begin))
+            begin = at, end = at + length;
     }
-    return first;
+    return begin;
 }
 
 /* Length of the longest end of the valid bytes that begins a stop string. */
@@ -129,9 +150,6 @@ int32_t wina_textcut_add(wina_textcut *cut, const char *bytes, size_t n_bytes, b
         cut->stopped = true;
     else if (!last)
         end -= held_by_stops(cut, valid);
-    /* A stop string may begin inside a character's bytes only if it is not valid text itself. */
-    while (!cut->stopped && end < valid && ((unsigned char)cut->text[end] & 0xc0) == 0x80)
-        end--;
     WINA_TRY(wina_mem_grow(&cut->out, &cut->out_capacity, end + 1, 1, "text"));
     memcpy(cut->out, cut->text, end);
     memmove(cut->text, cut->text + end, cut->n - end);

@@ -1,7 +1,7 @@
 /* textcut: turns the bytes of a generation into pieces that may be shown at once. Bytes go in as
  * tokens yield them; out come whole characters that cannot be part of a stop string any more. What
  * comes out, concatenated, does not depend on how the bytes were cut: it is the input with each
- * invalid byte replaced by U+FFFD, up to the first stop string. */
+ * invalid byte replaced by U+FFFD, up to the stop string that is complete first. */
 #ifndef WINA_TEXTCUT_H
 #define WINA_TEXTCUT_H
 
@@ -19,7 +19,7 @@ typedef struct wina_textcut {
     bool stopped;
 } wina_textcut;
 
-/* Copies the stop strings; an empty one is an error. */
+/* Copies the stop strings; an empty one, or one that is not valid UTF-8, is an error. */
 int32_t wina_textcut_init(wina_textcut *cut, const char *const *stops, int32_t n_stops);
 void wina_textcut_clear(wina_textcut *cut);
 

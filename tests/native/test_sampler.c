@@ -1,5 +1,7 @@
 /* Samplers draw from the distribution they promise. Expected probabilities are computed here. */
+#include <float.h>
 #include <math.h>
+#include <stdlib.h>
 
 #include "check.h"
 #include "wina.h"
@@ -67,6 +69,156 @@ static void test_penalties(void) {
     CHECK(sample_once(p, history, 5) == 5);
 }
 
+/* Penalties beyond all reason give some token, not a NaN among the candidates. */
+static void test_wild_penalties(void) {
+    static const float wild[] = {1e-38f, 1e-45f, 1, FLT_MAX, -FLT_MAX};
+    const float logits[8] = {1, -2, -INFINITY, 100, 5, FLT_MAX, -FLT_MAX, 0};
+    for (int i = 0; i < 5 * 5 * 5; i++) {
+        wina_sampler_params p = plain();
+        p.repeat_penalty = fabsf(wild[i % 5]), p.frequency_penalty = wild[i / 5 % 5];
+        p.presence_penalty = wild[i / 25], p.top_k = i % 2 ? 3 : 0, p.top_p = i % 3 ? 0.9f : 1;
+        wina_sampler *s;
+        CHECK(wina_sampler_create(&p, &s) == WINA_OK);
+        for (int32_t t = 0; t < 32; t++)
+            CHECK(wina_sampler_accept(s, t % 8 * (t > 8)) == WINA_OK);
+        CHECK(wina_sampler_accept(s, -7) == WINA_OK && wina_sampler_accept(s, 99) == WINA_OK);
+        for (int j = 0; j < 20; j++) {
+            int32_t token = -1;
+            CHECK(wina_sampler_sample(s, logits, 8, &token) == WINA_OK);
+            CHECK_MSG(token >= 0 && token < 8 && token != 2, "set %d: token %d", i, token);
+        }
+        wina_sampler_free(s);
+    }
+}
+
+/* ---- a large vocabulary ------------------------------------------------------------------- */
+
+enum { WIDE = 600, WIDE_DRAWS = 8000 };
+static float wide[WIDE];
+
+static int by_wide_logit(const void *a, const void *b) {
+    int x = *(const int *)a, y = *(const int *)b;
+    return wide[x] != wide[y] ? (wide[x] > wide[y] ? -1 : 1) : x - y;
+}
+
+/* Probabilities as the definitions say, from the whole vocabulary sorted. */
+static void expect_wide(const wina_sampler_params *p, double *want) {
+    int order[WIDE], n = p->top_k > 0 && p->top_k < WIDE ? p->top_k : WIDE;
+    double total = 0, sum = 0;
+    for (int i = 0; i < WIDE; i++)
+        order[i] = i, want[i] = 0;
+    qsort(order, WIDE, sizeof *order, by_wide_logit);
+    for (int i = 0; i < n; i++)
+        total += exp((double)wide[order[i]]);
+    if (p->top_p < 1)
+        for (int i = 0, m = n; i < m; i++) {
+            n = i + 1;
+            sum += exp((double)wide[order[i]]);
+            if (sum >= (double)p->top_p * total)
+                break;
+        }
+    const double best = exp((double)wide[order[0]]);
+    while (n > 1 && exp((double)wide[order[n - 1]]) < (double)p->min_p * best)
+        n--;
+    total = 0;
+    for (int i = 0; i < n; i++)
+        total += exp((double)wide[order[i]] / (double)p->temperature);
+    for (int i = 0; i < n; i++)
+        want[order[i]] = exp((double)wide[order[i]] / (double)p->temperature) / total;
+}
+
+/* Nothing is drawn that should not be; chi-square of the rest, rare tokens pooled, is within five
+ * standard deviations of its mean. */
+static void test_wide(int32_t top_k, float top_p, float min_p, float temperature) {
+    static double want[WIDE];
+    static int counts[WIDE];
+    wina_sampler_params p = plain();
+    p.top_k = top_k, p.top_p = top_p, p.min_p = min_p, p.temperature = temperature;
+    expect_wide(&p, want);
+    memset(counts, 0, sizeof counts);
+    wina_sampler *s;
+    CHECK(wina_sampler_create(&p, &s) == WINA_OK);
+    for (int i = 0; i < WIDE_DRAWS; i++) {
+        int32_t token = 0;
+        if (wina_sampler_sample(s, wide, WIDE, &token) == WINA_OK)
+            counts[token]++;
+    }
+    wina_sampler_free(s);
+    double chi = 0, rare = 0;
+    int n_cells = 0, n_rare = 0, n_wrong = 0, n_drawn = 0;
+    for (int i = 0; i < WIDE; i++) {
+        const double e = want[i] * WIDE_DRAWS;
+        n_wrong += e == 0 && counts[i] > 0;
+        n_drawn += counts[i];
+        if (e < 10)
+            rare += e, n_rare += counts[i];
+        else
+            chi += (counts[i] - e) * (counts[i] - e) / e, n_cells++;
+    }
+    if (rare >= 10)
+        chi += (n_rare - rare) * (n_rare - rare) / rare, n_cells++;
+    CHECK_MSG(n_wrong == 0 && n_drawn == WIDE_DRAWS && chi <= n_cells + 5 * sqrt(2.0 * n_cells),
+              "top_k %d top_p %g min_p %g temperature %g: %d tokens ruled out were drawn, "
+              "chi-square %.1f of %d cells",
+              top_k, (double)top_p, (double)min_p, (double)temperature, n_wrong, chi, n_cells);
+}
+
+static void test_large_vocabulary(void) {
+    unsigned long long seed = 5;
+    for (int i = 0; i < WIDE; i++) /* ties, and every 50th impossible */
+        wide[i] = i % 50 == 7 ? -INFINITY : (float)(check_random(&seed) >> 48) / 8192.0f - 4;
+    static const int32_t ks[] = {0, 1, 2, 40, 201, WIDE - 1, WIDE + 1};
+    for (int i = 0; i < 7; i++) {
+        test_wide(ks[i], 1, 0, 1);
+        test_wide(ks[i], 0.6f, 0, 0.7f);
+        test_wide(ks[i], 1, 0.2f, 1.5f);
+        test_wide(ks[i], 0.999f, 0.01f, 1);
+    }
+    test_wide(0, 1, 1, 1);
+}
+
+/* ---- the generator ------------------------------------------------------------------------ */
+
+static unsigned long long rotated(unsigned long long x, int k) {
+    return x << k | x >> (64 - k);
+}
+
+/* xoshiro256**, written down again. */
+static unsigned long long next_random(unsigned long long s[4]) {
+    const unsigned long long result = rotated(s[1] * 5, 7) * 9, t = s[1] << 17;
+    s[2] ^= s[0], s[3] ^= s[1], s[1] ^= s[2], s[0] ^= s[3], s[2] ^= t;
+    s[3] = rotated(s[3], 45);
+    return result;
+}
+
+static unsigned long long next_split(unsigned long long *state) {
+    unsigned long long z = *state += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+/* The same draws on every machine: with equal logits a token is the random number, scaled. */
+static void test_generator(void) {
+    unsigned long long known[4] = {1, 2, 3, 4}, split = 1234567, state[4];
+    CHECK(next_random(known) == 11520 && next_random(known) == 0 &&
+          next_random(known) == 1509978240 && next_random(known) == 1215971899390074240);
+    CHECK(next_split(&split) == 6457827717110365317u && next_split(&split) == 3203168211198807973u);
+    float equal[1000] = {0};
+    wina_sampler_params p = plain();
+    p.seed = 77;
+    split = 77;
+    for (int i = 0; i < 4; i++)
+        state[i] = next_split(&split);
+    wina_sampler *s;
+    CHECK(wina_sampler_create(&p, &s) == WINA_OK);
+    for (int i = 0; i < 300; i++) {
+        int32_t token = -1, want = (int32_t)((double)(next_random(state) >> 11) * 0x1p-53 * 1000);
+        CHECK(wina_sampler_sample(s, equal, 1000, &token) == WINA_OK && token == want);
+    }
+    wina_sampler_free(s);
+}
+
 static void expect_refused(wina_sampler_params p, const char *name) {
     wina_sampler *s;
     CHECK(wina_sampler_create(&p, &s) == WINA_E_ARGUMENT && s == NULL);
@@ -90,6 +242,9 @@ int main(void) {
     p.temperature = 2.0f; /* of three: 0.506 0.307 0.186 */
     expect("chain", p, "011000", 2.0f);
     test_penalties();
+    test_wild_penalties();
+    test_large_vocabulary();
+    test_generator();
 
     p = plain(), p.temperature = 0;
     float ties[4] = {1, 5, 5, 5}, broken[3] = {0, NAN, 1}, endless[2] = {0, INFINITY};

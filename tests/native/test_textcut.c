@@ -42,30 +42,71 @@ static void expect(const char *text, const char *const *stops, int32_t n_stops, 
               n_wrong, n_ways, joined);
 }
 
-/* The same by looking at the whole text at once; the letters are all ASCII. */
+/* ---- the same by looking at the whole text at once ---------------------------------------- */
+
+/* Appends the character at s, or U+FFFD for one byte; returns the bytes used. By the value of the
+ * code point, not by tables of bytes. */
+static size_t copy_character(const unsigned char *s, size_t n, char *out, size_t *n_out) {
+    static const unsigned least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t length = s[0] < 0x80 ? 1 : s[0] >> 5 == 6 ? 2 : s[0] >> 4 == 14 ? 3 : 4;
+    unsigned code = length == 1 ? s[0] : s[0] & (0xffu >> (length + 1));
+    bool good = length <= n && (s[0] < 0x80 || (s[0] >= 0xc0 && s[0] < 0xf8));
+    for (size_t i = 1; good && i < length; i++) {
+        good = s[i] >> 6 == 2;
+        code = code << 6 | (s[i] & 0x3fu);
+    }
+    good = good && code >= least[length] && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff);
+    memcpy(out + *n_out, good ? (const char *)s : "\xef\xbf\xbd", good ? length : 3);
+    *n_out += good ? length : 3;
+    return good ? length : 1;
+}
+
+/* Repaired, then cut before the stop string that ends first (of several: that begins first). */
+static size_t cut_whole(const char *text, size_t n, const char *const *stops, int n_stops,
+                        char *want) {
+    size_t length = 0, begin, end;
+    for (size_t i = 0; i < n;)
+        i += copy_character((const unsigned char *)text + i, n - i, want, &length);
+    for (end = 1; end <= length; end++)
+        for (begin = 0; begin < end; begin++)
+            for (int s = 0; s < n_stops; s++)
+                if (strlen(stops[s]) == end - begin && !memcmp(want + begin, stops[s], end - begin))
+                    return begin;
+    return length;
+}
+
+/* Random texts of letters, characters and halves of characters, cut in random ways. */
 static void test_random(void) {
-    unsigned long long seed = 99;
+    static const char *const parts[] = {"a",    "b",        "c",        "\xc3\xa9", "\xc3",
+                                        "\xa9", "\xf0\x9f", "\xa6\x99", "\xe2\x82", "\xff"};
     static const char *const sets[][3] = {
-        {"aab", "ba", "bbb"}, {"abab", "baba", "c"}, {"aaa", "aab", "ca"}};
-    for (int i = 0; i < 3000; i++) {
-        char text[40], want[40];
-        size_t n = 1 + check_random(&seed) % 24;
-        for (size_t j = 0; j < n; j++)
-            text[j] = (char)('a' + check_random(&seed) % 3);
-        text[n] = 0;
-        const char *const *stops = sets[i % 3];
-        strcpy(want, text);
-        char *first = NULL;
-        for (int s = 0; s < 3; s++) {
-            char *p = strstr(want, stops[s]);
-            if (p && (!first || p < first))
-                first = p;
+        {"aab", "ba", "bbb"},
+        {"abab", "baba", "c"},
+        {"aaa", "aab", "ca"},
+        {"abcab", "bc", "cabcab"},
+        {"abaabaab", "abaa", "aabaab"},
+        {"a\xc3\xa9z", "\xc3\xa9", "b"},
+        {"\xef\xbf\xbd", "aaaa", "bb"},
+        {"b\xf0\x9f\xa6\x99", "\xf0\x9f\xa6\x99\xf0\x9f\xa6\x99", "cc"},
+    };
+    unsigned long long seed = 99;
+    for (int i = 0; i < 40000; i++) {
+        char text[128], want[512];
+        size_t n = 0, n_parts = 1 + check_random(&seed) % 24, kinds = i % 2 ? 3 : 10;
+        for (size_t j = 0; j < n_parts; j++) {
+            const char *part = parts[(check_random(&seed) >> 20) % kinds];
+            memcpy(text + n, part, strlen(part));
+            n += strlen(part);
         }
-        if (first)
-            *first = 0;
-        size_t length = feed(text, n, stops, 3, check_random(&seed));
-        CHECK_MSG(length == strlen(want) && memcmp(joined, want, length) == 0,
-                  "\"%s\": got \"%s\", want \"%s\"", text, joined, want);
+        const char *const *stops = sets[(check_random(&seed) >> 20) % 8];
+        int n_stops = (int)((check_random(&seed) >> 20) % 4);
+        size_t n_want = cut_whole(text, n, stops, n_stops, want);
+        /* Many cuts, few cuts, one piece. */
+        unsigned long long cuts = check_random(&seed), fewer = check_random(&seed);
+        cuts = i % 5 == 0 ? 0 : i % 5 == 1 ? cuts & fewer : i % 5 == 2 ? cuts | fewer : cuts;
+        size_t length = feed(text, n, stops, n_stops, cuts);
+        CHECK_MSG(length == n_want && memcmp(joined, want, length) == 0,
+                  "\"%.*s\": got \"%s\", want \"%.*s\"", (int)n, text, joined, (int)n_want, want);
     }
 }
 
@@ -95,9 +136,18 @@ int main(void) {
            NULL, 0,
            "\xef\xbf\xbd\xef\xbf\xbd"
            "a");
+    /* One stop string inside another: what is complete first counts, however the text is cut. */
+    const char *const nested[] = {"abcd", "c"}, *const same_end[] = {"END", "##END"};
+    expect("xabcdef", nested, 2, "xab");
+    expect("xab", nested, 2, "xab");
+    expect("x##END", same_end, 2, "x");
     test_random();
 
     wina_textcut cut;
+    const char *const half[] = {"\xc3\xa9", "\xa9"}, *const cut_off[] = {"a\xe2\x82"};
+    CHECK(wina_textcut_init(&cut, half, 2) == WINA_E_ARGUMENT);
+    CHECK(strstr(wina_error(), "stop string 2 is not valid UTF-8") != NULL);
+    CHECK(wina_textcut_init(&cut, cut_off, 1) == WINA_E_ARGUMENT);
     const char *const empty[] = {"ok", ""};
     CHECK(wina_textcut_init(&cut, empty, 2) == WINA_E_ARGUMENT);
     CHECK(strstr(wina_error(), "stop string 2") != NULL);
