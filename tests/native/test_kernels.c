@@ -90,12 +90,17 @@ static void destroy(fixture *f) {
 
 static wina_quads create_quads(int32_t n) {
     size_t n_sub = (size_t)n / 16 + 2, room = (size_t)n + 3 * n_sub + 64;
-    return (wina_quads){calloc(n_sub + 1, 4), calloc(room, 1),  calloc(room, 1),
-                        calloc(room, 1),      calloc(n_sub, 4), calloc(n_sub, 4)};
+    return (wina_quads){.first = calloc(n_sub + 1, 4),
+                        .col = calloc(room, 1),
+                        .hi = calloc(room, 1),
+                        .lo = calloc(room, 1),
+                        .x = calloc(room, 2),
+                        .scale = calloc(n_sub, 4),
+                        .sum = calloc(n_sub, 4)};
 }
 
 static void destroy_quads(wina_quads *q) {
-    free(q->first), free(q->col), free(q->hi), free(q->lo), free(q->scale), free(q->sum);
+    free(q->first), free(q->col), free(q->hi), free(q->lo), free(q->x), free(q->scale), free(q->sum);
 }
 
 enum { CANARY = 64 };
@@ -162,27 +167,12 @@ static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixtur
     destroy_quads(&a.by32), destroy_quads(&a.by16);
 }
 
-/* Spreads quads over a row of a batch, as the backend does. */
-static void spread(wina_batch *b, int which, int32_t token, int32_t n_sub, const wina_quads *q) {
-    int32_t sub = which ? 16 : 32;
-    for (int32_t s = 0; s < n_sub; s++) {
-        for (uint32_t i = 4 * q->first[s]; i < 4 * q->first[s + 1]; i++)
-            if (q->hi[i] || q->lo[i]) {
-                int64_t at = token * b->stride + s * sub / 32 * 32 + q->col[i];
-                b->hi[which][at] = q->hi[i];
-                b->lo[which][at] = q->lo[i];
-            }
-        b->scale[which][token * n_sub + s] = q->scale[s];
-        b->sum[which][token * n_sub + s] = q->sum[s];
-    }
-}
-
 static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens) {
     int64_t stride = f->panel.n_blocks * WINA_BLOCK, n_rows = f->panel.n_rows;
     size_t n = (size_t)(stride * n_tokens);
     wina_batch b = {.n_tokens = n_tokens, .stride = stride, .x = calloc(n, 4)};
     for (int i = 0; i < 2; i++) {
-        b.hi[i] = calloc(n, 1), b.lo[i] = calloc(n, 1);
+        b.hi[i] = calloc(n, 1), b.lo[i] = calloc(n, 1), b.x16[i] = calloc(n, 2);
         b.scale[i] = calloc(n / 16, 4), b.sum[i] = calloc(n / 16, 4);
     }
     float *one = malloc((size_t)(n_rows * n_tokens) * 4),
@@ -201,8 +191,8 @@ static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens)
         a.x = x;
         k->quantize(x, kept, a.n_kept, (int32_t)stride, 32, &a.by32);
         k->quantize(x, kept, a.n_kept, (int32_t)stride, 16, &a.by16);
-        spread(&b, 0, t, f->panel.n_blocks, &a.by32);
-        spread(&b, 1, t, 2 * f->panel.n_blocks, &a.by16);
+        k->quantize_row(&b, t, 0);
+        k->quantize_row(&b, t, 1);
         k->gemv(&f->panel, &a, 0, f->panel.n_rows / WINA_STRIP, one + t * n_rows);
     }
     memset(all, 0xff, (size_t)(n_rows * n_tokens) * 4);
@@ -211,7 +201,7 @@ static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens)
               "%s: batch of %d differs from single tokens: %d x %d (type %u)", k->name, n_tokens,
               f->rows, f->cols, f->panel.layout->dtype);
     for (int i = 0; i < 2; i++)
-        free(b.hi[i]), free(b.lo[i]), free(b.scale[i]), free(b.sum[i]);
+        free(b.hi[i]), free(b.lo[i]), free(b.x16[i]), free(b.scale[i]), free(b.sum[i]);
     free(b.x), free(one), free(all), free(kept);
     destroy_quads(&a.by32), destroy_quads(&a.by16);
 }

@@ -256,7 +256,7 @@ def test_numpy_numbers_are_numbers(tiny: pywina.Model) -> None:
 
 def test_close_is_final_and_idempotent(load_tiny: Load) -> None:
     model = load_tiny()
-    stream = model.stream(TEXT)
+    stream = model.stream(TEXT, ignore_eog=True)  # an answer of one token would be over by now
     next(stream)
     model.close()
     model.close()

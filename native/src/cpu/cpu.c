@@ -38,6 +38,7 @@ static void place_quads(layout *a, uint64_t n_in, wina_quads *q) {
     q->col = place(a, n, 1);
     q->hi = place(a, n, 1);
     q->lo = place(a, n, 1);
+    q->x = place(a, n, sizeof *q->x);
     q->scale = place(a, n_sub, sizeof *q->scale);
     q->sum = place(a, n_sub, sizeof *q->sum);
 }
@@ -72,6 +73,7 @@ static void place_all(wina_cpu *c, layout *a) {
     for (int i = 0; i < 2; i++) {
         c->batch.hi[i] = place(a, b * w, 1);
         c->batch.lo[i] = place(a, b * w, 1);
+        c->batch.x16[i] = place(a, b * w, sizeof(int16_t));
         c->batch.scale[i] = place(a, b * w / 16, sizeof(float));
         c->batch.sum[i] = place(a, b * w / 16, sizeof(int32_t));
     }

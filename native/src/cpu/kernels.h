@@ -24,6 +24,7 @@ typedef struct wina_quads {
     uint32_t *first; /* (n_sub + 1) */
     uint8_t *col;    /* (4 * n_quads) input inside its block of 32 */
     int8_t *hi, *lo; /* (4 * n_quads) */
+    int16_t *x;      /* (4 * n_quads) 256 hi + lo */
     float *scale;    /* (n_sub) */
     int32_t *sum;    /* (n_sub) sum of the 16-bit integers */
 } wina_quads;
@@ -42,6 +43,7 @@ typedef struct wina_batch {
     int64_t stride;        /* n_cols rounded up to 32 */
     float *x;              /* (n_tokens, stride) masked */
     int8_t *hi[2], *lo[2]; /* [0]: sub-blocks of 32, [1]: of 16; (n_tokens, stride) */
+    int16_t *x16[2];       /* 256 hi + lo */
     float *scale[2];       /* (n_tokens, n_sub) */
     int32_t *sum[2];       /* (n_tokens, n_sub) */
 } wina_batch;
@@ -59,6 +61,13 @@ typedef struct wina_kernels {
     /* Rounds the kept inputs to 16 bits; sub is 32 or 16. */
     void (*quantize)(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
                      int32_t sub, wina_quads *out);
+    /* The same for one token of a batch, from its row of batch->x; which is 0 or 1. */
+    void (*quantize_row)(const wina_batch *batch, int32_t token, int which);
+
+    /* See sparse/select.h. */
+    void (*score)(const float *x, const float *norms, int32_t n, float *score);
+    void (*select)(const float *score, int32_t n, int32_t n_keep, int32_t *kept,
+                   uint32_t *scratch);
 
     /* y (n) = x * gain / sqrt(mean(x^2) + eps) */
     void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../sparse/select.h"
 #include "kernels.h"
 
 #if defined(__F16C__)
@@ -172,15 +173,41 @@ static void quantize(const float *x, const int32_t *kept, int32_t n_kept, int32_
             sum += v;
             out->hi[n] = (int8_t)hi;
             out->lo[n] = (int8_t)(v - 256 * hi);
+            out->x[n] = (int16_t)v;
             out->col[n] = (uint8_t)(kept[i] % WINA_BLOCK);
         }
         out->sum[s] = sum;
         for (; n % 4 != 0; n++) {
             out->hi[n] = out->lo[n] = 0;
+            out->x[n] = 0;
             out->col[n] = out->col[n - 1];
         }
     }
     out->first[n_sub] = n / 4;
+}
+
+static void quantize_row(const wina_batch *b, int32_t token, int which) {
+    const int32_t sub = which ? 16 : 32, n_sub = (int32_t)(b->stride / sub);
+    const float *x = b->x + token * b->stride;
+    int8_t *hi = b->hi[which] + token * b->stride, *lo = b->lo[which] + token * b->stride;
+    int16_t *wide = b->x16[which] + token * b->stride;
+    for (int32_t s = 0; s < n_sub; s++) {
+        float amax = 0.0f, inverse;
+        for (int32_t i = s * sub; i < (s + 1) * sub; i++) {
+            float a = fabsf(x[i]);
+            amax = a <= amax ? amax : a; /* a NaN gets through */
+        }
+        int32_t sum = 0;
+        b->scale[which][(int64_t)token * n_sub + s] = activation_scale(amax, &inverse);
+        for (int32_t i = s * sub; i < (s + 1) * sub; i++) {
+            int32_t v = inverse > 0 ? (int32_t)round_even(x[i] * inverse) : 0;
+            hi[i] = (int8_t)((v + 128) >> 8);
+            lo[i] = (int8_t)(v - 256 * hi[i]);
+            wide[i] = (int16_t)v;
+            sum += v;
+        }
+        b->sum[which][(int64_t)token * n_sub + s] = sum;
+    }
 }
 
 /* ---- matrices ----------------------------------------------------------------------------- */
@@ -394,6 +421,9 @@ static inline void fill_table(wina_kernels *k, const char *name) {
         .gemv = gemv,
         .gemm = gemm,
         .quantize = quantize,
+        .quantize_row = quantize_row,
+        .score = wina_score,
+        .select = wina_select,
         .rms_norm = rms_norm,
         .swiglu = swiglu,
         .dot_f16 = dot_f16,

@@ -32,9 +32,10 @@ static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, 
     if (is_sparse(c, token)) {
         const float *norms = j->n_masks > 1 ? g->projections[mask].norms : g->norms;
         n_keep = wina_budget_keep(c->sparsity.sparsity, g->n_in);
-        wina_score(x, c->sparsity.method == WINA_METHOD_WINA ? norms : NULL, g->n_in, s->score);
+        c->kernels.score(x, c->sparsity.method == WINA_METHOD_WINA ? norms : NULL, g->n_in,
+                         s->score);
     }
-    wina_select(s->score, g->n_in, n_keep, kept, s->bits);
+    c->kernels.select(s->score, g->n_in, n_keep, kept, s->bits);
     return n_keep;
 }
 
@@ -137,28 +138,6 @@ static void multiply_one(void *arg, int32_t thread, int32_t n_threads) {
 
 /* ---- several tokens ----------------------------------------------------------------------- */
 
-/* Spreads the kept inputs of one token over a row of the batch, rounded by sub-blocks. */
-static void spread_quads(wina_cpu *c, const float *x, const int32_t *kept, int32_t n_kept,
-                         int32_t n_in, int32_t token, int which, wina_quads *q) {
-    wina_batch *b = &c->batch;
-    int32_t sub = which ? 16 : 32, n_blocks = (n_in + WINA_BLOCK - 1) / WINA_BLOCK;
-    int32_t n_sub = n_blocks * WINA_BLOCK / sub;
-    int8_t *hi = b->hi[which] + token * b->stride, *lo = b->lo[which] + token * b->stride;
-    memset(hi, 0, (size_t)n_blocks * WINA_BLOCK);
-    memset(lo, 0, (size_t)n_blocks * WINA_BLOCK);
-    c->kernels.quantize(x, kept, n_kept, n_blocks * WINA_BLOCK, sub, q);
-    for (int32_t s = 0; s < n_sub; s++) {
-        int32_t base = s * sub / WINA_BLOCK * WINA_BLOCK;
-        for (uint32_t i = 4 * q->first[s]; i < 4 * q->first[s + 1]; i++)
-            if (q->hi[i] != 0 || q->lo[i] != 0) {
-                hi[base + q->col[i]] = q->hi[i];
-                lo[base + q->col[i]] = q->lo[i];
-            }
-        b->scale[which][(int64_t)token * n_sub + s] = q->scale[s];
-        b->sum[which][(int64_t)token * n_sub + s] = q->sum[s];
-    }
-}
-
 static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     const job *j = arg;
     wina_cpu *c = j->cpu;
@@ -169,16 +148,19 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     for (int64_t t = t0; t < t1; t++) {
         const float *x = j->in + t * j->in_stride;
         int32_t n_kept = select_inputs(j, s, x, (int32_t)t, j->mask, s->kept);
-        if (j->by32)
-            spread_quads(c, x, s->kept, n_kept, n, (int32_t)t, 0, &s->quads);
-        if (j->by16)
-            spread_quads(c, x, s->kept, n_kept, n, (int32_t)t, 1, &s->quads);
-        if (j->floats) {
-            float *row = c->batch.x + t * c->batch.stride;
+        float *row = c->batch.x + t * c->batch.stride;
+        if (n_kept == n) {
+            memcpy(row, x, (size_t)n * sizeof *row);
+            memset(row + n, 0, (size_t)(c->batch.stride - n) * sizeof *row);
+        } else {
             memset(row, 0, (size_t)c->batch.stride * sizeof *row);
             for (int32_t i = 0; i < n_kept; i++)
                 row[s->kept[i]] = x[s->kept[i]];
         }
+        if (j->by32)
+            c->kernels.quantize_row(&c->batch, (int32_t)t, 0);
+        if (j->by16)
+            c->kernels.quantize_row(&c->batch, (int32_t)t, 1);
     }
 }
 
@@ -223,6 +205,7 @@ static void run(job *j) {
         return;
     }
     c->batch.n_tokens = c->n_tokens;
+    c->batch.stride = (j->group->n_in + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;
     for (j->mask = 0; j->mask < j->n_masks; j->mask++) {
         wina_threads_run(c->threads, prepare_batch, j);
         for (int32_t t = 0; t < c->n_tokens; t++)

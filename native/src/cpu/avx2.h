@@ -1,0 +1,173 @@
+/* avx2: what the AVX2 kernels share: loading panels, multiplying pairs of inputs, scales.
+ *
+ * Inputs are taken in pairs: interleaving their bytes puts the two values of a row side by side.
+ * In 4 bits one instruction multiplies them by two activation bytes into 16-bit sums, high and low
+ * bytes apart, which hold eight pairs before they are widened. Wider values are extended to 16 bits
+ * and multiplied by the 16-bit activations as they are. Either way 64 rows end in eight registers
+ * of 32-bit sums: register r holds the scales' stored positions 16 (r % 4) + 8 (r / 4) onwards. */
+#ifndef WINA_AVX2_H
+#define WINA_AVX2_H
+
+#include <immintrin.h>
+#include <string.h>
+
+#include "kernels.h"
+
+enum { SUMS = 8 }; /* registers of a strip */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Stored position of register r of a strip. */
+INLINE int64_t sums_at(int r) {
+    return 16 * (r & 3) + 8 * (r >> 2);
+}
+
+typedef struct strip_values {
+    __m256i a, b; /* rows 0..31 and 32..63, a byte each */
+} strip_values;
+
+/* Bit 4 of 32 rows from their bits in four bytes. */
+INLINE __m256i fifth_bits(const uint8_t *bits) {
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                            2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201u);
+    int32_t four;
+    memcpy(&four, bits, 4);
+    __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(four), spread), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
+}
+
+/* 64 stored values of one input. kind: low_bits 8 -> 0; 4 -> 1; 4 + 1 -> 2; 4 + 2 -> 3 */
+INLINE strip_values load_values(const uint8_t *col, int32_t n_rows, int32_t strip, int kind) {
+    if (kind == 0) {
+        const __m256i *p = (const __m256i *)(col + (int64_t)strip * 64);
+        return (strip_values){_mm256_loadu_si256(p), _mm256_loadu_si256(p + 1)};
+    }
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i both = _mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32));
+    strip_values v = {_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
+    const uint8_t *high = col + n_rows / 2;
+    if (kind == 2) {
+        v.a = _mm256_or_si256(v.a, fifth_bits(high + (int64_t)strip * 8));
+        v.b = _mm256_or_si256(v.b, fifth_bits(high + (int64_t)strip * 8 + 4));
+    } else if (kind == 3) {
+        const __m256i bits = _mm256_set1_epi8(0x30);
+        __m256i h = _mm256_broadcastsi128_si256(
+            _mm_loadu_si128((const __m128i *)(high + (int64_t)strip * 16)));
+        __m256i ha = _mm256_sllv_epi32(h, _mm256_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2));
+        __m256i hb = _mm256_srlv_epi32(h, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
+        v.a = _mm256_or_si256(v.a, _mm256_and_si256(ha, bits));
+        v.b = _mm256_or_si256(v.b, _mm256_and_si256(hb, bits));
+    }
+    return v;
+}
+
+/* A pair's rows side by side: bytes (input 0, input 1) of rows 0-7 and 16-23 in p[0], 8-15 and
+ * 24-31 in p[1]; the same of rows 32.. in p[2] and p[3]. */
+INLINE void interleave(strip_values u, strip_values v, __m256i p[4]) {
+    p[0] = _mm256_unpacklo_epi8(u.a, v.a);
+    p[1] = _mm256_unpackhi_epi8(u.a, v.a);
+    p[2] = _mm256_unpacklo_epi8(u.b, v.b);
+    p[3] = _mm256_unpackhi_epi8(u.b, v.b);
+}
+
+/* Two activations (16 bits each) in every 32-bit lane. */
+INLINE __m256i broadcast_pair(const int16_t *x) {
+    int32_t v;
+    memcpy(&v, x, 4);
+    return _mm256_set1_epi32(v);
+}
+/* Two activation bytes in every 16-bit lane. */
+INLINE __m256i broadcast_bytes(const int8_t *x) {
+    int16_t v;
+    memcpy(&v, x, 2);
+    return _mm256_set1_epi16(v);
+}
+
+/* s += pair times x, from interleaved bytes. */
+INLINE void add_pair(__m256i s[SUMS], const __m256i p[4], __m256i x) {
+    const __m256i zero = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        __m256i w0 = _mm256_unpacklo_epi8(p[i], zero), w1 = _mm256_unpackhi_epi8(p[i], zero);
+        s[2 * i] = _mm256_add_epi32(s[2 * i], _mm256_madd_epi16(w0, x));
+        s[2 * i + 1] = _mm256_add_epi32(s[2 * i + 1], _mm256_madd_epi16(w1, x));
+    }
+}
+
+/* 16-bit sums of high and low activation bytes, of at most eight pairs of 4-bit values. */
+typedef struct narrow_sums {
+    __m256i hi[4], lo[4];
+} narrow_sums;
+
+INLINE void add_pair_narrow(narrow_sums *s, const __m256i p[4], __m256i xh, __m256i xl) {
+    for (int i = 0; i < 4; i++) {
+        s->hi[i] = _mm256_add_epi16(s->hi[i], _mm256_maddubs_epi16(p[i], xh));
+        s->lo[i] = _mm256_add_epi16(s->lo[i], _mm256_maddubs_epi16(p[i], xl));
+    }
+}
+
+/* s += 256 hi + lo */
+INLINE void widen(__m256i s[SUMS], const narrow_sums *n) {
+    const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
+    for (int i = 0; i < 4; i++) {
+        __m256i v0 = _mm256_unpacklo_epi16(n->lo[i], n->hi[i]);
+        __m256i v1 = _mm256_unpackhi_epi16(n->lo[i], n->hi[i]);
+        s[2 * i] = _mm256_add_epi32(s[2 * i], _mm256_madd_epi16(v0, weights));
+        s[2 * i + 1] = _mm256_add_epi32(s[2 * i + 1], _mm256_madd_epi16(v1, weights));
+    }
+}
+
+INLINE __m256 halves(const uint8_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+INLINE __m256 bytes(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+INLINE __m256 signed_bytes(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
+
+/* Scales (and mins, as they are added) of 8 rows at stored position `at`. */
+INLINE __m256 load_d(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows,
+                     int64_t at, int sub) {
+    if (kind == WINA_SCALES_K_DM)
+        return _mm256_mul_ps(halves(super + 2 * at), bytes(scales + at));
+    if (kind == WINA_SCALES_K_D16)
+        return _mm256_mul_ps(halves(super + 2 * at), signed_bytes(scales + (sub ? rows : 0) + at));
+    return halves(scales + 2 * at);
+}
+INLINE __m256 load_m(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows,
+                     int64_t at) {
+    if (kind == WINA_SCALES_K_DM)
+        return _mm256_mul_ps(halves(super + 2 * (rows + at)),
+                             _mm256_sub_ps(_mm256_set1_ps(-0.0f), bytes(scales + rows + at)));
+    return halves(scales + 2 * (rows + at));
+}
+
+INLINE bool has_min(wina_scales kind) {
+    return kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM;
+}
+
+/* Stored order back to row order: the 4 x 4 blocks of four rows are transposed. */
+INLINE void unswap_strip(float *y) {
+    float t[WINA_STRIP];
+    memcpy(t, y, sizeof t);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < 4; j++)
+            _mm_storeu_ps(y + 16 * j + 4 * i, _mm_loadu_ps(t + 16 * i + 4 * j));
+}
+
+INLINE __m256 load_floats(const uint8_t *p, wina_scales kind) {
+    if (kind == WINA_SCALES_F32)
+        return _mm256_loadu_ps((const float *)p);
+    __m128i h = _mm_loadu_si128((const __m128i *)p);
+    if (kind == WINA_SCALES_F16)
+        return _mm256_cvtph_ps(h);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+
+/* gemm_avx2.c */
+void wina_gemm_avx2(const wina_panel *panel, const wina_batch *batch, int32_t strip0,
+                    int32_t strip1, float *y, int64_t y_stride);
+
+#endif

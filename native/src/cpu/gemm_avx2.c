@@ -1,0 +1,207 @@
+/* gemm_avx2: several tokens at once. A block of a strip is extended to 16 bits and interleaved once
+ * into a small buffer that stays in the first-level cache; then every token multiplies it, three at
+ * a time on half a strip. The sums of a row are formed in the order that gemv uses: by block, in
+ * exact integers inside it. */
+#include "avx2.h"
+
+enum { PAIRS = WINA_BLOCK / 2, HALF = SUMS / 2, TOKENS = 3 };
+
+/* One block of one strip: 16 pairs of inputs, 8 x 8 rows each. */
+typedef struct strip_block {
+    __m256i w[PAIRS][SUMS];
+    __m256 d[2][SUMS]; /* scales of each sub-block */
+    __m256 m[SUMS];    /* mins, as they are added */
+} strip_block;
+
+INLINE void load_block(const wina_panel *p, int values, wina_scales kind, int32_t block,
+                       int32_t strip, strip_block *out) {
+    const __m256i zero = _mm256_setzero_si256();
+    const uint8_t *base = wina_panel_block(p, block);
+    const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
+    for (int g = 0; g < PAIRS; g++) {
+        const uint8_t *col = base + (uint64_t)(2 * g) * p->col_bytes;
+        __m256i pair[4];
+        interleave(load_values(col, p->n_rows, strip, values),
+                   load_values(col + p->col_bytes, p->n_rows, strip, values), pair);
+        for (int i = 0; i < 4; i++) {
+            out->w[g][2 * i] = _mm256_unpacklo_epi8(pair[i], zero);
+            out->w[g][2 * i + 1] = _mm256_unpackhi_epi8(pair[i], zero);
+        }
+    }
+    for (int r = 0; r < SUMS; r++) {
+        int64_t at = (int64_t)strip * WINA_STRIP + sums_at(r);
+        out->d[0][r] = load_d(kind, scales, super, p->n_rows, at, 0);
+        if (kind == WINA_SCALES_K_D16)
+            out->d[1][r] = load_d(kind, scales, super, p->n_rows, at, 1);
+        if (has_min(kind))
+            out->m[r] = load_m(kind, scales, super, p->n_rows, at);
+    }
+}
+
+/* The columns of the next block, while this one is multiplied. */
+INLINE void fetch_block(const wina_panel *p, int values, int32_t block, int32_t strip) {
+    const uint8_t *base = wina_panel_block(p, block) + (int64_t)strip * (values == 0 ? 64 : 32);
+    for (int c = 0; c < WINA_BLOCK; c++)
+        _mm_prefetch((const char *)(base + (uint64_t)c * p->col_bytes), _MM_HINT_T0);
+}
+
+/* One sub-block of one token onto half of its 64 sums. */
+INLINE void finish_token(const strip_block *w, wina_scales kind, int sub, int half, int32_t offset,
+                         const __m256i s[HALF], float scale, int32_t sum, float *y) {
+    const __m256i start = _mm256_set1_epi32(offset * sum);
+    for (int i = 0; i < HALF; i++) {
+        int r = half * HALF + i;
+        __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(s[i], start));
+        __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(w->d[sub][r], _mm256_set1_ps(scale)), dot,
+                                     _mm256_loadu_ps(y + sums_at(r)));
+        if (has_min(kind))
+            acc = _mm256_fmadd_ps(w->m[r], _mm256_set1_ps(scale * (float)sum), acc);
+        _mm256_storeu_ps(y + sums_at(r), acc);
+    }
+}
+
+/* Tokens [t, t + n) of the batch times one block, half a strip. */
+INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
+                            wina_scales kind, int32_t block, int half, int32_t t, int n, float *y,
+                            int64_t y_stride) {
+    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
+    for (int sub = 0; sub < n_sub; sub++) {
+        __m256i s[TOKENS][HALF];
+        const int16_t *x[TOKENS];
+        for (int i = 0; i < n; i++) {
+            x[i] = b->x16[which] + (t + i) * b->stride + (int64_t)block * WINA_BLOCK;
+            for (int r = 0; r < HALF; r++)
+                s[i][r] = _mm256_setzero_si256();
+        }
+        for (int g = sub * PAIRS / n_sub; g < (sub + 1) * PAIRS / n_sub; g++) {
+            const __m256i *v = w->w[g] + half * HALF;
+            for (int i = 0; i < n; i++) {
+                __m256i pair = broadcast_pair(x[i] + 2 * g);
+                for (int r = 0; r < HALF; r++)
+                    s[i][r] = _mm256_add_epi32(s[i][r], _mm256_madd_epi16(v[r], pair));
+            }
+        }
+        for (int i = 0; i < n; i++) {
+            int64_t at = ((int64_t)(t + i) * p->n_blocks + block) * n_sub + sub;
+            finish_token(w, kind, sub, half, p->layout->offset, s[i], b->scale[which][at],
+                         b->sum[which][at], y + (t + i) * y_stride);
+        }
+    }
+}
+
+INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind,
+                      int32_t strip, float *y, int64_t y_stride) {
+    for (int32_t block = 0; block < p->n_blocks; block++) {
+        strip_block w;
+        load_block(p, values, kind, block, strip, &w);
+        if (block + 1 < p->n_blocks)
+            fetch_block(p, values, block + 1, strip);
+        for (int half = 0; half < 2; half++) {
+            int32_t t = 0;
+            for (; t + TOKENS <= b->n_tokens; t += TOKENS)
+                multiply_tokens(p, b, &w, kind, block, half, t, TOKENS, y, y_stride);
+            for (; t < b->n_tokens; t++)
+                multiply_tokens(p, b, &w, kind, block, half, t, 1, y, y_stride);
+        }
+    }
+    for (int32_t t = 0; t < b->n_tokens; t++)
+        unswap_strip(y + t * y_stride);
+}
+
+/* Float panels: a block is converted once, three tokens keep 32 sums each in registers. */
+INLINE void add_floats(const float *w, int n_cols, const float *x, int64_t x_stride, int n,
+                       float *y, int64_t y_stride) {
+    __m256 s[TOKENS][HALF];
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < HALF; r++)
+            s[i][r] = _mm256_loadu_ps(y + i * y_stride + 8 * r);
+    for (int c = 0; c < n_cols; c++)
+        for (int i = 0; i < n; i++) {
+            __m256 v = _mm256_set1_ps(x[i * x_stride + c]);
+            for (int r = 0; r < HALF; r++)
+                s[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w + 64 * c + 8 * r), v, s[i][r]);
+        }
+    for (int i = 0; i < n; i++)
+        for (int r = 0; r < HALF; r++)
+            _mm256_storeu_ps(y + i * y_stride + 8 * r, s[i][r]);
+}
+
+INLINE void convert_block(const wina_panel *p, wina_scales kind, int32_t block, int32_t strip,
+                          int n, float *w) {
+    const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
+    for (int c = 0; c < n; c++) {
+        const uint8_t *col =
+            wina_panel_block(p, block) + (uint64_t)c * p->col_bytes + strip * 64 * size;
+        for (int r = 0; r < SUMS; r++)
+            _mm256_store_ps(w + 64 * c + 8 * r, load_floats(col + 8 * r * size, kind));
+    }
+}
+
+INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t strip,
+                        float *y, int64_t y_stride) {
+    _Alignas(64) float w[WINA_BLOCK * WINA_STRIP];
+    for (int32_t block = 0; block < p->n_blocks; block++) {
+        int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
+        convert_block(p, kind, block, strip, n, w);
+        for (int at = 0; at < WINA_STRIP; at += 8 * HALF) {
+            const float *x = b->x + (int64_t)block * WINA_BLOCK;
+            int32_t t = 0;
+            for (; t + TOKENS <= b->n_tokens; t += TOKENS)
+                add_floats(w + at, n, x + t * b->stride, b->stride, TOKENS, y + t * y_stride + at,
+                           y_stride);
+            for (; t < b->n_tokens; t++)
+                add_floats(w + at, n, x + t * b->stride, b->stride, 1, y + t * y_stride + at,
+                           y_stride);
+        }
+    }
+}
+
+static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t strip, float *y,
+                       int64_t y_stride) {
+    const wina_layout *l = p->layout;
+    const bool five = l->high_bits == 1;
+    switch (l->scales) {
+    case WINA_SCALES_F32:
+        gemm_floats(p, b, WINA_SCALES_F32, strip, y, y_stride);
+        break;
+    case WINA_SCALES_F16:
+        gemm_floats(p, b, WINA_SCALES_F16, strip, y, y_stride);
+        break;
+    case WINA_SCALES_BF16:
+        gemm_floats(p, b, WINA_SCALES_BF16, strip, y, y_stride);
+        break;
+    case WINA_SCALES_D:
+        if (l->low_bits == 8)
+            gemm_kind(p, b, 0, WINA_SCALES_D, strip, y, y_stride);
+        else if (five)
+            gemm_kind(p, b, 2, WINA_SCALES_D, strip, y, y_stride);
+        else
+            gemm_kind(p, b, 1, WINA_SCALES_D, strip, y, y_stride);
+        break;
+    case WINA_SCALES_DM:
+        if (five)
+            gemm_kind(p, b, 2, WINA_SCALES_DM, strip, y, y_stride);
+        else
+            gemm_kind(p, b, 1, WINA_SCALES_DM, strip, y, y_stride);
+        break;
+    case WINA_SCALES_K_DM:
+        if (five)
+            gemm_kind(p, b, 2, WINA_SCALES_K_DM, strip, y, y_stride);
+        else
+            gemm_kind(p, b, 1, WINA_SCALES_K_DM, strip, y, y_stride);
+        break;
+    case WINA_SCALES_K_D16:
+        gemm_kind(p, b, 3, WINA_SCALES_K_D16, strip, y, y_stride);
+        break;
+    }
+}
+
+void wina_gemm_avx2(const wina_panel *p, const wina_batch *b, int32_t strip0, int32_t strip1,
+                    float *y, int64_t y_stride) {
+    for (int32_t strip = strip0; strip < strip1; strip++) {
+        float *out = y + (int64_t)strip * WINA_STRIP;
+        for (int32_t t = 0; t < b->n_tokens; t++)
+            memset(out + t * y_stride, 0, WINA_STRIP * sizeof *out);
+        gemm_strip(p, b, strip, out, y_stride);
+    }
+}
