@@ -32,7 +32,7 @@ typedef struct wina_backend_ops {
     void (*rope_store)(wina_backend *backend,
                        int32_t layer);                    /* rotate q and k; k, v to the cache */
     void (*attend)(wina_backend *backend, int32_t layer); /* att = softmax(q k) v */
-    void (*swiglu)(wina_backend *backend);                /* ff = silu(gate) * up */
+    void (*swiglu)(wina_backend *backend, int32_t layer); /* ff = silu(gate) * up */
     /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
 } wina_backend_ops;

@@ -16,7 +16,7 @@ int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
 
         op->ffn_norm(b, layer);
         op->project(b, layer, WINA_GROUP_GATE_UP);
-        op->swiglu(b);
+        op->swiglu(b, layer);
         op->project(b, layer, WINA_GROUP_DOWN);
     }
     op->logits(b, f->logits_from, f->logits);

@@ -20,6 +20,9 @@ static const wina_layout LAYOUTS[] = {
     {WINA_DTYPE_Q6_K, WINA_SCALES_K_D16, 4, 2, 32, 16, 2, 2},
 };
 
+/* Columns from here on are split between threads by rows, shorter ones by parts. */
+enum { LONG_COLUMN = 32 << 10 };
+
 const wina_layout *wina_layout_find(uint32_t dtype) {
     for (size_t i = 0; i < sizeof LAYOUTS / sizeof LAYOUTS[0]; i++)
         if (LAYOUTS[i].dtype == dtype)
@@ -45,6 +48,7 @@ int32_t wina_panel_plan(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_pan
     p.n_cols = (int32_t)n_cols;
     p.n_blocks = (int32_t)((n_cols + WINA_BLOCK - 1) / WINA_BLOCK);
     p.col_bytes = round_up(rows * wina_layout_bits(l) / 8, 32);
+    p.n_parts = p.col_bytes < LONG_COLUMN && p.n_blocks >= 2 * WINA_PARTS ? WINA_PARTS : 1;
     /* A kernel walks the same strip of many inputs at once. An odd number of cache lines between
      * them spreads these over all sets of the caches. */
     if (p.col_bytes >= 1024 && p.col_bytes % 128 == 0)

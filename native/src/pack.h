@@ -25,6 +25,7 @@
 enum {
     WINA_STRIP = 64,      /* rows of a strip */
     WINA_BLOCK = 32,      /* inputs of a block */
+    WINA_PARTS = 4,       /* parts of a panel at most */
     WINA_SUPER_BLOCKS = 8 /* blocks of a super-block */
 };
 
@@ -59,6 +60,7 @@ typedef struct wina_panel {
     int32_t n_rows; /* multiple of 64, padding rows are zero */
     int32_t n_cols;
     int32_t n_blocks;     /* ceil(n_cols / 32) */
+    int32_t n_parts;      /* runs of blocks that are summed apart, see wina_panel_part */
     uint64_t col_bytes;   /* distance of two inputs of a block */
     uint64_t block_bytes; /* distance of two blocks of a super-block */
     uint64_t super_bytes; /* distance of two super-blocks */
@@ -88,6 +90,15 @@ static inline const uint8_t *wina_panel_block(const wina_panel *p, int32_t block
 static inline const uint8_t *wina_panel_scales(const wina_panel *p, int32_t block) {
     return wina_panel_block(p, block) + p->col_bytes * WINA_BLOCK;
 }
+/* Blocks [*begin, *end) of a part. A row's sum is formed part by part, each from zero, and the parts
+ * are added in rising order: threads can take different parts of short columns, which are read
+ * faster whole, and the result does not depend on who took what. */
+static inline void wina_panel_part(const wina_panel *p, int32_t part, int32_t *begin,
+                                   int32_t *end) {
+    *begin = (int32_t)((int64_t)p->n_blocks * part / p->n_parts);
+    *end = (int32_t)((int64_t)p->n_blocks * (part + 1) / p->n_parts);
+}
+
 /* Position of a row inside its strip's scales, and back. */
 static inline int32_t wina_strip_swap(int32_t i) {
     return (i & 3) | (i >> 2 & 12) | (i << 2 & 48);

@@ -113,8 +113,8 @@ static float *multiply(const wina_kernels *k, const fixture *f, wina_act *a) {
     k->quantize(a->x, a->kept, a->n_kept, f->cols, 32, &a->by32);
     k->quantize(a->x, a->kept, a->n_kept, f->cols, 16, &a->by16);
     int32_t strips = f->panel.n_rows / WINA_STRIP, middle = strips / 2;
-    k->gemv(&f->panel, a, 0, middle, buffer + CANARY);
-    k->gemv(&f->panel, a, middle, strips, buffer + CANARY);
+    k->gemv(&f->panel, a, 0, f->panel.n_blocks, 0, middle, buffer + CANARY);
+    k->gemv(&f->panel, a, 0, f->panel.n_blocks, middle, strips, buffer + CANARY);
     const unsigned char *bytes = (const unsigned char *)buffer;
     int n_written = 0;
     for (size_t i = 0; i < CANARY * sizeof *buffer; i++)
@@ -169,6 +169,7 @@ static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixtur
 
 static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens) {
     int64_t stride = f->panel.n_blocks * WINA_BLOCK, n_rows = f->panel.n_rows;
+    const int32_t block0 = f->panel.n_blocks > 1; /* a part that does not start at the front */
     size_t n = (size_t)(stride * n_tokens);
     wina_batch b = {.n_tokens = n_tokens, .stride = stride, .x = calloc(n, 4)};
     for (int i = 0; i < 2; i++) {
@@ -193,10 +194,11 @@ static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens)
         k->quantize(x, kept, a.n_kept, (int32_t)stride, 16, &a.by16);
         k->quantize_row(&b, t, 0);
         k->quantize_row(&b, t, 1);
-        k->gemv(&f->panel, &a, 0, f->panel.n_rows / WINA_STRIP, one + t * n_rows);
+        k->gemv(&f->panel, &a, block0, f->panel.n_blocks, 0, f->panel.n_rows / WINA_STRIP,
+                one + t * n_rows);
     }
     memset(all, 0xff, (size_t)(n_rows * n_tokens) * 4);
-    k->gemm(&f->panel, &b, 0, f->panel.n_rows / WINA_STRIP, all, n_rows);
+    k->gemm(&f->panel, &b, block0, f->panel.n_blocks, 0, f->panel.n_rows / WINA_STRIP, all, n_rows);
     CHECK_MSG(memcmp(one, all, (size_t)(n_rows * n_tokens) * 4) == 0,
               "%s: batch of %d differs from single tokens: %d x %d (type %u)", k->name, n_tokens,
               f->rows, f->cols, f->panel.layout->dtype);

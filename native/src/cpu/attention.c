@@ -25,33 +25,47 @@ static void rotate(float *x, const float *cos, const float *sin, int32_t n_rot, 
     }
 }
 
-void wina_cpu_rope_store(wina_backend *backend, int32_t layer) {
-    wina_cpu *c = (wina_cpu *)backend;
-    const wina_config *f = &backend->model->config;
-    const wina_group_weights *g = &backend->model->weights.layers[layer].groups[WINA_GROUP_QKV];
-    const wina_rope kind = f->arch->rope;
-    for (int32_t t = 0; t < c->n_tokens; t++) {
-        float *row = c->qkv + (int64_t)t * g->n_out;
-        float *k = row + g->projections[1].row0, *v = row + g->projections[2].row0;
-        const float *cos = c->cos + (int64_t)t * f->rope_dim / 2;
-        const float *sin = c->sin + (int64_t)t * f->rope_dim / 2;
-        for (int32_t i = 0; i < f->n_head; i++)
-            rotate(row + (int64_t)i * f->head_dim, cos, sin, f->rope_dim, kind);
-        for (int32_t i = 0; i < f->n_head_kv; i++) {
-            int64_t at = head_offset(c, layer, i) + (int64_t)(c->pos + t) * f->head_dim;
-            rotate(k + (int64_t)i * f->head_dim, cos, sin, f->rope_dim, kind);
-            c->kernels.to_f16(c->k + at, k + (int64_t)i * f->head_dim, f->head_dim);
-            c->kernels.to_f16(c->v + at, v + (int64_t)i * f->head_dim, f->head_dim);
-        }
-    }
-}
-
 typedef struct job {
     wina_cpu *cpu;
     int32_t layer;
     int32_t token;    /* of the batch, when one token is shared among threads */
     int32_t n_chunks; /* of that token */
 } job;
+
+/* One head of q, k or v of one token: heads are numbered through all three. */
+static void rope_head(const wina_cpu *c, int32_t layer, int32_t token, int32_t head) {
+    const wina_config *f = &c->base.model->config;
+    const wina_group_weights *g = &c->base.model->weights.layers[layer].groups[WINA_GROUP_QKV];
+    const int32_t which = head < f->n_head ? 0 : head < f->n_head + f->n_head_kv ? 1 : 2;
+    const int32_t i = which == 0 ? head : (head - f->n_head) % f->n_head_kv;
+    const int64_t row0 = g->projections[which].row0 + (int64_t)i * f->head_dim;
+    float *x = c->qkv + (int64_t)token * g->n_out + row0;
+    if (c->n_tokens == 1)
+        wina_cpu_join_parts(c, g, row0, row0 + f->head_dim, x);
+    if (which < 2)
+        rotate(x, c->cos + (int64_t)token * f->rope_dim / 2,
+               c->sin + (int64_t)token * f->rope_dim / 2, f->rope_dim, f->arch->rope);
+    const int64_t at = head_offset(c, layer, i) + (int64_t)(c->pos + token) * f->head_dim;
+    if (which > 0)
+        c->kernels.to_f16((which == 1 ? c->k : c->v) + at, x, f->head_dim);
+}
+
+static void rope_heads(void *arg, int32_t thread, int32_t n_threads) {
+    const job *j = arg;
+    const wina_cpu *c = j->cpu;
+    const int32_t n_heads = c->base.model->config.n_head + 2 * c->base.model->config.n_head_kv;
+    int64_t begin, end;
+    wina_threads_share((int64_t)c->n_tokens * n_heads, thread, n_threads, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        rope_head(c, j->layer, (int32_t)(i / n_heads), (int32_t)(i % n_heads));
+}
+
+void wina_cpu_rope_store(wina_backend *backend, int32_t layer) {
+    wina_cpu *c = (wina_cpu *)backend;
+    job j = {.cpu = c, .layer = layer};
+    wina_threads_run(c->threads, rope_heads, &j);
+}
+
 
 /* Attends one head of one token to positions [begin, end): o (head_dim), unnormalised. */
 static void attend_chunk(const job *j, wina_cpu_scratch *s, int32_t token, int32_t head,

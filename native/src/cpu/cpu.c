@@ -58,6 +58,11 @@ static void place_all(wina_cpu *c, layout *a) {
     uint64_t width = (uint64_t)g[WINA_GROUP_O].n_out;
     uint64_t n_out = WINA_HEAD_BATCH * vocab > b * width ? WINA_HEAD_BATCH * vocab : b * width;
     c->out = place(a, n_out, sizeof(float));
+    uint64_t n_parts = c->base.model->weights.output.n_parts > 1 ? WINA_PARTS * vocab : vocab;
+    for (int i = 0; i < WINA_N_GROUPS; i++)
+        if (WINA_PARTS * (uint64_t)g[i].n_out > n_parts)
+            n_parts = WINA_PARTS * (uint64_t)g[i].n_out;
+    c->parts = place(a, n_parts, sizeof(float));
     c->cos = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
     c->sin = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
     uint64_t chunks = (uint64_t)c->n_ctx / WINA_ATTENTION_CHUNK + 1;
@@ -84,6 +89,7 @@ static void place_all(wina_cpu *c, layout *a) {
         s->kept = place(a, w, sizeof(int32_t));
         place_quads(a, w, &s->quads);
         s->attention = place(a, WINA_ATTENTION_CHUNK, sizeof(float));
+        s->part_sums = place(a, b * WINA_STRIP, sizeof(float));
     }
 }
 
@@ -135,11 +141,28 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     }
 }
 
-static void norm(wina_cpu *c, const float *gain) {
+typedef struct norm_job {
+    wina_cpu *cpu;
+    const float *gain;
+} norm_job;
+
+static void norm_tokens(void *arg, int32_t thread, int32_t n_threads) {
+    const norm_job *j = arg;
+    const wina_cpu *c = j->cpu;
     const wina_config *f = &c->base.model->config;
-    for (int32_t t = 0; t < c->n_tokens; t++)
-        c->kernels.rms_norm(c->h + (int64_t)t * f->n_embd, c->x + (int64_t)t * f->n_embd, gain,
-                            f->n_embd, f->rms_eps);
+    int64_t begin, end;
+    wina_threads_share(c->n_tokens, thread, n_threads, &begin, &end);
+    for (int64_t t = begin; t < end; t++)
+        c->kernels.rms_norm(c->h + t * f->n_embd, c->x + t * f->n_embd, j->gain, f->n_embd,
+                            f->rms_eps);
+}
+
+static void norm(wina_cpu *c, const float *gain) {
+    norm_job j = {c, gain};
+    if (c->n_tokens == 1)
+        norm_tokens(&j, 0, 1);
+    else
+        wina_threads_run(c->threads, norm_tokens, &j);
 }
 
 static void attn_norm(wina_backend *b, int32_t layer) {
@@ -150,14 +173,44 @@ static void ffn_norm(wina_backend *b, int32_t layer) {
     norm(cpu_of(b), b->model->weights.layers[layer].ffn_norm);
 }
 
-static void swiglu(wina_backend *b) {
-    wina_cpu *c = cpu_of(b);
-    const wina_group_weights *g = &b->model->weights.layers[0].groups[WINA_GROUP_GATE_UP];
-    int32_t n = b->model->config.n_ff;
-    for (int32_t t = 0; t < c->n_tokens; t++) {
-        const float *gate = c->gate_up + (int64_t)t * g->n_out;
-        c->kernels.swiglu(c->ff + (int64_t)t * n, gate, gate + g->projections[1].row0, n);
+typedef struct swiglu_job {
+    wina_cpu *cpu;
+    const wina_group_weights *group;
+} swiglu_job;
+
+/* One token: rows are shared; the parts of gate and up are joined on the way. */
+static void swiglu_rows(void *arg, int32_t thread, int32_t n_threads) {
+    const swiglu_job *j = arg;
+    wina_cpu *c = j->cpu;
+    const int32_t n = c->base.model->config.n_ff, up = j->group->projections[1].row0;
+    int64_t begin, end;
+    wina_threads_share((n + WINA_STRIP - 1) / WINA_STRIP, thread, n_threads, &begin, &end);
+    begin *= WINA_STRIP, end *= WINA_STRIP;
+    end = end < n ? end : n;
+    if (begin >= end)
+        return;
+    float *gate = c->gate_up + begin;
+    wina_cpu_join_parts(c, j->group, begin, end, gate);
+    wina_cpu_join_parts(c, j->group, up + begin, up + end, gate + up);
+    c->kernels.swiglu(c->ff + begin, gate, gate + up, (int32_t)(end - begin));
+}
+
+static void swiglu_tokens(void *arg, int32_t thread, int32_t n_threads) {
+    const swiglu_job *j = arg;
+    wina_cpu *c = j->cpu;
+    const int32_t n = c->base.model->config.n_ff;
+    int64_t begin, end;
+    wina_threads_share(c->n_tokens, thread, n_threads, &begin, &end);
+    for (int64_t t = begin; t < end; t++) {
+        const float *gate = c->gate_up + t * j->group->n_out;
+        c->kernels.swiglu(c->ff + t * n, gate, gate + j->group->projections[1].row0, n);
     }
+}
+
+static void swiglu(wina_backend *b, int32_t layer) {
+    wina_cpu *c = cpu_of(b);
+    swiglu_job j = {c, &b->model->weights.layers[layer].groups[WINA_GROUP_GATE_UP]};
+    wina_threads_run(c->threads, c->n_tokens == 1 ? swiglu_rows : swiglu_tokens, &j);
 }
 
 static const wina_backend_ops CPU_OPS = {

@@ -14,6 +14,7 @@ typedef struct wina_cpu_scratch {
     int32_t *kept;    /* (n_widest) */
     wina_quads quads; /* of n_widest inputs */
     float *attention; /* (ATTENTION_CHUNK) */
+    float *part_sums; /* (B, 64) */
 } wina_cpu_scratch;
 
 typedef struct wina_cpu {
@@ -30,6 +31,7 @@ typedef struct wina_cpu {
 
     float *x;         /* (B, n_embd) residual stream */
     float *h;         /* (B, n_embd) normed */
+    float *parts;     /* (WINA_PARTS, n_out) a projection of one token, before its parts are joined */
     float *qkv;       /* (B, n_out of qkv) */
     float *att;       /* (B, n_head * head_dim) */
     float *gate_up;   /* (B, n_out of gate_up) */
@@ -51,8 +53,12 @@ enum {
     WINA_HEAD_BATCH = 16        /* tokens whose logits are computed together */
 };
 
-/* project.c: the step of the graph that sparsity is about. */
+/* project.c: the step of the graph that sparsity is about. For one token qkv and gate_up are left
+ * in parts, for the step that uses them to join. */
 void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group);
+/* Rows [row0, row1) of the last projection of one token, with their bias. */
+void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t row0, int64_t row1,
+                         float *y);
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
 
 /* attention.c */

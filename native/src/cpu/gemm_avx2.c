@@ -90,11 +90,12 @@ INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const stri
 }
 
 INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind,
-                      int32_t strip, float *y, int64_t y_stride) {
-    for (int32_t block = 0; block < p->n_blocks; block++) {
+                      int32_t block0, int32_t block1, int32_t strip, float *y,
+                      int64_t y_stride) {
+    for (int32_t block = block0; block < block1; block++) {
         strip_block w;
         load_block(p, values, kind, block, strip, &w);
-        if (block + 1 < p->n_blocks)
+        if (block + 1 < block1)
             fetch_block(p, values, block + 1, strip);
         for (int half = 0; half < 2; half++) {
             int32_t t = 0;
@@ -137,10 +138,10 @@ INLINE void convert_block(const wina_panel *p, wina_scales kind, int32_t block, 
     }
 }
 
-INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t strip,
-                        float *y, int64_t y_stride) {
+INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t block0,
+                        int32_t block1, int32_t strip, float *y, int64_t y_stride) {
     _Alignas(64) float w[WINA_BLOCK * WINA_STRIP];
-    for (int32_t block = 0; block < p->n_blocks; block++) {
+    for (int32_t block = block0; block < block1; block++) {
         int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
         convert_block(p, kind, block, strip, n, w);
         for (int at = 0; at < WINA_STRIP; at += 8 * HALF) {
@@ -156,52 +157,52 @@ INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales ki
     }
 }
 
-static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t strip, float *y,
-                       int64_t y_stride) {
+static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                       int32_t strip, float *y, int64_t y_stride) {
     const wina_layout *l = p->layout;
     const bool five = l->high_bits == 1;
     switch (l->scales) {
     case WINA_SCALES_F32:
-        gemm_floats(p, b, WINA_SCALES_F32, strip, y, y_stride);
+        gemm_floats(p, b, WINA_SCALES_F32, block0, block1, strip, y, y_stride);
         break;
     case WINA_SCALES_F16:
-        gemm_floats(p, b, WINA_SCALES_F16, strip, y, y_stride);
+        gemm_floats(p, b, WINA_SCALES_F16, block0, block1, strip, y, y_stride);
         break;
     case WINA_SCALES_BF16:
-        gemm_floats(p, b, WINA_SCALES_BF16, strip, y, y_stride);
+        gemm_floats(p, b, WINA_SCALES_BF16, block0, block1, strip, y, y_stride);
         break;
     case WINA_SCALES_D:
         if (l->low_bits == 8)
-            gemm_kind(p, b, 0, WINA_SCALES_D, strip, y, y_stride);
+            gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, y, y_stride);
         else if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_D, strip, y, y_stride);
+            gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, y, y_stride);
         else
-            gemm_kind(p, b, 1, WINA_SCALES_D, strip, y, y_stride);
+            gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, y, y_stride);
         break;
     case WINA_SCALES_DM:
         if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_DM, strip, y, y_stride);
+            gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, y, y_stride);
         else
-            gemm_kind(p, b, 1, WINA_SCALES_DM, strip, y, y_stride);
+            gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, y, y_stride);
         break;
     case WINA_SCALES_K_DM:
         if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_K_DM, strip, y, y_stride);
+            gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, y, y_stride);
         else
-            gemm_kind(p, b, 1, WINA_SCALES_K_DM, strip, y, y_stride);
+            gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, y, y_stride);
         break;
     case WINA_SCALES_K_D16:
-        gemm_kind(p, b, 3, WINA_SCALES_K_D16, strip, y, y_stride);
+        gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, y, y_stride);
         break;
     }
 }
 
-void wina_gemm_avx2(const wina_panel *p, const wina_batch *b, int32_t strip0, int32_t strip1,
-                    float *y, int64_t y_stride) {
+void wina_gemm_avx2(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                      int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
     for (int32_t strip = strip0; strip < strip1; strip++) {
         float *out = y + (int64_t)strip * WINA_STRIP;
         for (int32_t t = 0; t < b->n_tokens; t++)
             memset(out + t * y_stride, 0, WINA_STRIP * sizeof *out);
-        gemm_strip(p, b, strip, out, y_stride);
+        gemm_strip(p, b, block0, block1, strip, out, y_stride);
     }
 }

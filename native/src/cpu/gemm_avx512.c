@@ -88,9 +88,10 @@ multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w, 
 
 static inline __attribute__((always_inline)) void gemm_kind(const wina_panel *p,
                                                             const wina_batch *b, int values,
-                                                            wina_scales kind, int32_t strip,
+                                                            wina_scales kind, int32_t block0,
+                                                            int32_t block1, int32_t strip,
                                                             float *y, int64_t y_stride) {
-    for (int32_t block = 0; block < p->n_blocks; block++) {
+    for (int32_t block = block0; block < block1; block++) {
         strip_block w;
         load_block(p, values, kind, block, strip, &w);
         int32_t t = 0;
@@ -122,12 +123,12 @@ static inline __attribute__((always_inline)) void add_floats(const float *w, int
             _mm512_storeu_ps(y + i * y_stride + 16 * k, s[i][k]);
 }
 
-static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t strip, float *y,
-                        int64_t y_stride) {
+static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                        int32_t strip, float *y, int64_t y_stride) {
     const wina_scales kind = p->layout->scales;
     const int64_t size = p->layout->low_bits / 8;
     _Alignas(64) float w[WINA_BLOCK * WINA_STRIP];
-    for (int32_t block = 0; block < p->n_blocks; block++) {
+    for (int32_t block = block0; block < block1; block++) {
         int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
         for (int32_t c = 0; c < n; c++)
             for (int k = 0; k < 4; k++)
@@ -144,8 +145,8 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t strip,
     }
 }
 
-void wina_gemm_avx512(const wina_panel *p, const wina_batch *b, int32_t strip0, int32_t strip1,
-                      float *y, int64_t y_stride) {
+void wina_gemm_avx512(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                      int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
     const wina_layout *l = p->layout;
     for (int32_t strip = strip0; strip < strip1; strip++) {
         float *out = y + (int64_t)strip * WINA_STRIP;
@@ -155,29 +156,29 @@ void wina_gemm_avx512(const wina_panel *p, const wina_batch *b, int32_t strip0, 
         switch (l->scales) {
         case WINA_SCALES_D:
             if (l->low_bits == 8)
-                gemm_kind(p, b, 0, WINA_SCALES_D, strip, out, y_stride);
+                gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, out, y_stride);
             else if (five)
-                gemm_kind(p, b, 2, WINA_SCALES_D, strip, out, y_stride);
+                gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, out, y_stride);
             else
-                gemm_kind(p, b, 1, WINA_SCALES_D, strip, out, y_stride);
+                gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, out, y_stride);
             break;
         case WINA_SCALES_DM:
             if (five)
-                gemm_kind(p, b, 2, WINA_SCALES_DM, strip, out, y_stride);
+                gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, out, y_stride);
             else
-                gemm_kind(p, b, 1, WINA_SCALES_DM, strip, out, y_stride);
+                gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, out, y_stride);
             break;
         case WINA_SCALES_K_DM:
             if (five)
-                gemm_kind(p, b, 2, WINA_SCALES_K_DM, strip, out, y_stride);
+                gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, out, y_stride);
             else
-                gemm_kind(p, b, 1, WINA_SCALES_K_DM, strip, out, y_stride);
+                gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, out, y_stride);
             break;
         case WINA_SCALES_K_D16:
-            gemm_kind(p, b, 3, WINA_SCALES_K_D16, strip, out, y_stride);
+            gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, out, y_stride);
             break;
         default:
-            gemm_floats(p, b, strip, out, y_stride);
+            gemm_floats(p, b, block0, block1, strip, out, y_stride);
         }
     }
 }

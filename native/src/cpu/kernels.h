@@ -51,12 +51,13 @@ typedef struct wina_batch {
 typedef struct wina_kernels {
     const char *name;
 
-    /* y[64 * strip0 .. 64 * strip1) = those rows of the panel times the kept inputs. */
-    void (*gemv)(const wina_panel *panel, const wina_act *act, int32_t strip0, int32_t strip1,
-                 float *y);
+    /* y[64 * strip0 .. 64 * strip1) = those rows of the panel, times the kept inputs in blocks
+     * [block0, block1). */
+    void (*gemv)(const wina_panel *panel, const wina_act *act, int32_t block0, int32_t block1,
+                 int32_t strip0, int32_t strip1, float *y);
     /* The same for every token of a batch: y (n_tokens, y_stride). */
-    void (*gemm)(const wina_panel *panel, const wina_batch *batch, int32_t strip0, int32_t strip1,
-                 float *y, int64_t y_stride);
+    void (*gemm)(const wina_panel *panel, const wina_batch *batch, int32_t block0, int32_t block1,
+                 int32_t strip0, int32_t strip1, float *y, int64_t y_stride);
 
     /* Rounds the kept inputs to 16 bits; sub is 32 or 16. */
     void (*quantize)(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,

@@ -2,6 +2,13 @@
 #include "avx2.h"
 #include "kernels_generic.h"
 
+#ifndef TILE
+#define TILE 64
+#endif
+#ifndef FETCH_HINT
+#define FETCH_HINT _MM_HINT_T1
+#endif
+
 /* Adds a finished sub-block to the strip's 64 sums (in stored order). */
 INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scales,
                      const uint8_t *super, int sub, int32_t strip, const __m256i s[SUMS],
@@ -20,151 +27,292 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
     }
 }
 
-/* Sums of quads [q0, q1) over one strip. */
-INLINE void sum_quads(const wina_panel *p, const wina_quads *a, uint32_t q0, uint32_t q1,
-                      const uint8_t *base, int32_t strip, int values, __m256i s[SUMS]) {
+/* The lines that the next group of columns will need, fetched in the order of their addresses, a few
+ * with every strip of the group before: the memory system sees one long read. */
+enum { GROUP = 2, MAX_SPANS = 8 * GROUP + 2 };
+
+typedef struct fetch {
+    const char *at[MAX_SPANS]; /* what is left of each span */
+    int32_t n_lines[MAX_SPANS];
+    int32_t n_spans, span, n_total;
+} fetch;
+
+INLINE void fetch_add(fetch *f, const uint8_t *at, int64_t n_bytes) {
+    f->at[f->n_spans] = (const char *)at;
+    f->n_lines[f->n_spans] = (int32_t)((n_bytes + 63) / 64);
+    f->n_total += f->n_lines[f->n_spans++];
+}
+
+INLINE void fetch_some(fetch *f, int32_t n) {
+    while (n-- > 0 && f->span < f->n_spans) {
+        _mm_prefetch(f->at[f->span], FETCH_HINT);
+        f->at[f->span] += 64;
+        if (--f->n_lines[f->span] == 0)
+            f->span++;
+    }
+}
+
+/* Up to GROUP quads of one sub-block: what the kernel multiplies at a time. */
+typedef struct group {
+    int32_t sub;     /* sub-block, of n_sub in a block */
+    uint32_t q0, q1; /* quads */
+} group;
+
+/* The group after g, or false. */
+INLINE bool next_group(const wina_quads *a, int32_t end, group *g) {
+    g->q0 = g->q1;
+    while (g->q0 == a->first[g->sub + 1])
+        if (++g->sub == end)
+            return false;
+    uint32_t left = a->first[g->sub + 1] - g->q0;
+    g->q1 = g->q0 + (left < GROUP ? left : GROUP);
+    return true;
+}
+
+INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
+                        int32_t strip0, int32_t strip1, fetch *f) {
+    const wina_layout *l = p->layout;
+    const int32_t n_strips = strip1 - strip0, block = g->sub / n_sub;
+    const int64_t rows = (int64_t)n_strips * WINA_STRIP, row0 = (int64_t)strip0 * WINA_STRIP;
+    const uint8_t *base = wina_panel_block(p, block), *scales = wina_panel_scales(p, block);
+    f->n_spans = f->span = f->n_total = 0;
+    for (uint32_t i = 4 * g->q0; i < 4 * g->q1; i++)
+        if (i == 4 * g->q0 || a->col[i] != a->col[i - 1]) {
+            const uint8_t *col = base + a->col[i] * p->col_bytes;
+            fetch_add(f, col + row0 * l->low_bits / 8, rows * l->low_bits / 8);
+            if (l->high_bits)
+                fetch_add(f, col + p->n_rows / 2 + row0 * l->high_bits / 8, rows * l->high_bits / 8);
+        }
+    if (g->q1 == a->first[g->sub + 1]) {
+        const int64_t half = l->scale_bytes == 4 || l->super_bytes > 0 ? l->scale_bytes / 2 : 0;
+        const int64_t size = half ? half : l->scale_bytes;
+        fetch_add(f, scales + row0 * size, rows * size);
+        if (half)
+            fetch_add(f, scales + ((int64_t)p->n_rows + row0) * size, rows * size);
+    }
+}
+
+/* What a group multiplies: columns from the first strip on, and activations as they are broadcast. */
+typedef struct operands {
+    const uint8_t *col[4 * GROUP];
+    int32_t x[2 * GROUP];      /* pairs of 16-bit activations */
+    int32_t hi[2 * GROUP], lo[2 * GROUP]; /* pairs of their bytes, twice */
+} operands;
+
+INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
+                          operands *o) {
+    const uint8_t *base = wina_panel_block(p, g->sub / n_sub);
+    const uint32_t n = 4 * (g->q1 - g->q0), at = 4 * g->q0;
+    for (uint32_t i = 0; i < n; i++)
+        o->col[i] = base + a->col[at + i] * p->col_bytes;
+    for (uint32_t i = 0; i < n / 2; i++) {
+        uint16_t hi, lo;
+        memcpy(&o->x[i], a->x + at + 2 * i, 4);
+        memcpy(&hi, a->hi + at + 2 * i, 2);
+        memcpy(&lo, a->lo + at + 2 * i, 2);
+        o->hi[i] = (int32_t)(hi * 0x10001u);
+        o->lo[i] = (int32_t)(lo * 0x10001u);
+    }
+}
+
+/* Sums of n pairs of 4-bit values over one strip, added to `kept` unless they are the first. They
+ * stay in 16 bits while they are formed: |sum| grows by at most 2 * 15 * 128 a pair. */
+INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const __m256i *kept,
+                       __m256i s[SUMS]) {
+    const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
+    __m256i hi[4], lo[4];
+    for (int i = 0; i < n; i++) {
+        __m256i pair[4];
+        interleave(load_values(o->col[2 * i] + at, 0, 0, 1),
+                   load_values(o->col[2 * i + 1] + at, 0, 0, 1), pair);
+        const __m256i xh = _mm256_set1_epi32(o->hi[i]), xl = _mm256_set1_epi32(o->lo[i]);
+        for (int k = 0; k < 4; k++) {
+            __m256i h = _mm256_maddubs_epi16(pair[k], xh), l = _mm256_maddubs_epi16(pair[k], xl);
+            hi[k] = i == 0 ? h : _mm256_add_epi16(hi[k], h);
+            lo[k] = i == 0 ? l : _mm256_add_epi16(lo[k], l);
+        }
+    }
+    for (int k = 0; k < 4; k++) {
+        s[2 * k] = _mm256_madd_epi16(_mm256_unpacklo_epi16(lo[k], hi[k]), weights);
+        s[2 * k + 1] = _mm256_madd_epi16(_mm256_unpackhi_epi16(lo[k], hi[k]), weights);
+    }
+    if (!first)
+        for (int r = 0; r < SUMS; r++)
+            s[r] = _mm256_add_epi32(s[r], _mm256_load_si256(kept + r));
+}
+
+/* The same for wider values, in 32 bits. */
+INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t strip, int values,
+                     bool first, const __m256i *kept, __m256i s[SUMS]) {
     for (int r = 0; r < SUMS; r++)
-        s[r] = _mm256_setzero_si256();
-    for (uint32_t q = q0; q < q1;) {
-        /* In 4 bits |sum| grows by at most 2 * 15 * 128 a pair: eight pairs fit into 16 bits. */
-        const uint32_t end = values == 1 && q1 - q > 4 ? q + 4 : q1;
-        narrow_sums n;
+        s[r] = first ? _mm256_setzero_si256() : _mm256_load_si256(kept + r);
+    for (int i = 0; i < n; i++) {
+        __m256i pair[4];
+        interleave(load_values(o->col[2 * i], p->n_rows, strip, values),
+                   load_values(o->col[2 * i + 1], p->n_rows, strip, values), pair);
+        add_pair(s, pair, _mm256_set1_epi32(o->x[i]));
+    }
+}
+
+/* n pairs over a tile of rows. Sums of a sub-block that goes on are kept in `kept_sums`. */
+INLINE void multiply_pairs(const wina_panel *p, const wina_quads *a, const group *g,
+                           const operands *o, int n, int values, wina_scales kind, int32_t strip0,
+                           int32_t strip1, fetch *f, __m256i *kept_sums, float *y) {
+    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
+    const int32_t block = g->sub / n_sub;
+    const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
+    const bool first = g->q0 == a->first[g->sub], last = g->q1 == a->first[g->sub + 1];
+    const int32_t n_fetch = (f->n_total + strip1 - strip0 - 1) / (strip1 - strip0);
+    for (int32_t strip = strip0; strip < strip1; strip++) {
+        __m256i s[SUMS], *kept = kept_sums + (strip - strip0) * SUMS;
         if (values == 1)
-            for (int i = 0; i < 4; i++)
-                n.hi[i] = n.lo[i] = _mm256_setzero_si256();
-        for (; q < end; q++)
-            for (int half = 0; half < 4; half += 2) {
-                const uint8_t *col = a->col + 4 * q + half;
-                __m256i pair[4];
-                interleave(load_values(base + col[0] * p->col_bytes, p->n_rows, strip, values),
-                           load_values(base + col[1] * p->col_bytes, p->n_rows, strip, values),
-                           pair);
-                if (values == 1)
-                    add_pair_narrow(&n, pair, broadcast_bytes(a->hi + 4 * q + half),
-                                    broadcast_bytes(a->lo + 4 * q + half));
-                else
-                    add_pair(s, pair, broadcast_pair(a->x + 4 * q + half));
-            }
-        if (values == 1)
-            widen(s, &n);
+            sum_narrow(o, n, (int64_t)strip * 32, first, kept, s);
+        else
+            sum_wide(p, o, n, strip, values, first, kept, s);
+        fetch_some(f, n_fetch);
+        if (last)
+            add_sums(p, kind, scales, super, g->sub % n_sub, strip, s, a->scale[g->sub],
+                     a->sum[g->sub], y + (int64_t)strip * WINA_STRIP);
+        else
+            for (int r = 0; r < SUMS; r++)
+                _mm256_store_si256(kept + r, s[r]);
     }
 }
 
 /* One value plane and one kind of scales; both are constants where this is inlined. */
 INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina_scales kind,
-                      int32_t strip0, int32_t strip1, float *y) {
+                      int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
-    const int32_t n_subs = p->n_blocks * n_sub;
-    const int64_t strip_bytes = values == 0 ? 64 : 32;
-    for (int32_t s = 0; s < n_subs; s++) {
-        const uint32_t q0 = a->first[s], q1 = a->first[s + 1];
-        if (q0 == q1)
-            continue;
-        const uint8_t *base = wina_panel_block(p, s / n_sub);
-        const uint8_t *scales = wina_panel_scales(p, s / n_sub);
-        const uint8_t *super = wina_panel_super(p, s / n_sub);
-        /* While this sub-block is multiplied, the next one's kept columns are fetched. */
-        const uint8_t *next = s + 1 < n_subs ? wina_panel_block(p, (s + 1) / n_sub) : base;
-        const uint32_t p0 = s + 1 < n_subs ? a->first[s + 1] : q0;
-        const uint32_t p1 = s + 1 < n_subs ? a->first[s + 2] : q0;
-        for (int32_t strip = strip0; strip < strip1; strip++) {
-            __m256i sums[SUMS];
-            sum_quads(p, a, q0, q1, base, strip, values, sums);
-            if (values == 0 || strip % 2 == 0)
-                for (uint32_t i = 4 * p0; i < 4 * p1; i++)
-                    _mm_prefetch(
-                        (const char *)(next + a->col[i] * p->col_bytes + strip * strip_bytes),
-                        _MM_HINT_T1);
-            add_sums(p, kind, scales, super, s % n_sub, strip, sums, a->scale[s], a->sum[s],
-                     y + (int64_t)strip * WINA_STRIP);
-        }
+    const int32_t end = block1 * n_sub;
+    __m256i kept_sums[TILE * SUMS];
+    group g = {.sub = block0 * n_sub, .q1 = a->first[block0 * n_sub]}, next;
+    bool more = next_group(a, end, &g);
+    while (more) {
+        fetch f = {.n_total = 0};
+        next = g;
+        more = next_group(a, end, &next);
+        if (more)
+            fetch_group(p, a, &next, n_sub, strip0, strip1, &f);
+        operands o;
+        load_operands(p, a, &g, n_sub, &o);
+        if (g.q1 - g.q0 == GROUP)
+            multiply_pairs(p, a, &g, &o, 2 * GROUP, values, kind, strip0, strip1, &f, kept_sums, y);
+        else
+            multiply_pairs(p, a, &g, &o, 2, values, kind, strip0, strip1, &f, kept_sums, y);
+        g = next;
     }
     for (int32_t strip = strip0; strip < strip1; strip++)
         unswap_strip(y + (int64_t)strip * WINA_STRIP);
 }
 
-INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind,
-                             int32_t strip0, int32_t strip1, float *y) {
+/* First entry of a rising list that is at least `value`. */
+static int32_t find_kept(const int32_t *kept, int32_t n, int32_t value) {
+    int32_t low = 0;
+    while (low < n) {
+        int32_t middle = low + (n - low) / 2;
+        if (kept[middle] < value)
+            low = middle + 1;
+        else
+            n = middle;
+    }
+    return low;
+}
+
+INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_scales kind,
+                        int32_t strip0, int32_t strip1, fetch *f, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
-    for (int32_t k = 0, k1; k < act->n_kept; k = k1) {
-        const int32_t block = act->kept[k] / WINA_BLOCK;
-        const uint8_t *base = wina_panel_block(p, block);
-        for (k1 = k; k1 < act->n_kept && act->kept[k1] / WINA_BLOCK == block;)
-            k1++;
-        const int32_t ahead = k1 + (k1 - k) < act->n_kept ? k1 + (k1 - k) : act->n_kept;
-        for (int32_t strip = strip0; strip < strip1; strip++) {
-            float *out = y + (int64_t)strip * WINA_STRIP;
-            __m256 s[SUMS];
+    const int32_t n_fetch = (f->n_total + strip1 - strip0 - 1) / (strip1 - strip0);
+    for (int32_t strip = strip0; strip < strip1; strip++) {
+        float *out = y + (int64_t)strip * WINA_STRIP;
+        __m256 s[SUMS];
+        for (int r = 0; r < SUMS; r++)
+            s[r] = _mm256_loadu_ps(out + 8 * r);
+        for (int i = 0; i < n; i++) {
+            const uint8_t *w = col[i] + strip * 64 * size;
+            __m256 v = _mm256_set1_ps(x[i]);
             for (int r = 0; r < SUMS; r++)
-                s[r] = _mm256_loadu_ps(out + 8 * r);
-            for (int32_t i = k; i < k1; i++) {
-                const uint8_t *col =
-                    base + (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes + strip * 64 * size;
-                __m256 x = _mm256_set1_ps(act->x[act->kept[i]]);
-                for (int r = 0; r < SUMS; r++)
-                    s[r] = _mm256_fmadd_ps(load_floats(col + 8 * r * size, kind), x, s[r]);
-            }
-            for (int32_t i = k1; i < ahead; i++) {
-                const char *col = (const char *)wina_panel_block(p, act->kept[i] / WINA_BLOCK) +
-                                  (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes +
-                                  strip * 64 * size;
-                for (int line = 0; line < size; line++)
-                    _mm_prefetch(col + 64 * line, _MM_HINT_T1);
-            }
-            for (int r = 0; r < SUMS; r++)
-                _mm256_storeu_ps(out + 8 * r, s[r]);
+                s[r] = _mm256_fmadd_ps(load_floats(w + 8 * r * size, kind), v, s[r]);
         }
+        fetch_some(f, n_fetch);
+        for (int r = 0; r < SUMS; r++)
+            _mm256_storeu_ps(out + 8 * r, s[r]);
     }
 }
 
-static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                      float *y) {
+INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind,
+                             int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
+                             float *y) {
+    enum { COLUMNS = 4 * GROUP };
+    const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
+    const int32_t end = find_kept(act->kept, act->n_kept, block1 * WINA_BLOCK);
+    const int64_t at = strip0 * 64 * size, n_bytes = (strip1 - strip0) * 64 * size;
+    for (int32_t k = find_kept(act->kept, act->n_kept, block0 * WINA_BLOCK); k < end;) {
+        const uint8_t *col[COLUMNS];
+        float x[COLUMNS];
+        fetch f = {.n_total = 0};
+        const int32_t n = end - k < COLUMNS ? end - k : COLUMNS;
+        for (int32_t i = 0; i < 2 * n && k + i < end; i++) {
+            const int32_t c = act->kept[k + i];
+            const uint8_t *w = wina_panel_block(p, c / WINA_BLOCK) + c % WINA_BLOCK * p->col_bytes;
+            if (i < n)
+                col[i] = w, x[i] = act->x[c];
+            else
+                fetch_add(&f, w + at, n_bytes);
+        }
+        if (n == COLUMNS)
+            add_columns(col, x, COLUMNS, kind, strip0, strip1, &f, y);
+        else
+            add_columns(col, x, n, kind, strip0, strip1, &f, y);
+        k += n;
+    }
+}
+
+static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
+                      int32_t strip0, int32_t strip1, float *y) {
     const wina_layout *l = p->layout;
     const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
     memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
     switch (l->scales) {
     case WINA_SCALES_F32:
-        gemv_floats_kind(p, act, WINA_SCALES_F32, strip0, strip1, y);
+        gemv_floats_kind(p, act, WINA_SCALES_F32, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_F16:
-        gemv_floats_kind(p, act, WINA_SCALES_F16, strip0, strip1, y);
+        gemv_floats_kind(p, act, WINA_SCALES_F16, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_BF16:
-        gemv_floats_kind(p, act, WINA_SCALES_BF16, strip0, strip1, y);
+        gemv_floats_kind(p, act, WINA_SCALES_BF16, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_D:
         if (plane == 0)
-            gemv_kind(p, &act->by32, 0, WINA_SCALES_D, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 0, WINA_SCALES_D, block0, block1, strip0, strip1, y);
         else if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_D, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 1, WINA_SCALES_D, block0, block1, strip0, strip1, y);
         else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_D, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 2, WINA_SCALES_D, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_DM:
         if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 1, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
         else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 2, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_K_DM:
         if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_K_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 1, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
         else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_K_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 2, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_K_D16:
-        gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, strip0, strip1, y);
+        gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, block0, block1, strip0, strip1, y);
         break;
     }
 }
 
-/* Rows are walked in tiles: a block of 32 inputs of a tile is 128 KiB, so that it and the next one,
- * which is being fetched, fit into the second-level cache together with the sums. */
-static void gemv_avx2(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                      float *y) {
-    const int32_t tile = (int32_t)(512 / wina_layout_bits(p->layout));
-    for (int32_t s = strip0; s < strip1; s += tile)
-        gemv_tile(p, act, s, s + tile < strip1 ? s + tile : strip1, y);
+/* Rows are walked in tiles, so that their sums stay in the first caches. */
+static void gemv_avx2(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
+                      int32_t strip0, int32_t strip1, float *y) {
+    for (int32_t s = strip0; s < strip1; s += TILE)
+        gemv_tile(p, act, block0, block1, s, s + TILE < strip1 ? s + TILE : strip1, y);
 }
 
 void wina_kernels_init_avx2(wina_kernels *k) {

@@ -5,12 +5,13 @@
 /* One value plane and one kind of scales; both are constants where this is inlined. */
 static inline __attribute__((always_inline)) void gemv_kind(const wina_panel *p,
                                                             const wina_quads *a, int values,
-                                                            wina_scales kind, int32_t strip0,
+                                                            wina_scales kind, int32_t block0,
+                                                            int32_t block1, int32_t strip0,
                                                             int32_t strip1, float *y) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
-    const int32_t n_subs = p->n_blocks * n_sub, n_rows = p->n_rows;
+    const int32_t n_subs = block1 * n_sub, n_rows = p->n_rows;
     const int64_t strip_bytes = values == 0 ? 64 : 32;
-    for (int32_t s = 0; s < n_subs; s++) {
+    for (int32_t s = block0 * n_sub; s < n_subs; s++) {
         const uint32_t q0 = a->first[s], q1 = a->first[s + 1];
         if (q0 == q1)
             continue;
@@ -48,11 +49,16 @@ static inline __attribute__((always_inline)) void gemv_kind(const wina_panel *p,
 
 static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_panel *p,
                                                                    const wina_act *act,
-                                                                   wina_scales kind, int32_t strip0,
+                                                                   wina_scales kind, int32_t block0,
+                                                                   int32_t block1, int32_t strip0,
                                                                    int32_t strip1, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
     for (int32_t k = 0, k1; k < act->n_kept; k = k1) {
         const int32_t block = act->kept[k] / WINA_BLOCK;
+        if (block < block0 || block >= block1) {
+            k1 = k + 1;
+            continue;
+        }
         const uint8_t *base = wina_panel_block(p, block);
         for (k1 = k; k1 < act->n_kept && act->kept[k1] / WINA_BLOCK == block;)
             k1++;
@@ -83,54 +89,54 @@ static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_pa
     }
 }
 
-static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                      float *y) {
+static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
+                      int32_t strip0, int32_t strip1, float *y) {
     const wina_layout *l = p->layout;
     const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
     memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
     switch (l->scales) {
     case WINA_SCALES_F32:
-        gemv_floats_kind(p, act, WINA_SCALES_F32, strip0, strip1, y);
+        gemv_floats_kind(p, act, WINA_SCALES_F32, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_F16:
-        gemv_floats_kind(p, act, WINA_SCALES_F16, strip0, strip1, y);
+        gemv_floats_kind(p, act, WINA_SCALES_F16, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_BF16:
-        gemv_floats_kind(p, act, WINA_SCALES_BF16, strip0, strip1, y);
+        gemv_floats_kind(p, act, WINA_SCALES_BF16, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_D:
         if (plane == 0)
-            gemv_kind(p, &act->by32, 0, WINA_SCALES_D, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 0, WINA_SCALES_D, block0, block1, strip0, strip1, y);
         else if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_D, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 1, WINA_SCALES_D, block0, block1, strip0, strip1, y);
         else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_D, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 2, WINA_SCALES_D, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_DM:
         if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 1, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
         else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 2, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_K_DM:
         if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_K_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 1, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
         else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_K_DM, strip0, strip1, y);
+            gemv_kind(p, &act->by32, 2, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
         break;
     case WINA_SCALES_K_D16:
-        gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, strip0, strip1, y);
+        gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, block0, block1, strip0, strip1, y);
         break;
     }
 }
 
 /* Rows are walked in tiles: a block of 32 inputs of a tile is 256 KiB, so that it and the next one,
  * which is being fetched, fit into the second-level cache together with the sums. */
-static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                        float *y) {
+static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
+                        int32_t strip0, int32_t strip1, float *y) {
     const int32_t tile = (int32_t)(1024 / wina_layout_bits(p->layout));
     for (int32_t s = strip0; s < strip1; s += tile)
-        gemv_tile(p, act, s, s + tile < strip1 ? s + tile : strip1, y);
+        gemv_tile(p, act, block0, block1, s, s + tile < strip1 ? s + tile : strip1, y);
 }
 
 void wina_kernels_init_avx512(wina_kernels *k) {

@@ -310,37 +310,33 @@ static inline void add_block(const strip_scales *s, bool mins, int32_t offset, c
     }
 }
 
-static void gemv_floats(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                        float *y) {
-    for (int32_t k = 0, k1; k < act->n_kept; k = k1) {
-        int32_t block = act->kept[k] / WINA_BLOCK;
-        const uint8_t *base = wina_panel_block(p, block);
-        for (k1 = k; k1 < act->n_kept && act->kept[k1] / WINA_BLOCK == block;)
-            k1++;
+static void gemv_floats(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
+                        int32_t strip0, int32_t strip1, float *y) {
+    for (int32_t i = 0; i < act->n_kept; i++) {
+        const int32_t c = act->kept[i], block = c / WINA_BLOCK;
+        if (block < block0 || block >= block1)
+            continue;
+        const uint8_t *col = wina_panel_block(p, block) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes;
         for (int32_t strip = strip0; strip < strip1; strip++) {
-            float *out = y + (int64_t)strip * WINA_STRIP;
-            for (int32_t i = k; i < k1; i++) {
-                float w[WINA_STRIP], x = act->x[act->kept[i]];
-                unpack_floats(p, base + (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes, strip,
-                              w);
-                for (int r = 0; r < WINA_STRIP; r++)
-                    out[r] = fmaf(w[r], x, out[r]);
-            }
+            float w[WINA_STRIP], *out = y + (int64_t)strip * WINA_STRIP;
+            unpack_floats(p, col, strip, w);
+            for (int r = 0; r < WINA_STRIP; r++)
+                out[r] = fmaf(w[r], act->x[c], out[r]);
         }
     }
 }
 
-static void gemv(const wina_panel *p, const wina_act *act, int32_t strip0, int32_t strip1,
-                 float *y) {
+static void gemv(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
+                 int32_t strip0, int32_t strip1, float *y) {
     memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
     if (p->layout->low_bits >= 16) {
-        gemv_floats(p, act, strip0, strip1, y);
+        gemv_floats(p, act, block0, block1, strip0, strip1, y);
         return;
     }
     const int n_sub = WINA_BLOCK / p->layout->sub;
     const wina_quads *a = n_sub == 1 ? &act->by32 : &act->by16;
     const bool mins = has_mins(p);
-    for (int32_t s = 0; s < p->n_blocks * n_sub; s++) {
+    for (int32_t s = block0 * n_sub; s < block1 * n_sub; s++) {
         if (a->first[s] == a->first[s + 1])
             continue;
         const uint8_t *base = wina_panel_block(p, s / n_sub);
@@ -348,10 +344,9 @@ static void gemv(const wina_panel *p, const wina_act *act, int32_t strip0, int32
             int32_t dot[WINA_STRIP] = {0};
             for (uint32_t i = 4 * a->first[s]; i < 4 * a->first[s + 1]; i++) {
                 uint8_t v[WINA_STRIP];
-                int32_t x = 256 * a->hi[i] + a->lo[i];
                 unpack_strip(p, base + (uint64_t)a->col[i] * p->col_bytes, strip, v);
                 for (int r = 0; r < WINA_STRIP; r++)
-                    dot[r] += v[r] * x;
+                    dot[r] += v[r] * a->x[i];
             }
             strip_scales scales;
             load_scales(p, s / n_sub, s % n_sub, strip, &scales);
@@ -361,9 +356,10 @@ static void gemv(const wina_panel *p, const wina_act *act, int32_t strip0, int32
     }
 }
 
-static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t strip, float *y,
-                        int64_t y_stride) {
-    for (int32_t c = 0; c < p->n_cols; c++) {
+static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t block0,
+                        int32_t block1, int32_t strip, float *y, int64_t y_stride) {
+    const int32_t end = block1 * WINA_BLOCK < p->n_cols ? block1 * WINA_BLOCK : p->n_cols;
+    for (int32_t c = block0 * WINA_BLOCK; c < end; c++) {
         float w[WINA_STRIP];
         unpack_floats(
             p, wina_panel_block(p, c / WINA_BLOCK) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes,
@@ -392,7 +388,7 @@ static void gemm_block(const wina_panel *p, const wina_batch *batch, int32_t blo
             int64_t s = t * subs + (int64_t)block * n_sub + j;
             int32_t dot[WINA_STRIP] = {0};
             for (int c = 0; c < sub_width; c++) {
-                int32_t x = 256 * batch->hi[which][at + c] + batch->lo[which][at + c];
+                int32_t x = batch->x16[which][at + c];
                 for (int r = 0; r < WINA_STRIP; r++)
                     dot[r] += v[j * sub_width + c][r] * x;
             }
@@ -402,15 +398,15 @@ static void gemm_block(const wina_panel *p, const wina_batch *batch, int32_t blo
     }
 }
 
-static void gemm(const wina_panel *p, const wina_batch *batch, int32_t strip0, int32_t strip1,
-                 float *y, int64_t y_stride) {
+static void gemm(const wina_panel *p, const wina_batch *batch, int32_t block0, int32_t block1,
+                 int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
     for (int32_t strip = strip0; strip < strip1; strip++) {
         for (int32_t t = 0; t < batch->n_tokens; t++)
             memset(y + t * y_stride + (int64_t)strip * WINA_STRIP, 0, WINA_STRIP * sizeof *y);
         if (p->layout->low_bits >= 16)
-            gemm_floats(p, batch, strip, y, y_stride);
+            gemm_floats(p, batch, block0, block1, strip, y, y_stride);
         else
-            for (int32_t b = 0; b < p->n_blocks; b++)
+            for (int32_t b = block0; b < block1; b++)
                 gemm_block(p, batch, b, strip, y, y_stride);
     }
 }

@@ -10,7 +10,7 @@ typedef struct job {
     const wina_group_weights *group;
     const float *in; /* (n_tokens, in_stride) */
     int64_t in_stride;
-    float *out; /* (n_tokens, out_stride), rows as in the group */
+    float *out; /* (n_tokens, out_stride), rows as in the group; of one token: (parts, n_out) */
     int64_t out_stride;
     bool residual;           /* the result is added to x */
     int32_t n_masks;         /* kept lists per token: 1, or one per projection */
@@ -82,24 +82,30 @@ static void add_bias(const job *j, int32_t token, int64_t row0, int64_t row1) {
                             (int32_t)(row1 - row0));
 }
 
-/* Calls part(panel, strips, first output row) for the strips [s0, s1) of the group that belong to
- * the projections of one mask. */
-typedef void (*panel_fn)(const job *j, const wina_panel *panel, int32_t mask, int32_t strip0,
-                         int32_t strip1, int64_t row0);
+/* Strips of one panel that belong to the projections of one mask. */
+typedef struct segment {
+    const wina_panel *panel;
+    int32_t strip0, strip1;
+    int64_t row0; /* first output row of the panel */
+} segment;
 
-static void each_panel(const job *j, int32_t mask, int64_t s0, int64_t s1, panel_fn part) {
+/* Segments of a mask, at most one per panel; returns how many. */
+static int find_segments(const job *j, int32_t mask, segment out[WINA_MAX_PROJECTIONS]) {
     const wina_group_weights *g = j->group;
     int32_t first, last;
     mask_projections(j, mask, &first, &last);
-    int64_t m0 = g->projections[first].row0 / WINA_STRIP;
-    int64_t m1 = (last < g->n_projections ? g->projections[last].row0 : g->n_out) / WINA_STRIP;
+    const int64_t m0 = g->projections[first].row0 / WINA_STRIP;
+    const int64_t m1 =
+        (last < g->n_projections ? g->projections[last].row0 : g->n_out) / WINA_STRIP;
+    int n = 0;
     for (int32_t i = 0; i < g->n_panels; i++) {
         int64_t p0 = g->panel_row0[i] / WINA_STRIP, p1 = p0 + g->panels[i].n_rows / WINA_STRIP;
-        int64_t a = s0 > p0 ? s0 : p0, b = s1 < p1 ? s1 : p1;
-        a = a > m0 ? a : m0, b = b < m1 ? b : m1;
+        int64_t a = p0 > m0 ? p0 : m0, b = p1 < m1 ? p1 : m1;
         if (a < b)
-            part(j, &g->panels[i], mask, (int32_t)(a - p0), (int32_t)(b - p0), g->panel_row0[i]);
+            out[n++] = (segment){&g->panels[i], (int32_t)(a - p0), (int32_t)(b - p0),
+                                 g->panel_row0[i]};
     }
+    return n;
 }
 
 /* ---- one token ---------------------------------------------------------------------------- */
@@ -118,22 +124,48 @@ static void prepare_act(const job *j, int32_t mask) {
     count(j, 0, mask, a->n_kept);
 }
 
-static void gemv_panel(const job *j, const wina_panel *panel, int32_t mask, int32_t strip0,
-                       int32_t strip1, int64_t row0) {
-    j->cpu->kernels.gemv(panel, &j->cpu->acts[mask], strip0, strip1, j->out + row0);
+/* A thread's share of one segment: (part, strip) pairs in that order, so that it reads whole columns
+ * where there are as many parts as threads. */
+static void multiply_share(const job *j, const segment *s, const wina_act *act, int32_t thread,
+                           int32_t n_threads) {
+    const int64_t n_strips = s->strip1 - s->strip0;
+    int64_t begin, end;
+    wina_threads_share(n_strips * s->panel->n_parts, thread, n_threads, &begin, &end);
+    while (begin < end) {
+        const int64_t part = begin / n_strips, first = begin % n_strips;
+        const int64_t n = end - begin < n_strips - first ? end - begin : n_strips - first;
+        int32_t block0, block1;
+        wina_panel_part(s->panel, (int32_t)part, &block0, &block1);
+        j->cpu->kernels.gemv(s->panel, act, block0, block1, s->strip0 + (int32_t)first,
+                             s->strip0 + (int32_t)(first + n),
+                             j->out + part * j->group->n_out + s->row0);
+        begin += n;
+    }
 }
 
 static void multiply_one(void *arg, int32_t thread, int32_t n_threads) {
     const job *j = arg;
-    int64_t s0, s1;
-    wina_threads_share(j->group->n_out / WINA_STRIP, thread, n_threads, &s0, &s1);
-    if (s0 == s1)
-        return;
-    for (int32_t mask = 0; mask < j->n_masks; mask++)
-        each_panel(j, mask, s0, s1, gemv_panel);
-    add_bias(j, 0, s0 * WINA_STRIP, s1 * WINA_STRIP);
-    if (j->residual)
-        add_residual(j, 0, s0 * WINA_STRIP, s1 * WINA_STRIP);
+    for (int32_t mask = 0; mask < j->n_masks; mask++) {
+        segment s[WINA_MAX_PROJECTIONS];
+        const int n = find_segments(j, mask, s);
+        for (int i = 0; i < n; i++)
+            multiply_share(j, &s[i], &j->cpu->acts[mask], thread, n_threads);
+    }
+}
+
+void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t row0, int64_t row1,
+                         float *y) {
+    for (int32_t i = 0; i < g->n_panels; i++) {
+        const int64_t p0 = g->panel_row0[i], p1 = p0 + g->panels[i].n_rows;
+        const int64_t a = row0 > p0 ? row0 : p0, b = row1 < p1 ? row1 : p1;
+        if (a >= b)
+            continue;
+        memcpy(y + (a - row0), c->parts + a, (size_t)(b - a) * sizeof *y);
+        for (int32_t part = 1; part < g->panels[i].n_parts; part++)
+            c->kernels.add(y + (a - row0), c->parts + part * g->n_out + a, (int32_t)(b - a));
+    }
+    if (g->bias)
+        c->kernels.add(y, g->bias + row0, (int32_t)(row1 - row0));
 }
 
 /* ---- several tokens ----------------------------------------------------------------------- */
@@ -164,23 +196,43 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     }
 }
 
-static void gemm_panel(const job *j, const wina_panel *panel, int32_t mask, int32_t strip0,
-                       int32_t strip1, int64_t row0) {
-    (void)mask;
-    j->cpu->kernels.gemm(panel, &j->cpu->batch, strip0, strip1, j->out + row0, j->out_stride);
+/* One strip of every token, part by part. */
+static void multiply_strip(const job *j, const segment *s, int32_t strip, float *part_sums) {
+    const wina_cpu *c = j->cpu;
+    float *out = j->out + s->row0;
+    for (int32_t part = 0; part < s->panel->n_parts; part++) {
+        int32_t block0, block1;
+        wina_panel_part(s->panel, part, &block0, &block1);
+        if (part == 0) {
+            c->kernels.gemm(s->panel, &c->batch, block0, block1, strip, strip + 1, out,
+                            j->out_stride);
+            continue;
+        }
+        /* gemm stores at the strip's own rows */
+        c->kernels.gemm(s->panel, &c->batch, block0, block1, strip, strip + 1,
+                        part_sums - (int64_t)strip * WINA_STRIP, WINA_STRIP);
+        for (int32_t t = 0; t < c->n_tokens; t++)
+            c->kernels.add(out + t * j->out_stride + (int64_t)strip * WINA_STRIP,
+                           part_sums + (int64_t)t * WINA_STRIP, WINA_STRIP);
+    }
 }
 
 static void multiply_batch(void *arg, int32_t thread, int32_t n_threads) {
     const job *j = arg;
-    int64_t s0, s1;
-    wina_threads_share(j->group->n_out / WINA_STRIP, thread, n_threads, &s0, &s1);
-    each_panel(j, j->mask, s0, s1, gemm_panel);
-    if (j->mask != j->n_masks - 1)
-        return;
-    for (int32_t t = 0; t < j->cpu->n_tokens && s0 < s1; t++) {
-        add_bias(j, t, s0 * WINA_STRIP, s1 * WINA_STRIP);
-        if (j->residual)
-            add_residual(j, t, s0 * WINA_STRIP, s1 * WINA_STRIP);
+    segment s[WINA_MAX_PROJECTIONS];
+    const int n = find_segments(j, j->mask, s);
+    for (int i = 0; i < n; i++) {
+        int64_t begin, end;
+        wina_threads_share(s[i].strip1 - s[i].strip0, thread, n_threads, &begin, &end);
+        begin += s[i].strip0, end += s[i].strip0;
+        for (int64_t strip = begin; strip < end; strip++)
+            multiply_strip(j, &s[i], (int32_t)strip, j->cpu->scratch[thread].part_sums);
+        const int64_t row0 = s[i].row0 + begin * WINA_STRIP, row1 = s[i].row0 + end * WINA_STRIP;
+        for (int32_t t = 0; t < j->cpu->n_tokens && row0 < row1; t++) {
+            add_bias(j, t, row0, row1);
+            if (j->residual)
+                add_residual(j, t, row0, row1);
+        }
     }
 }
 
@@ -201,7 +253,12 @@ static void run(job *j) {
     if (c->n_tokens == 1) {
         for (int32_t mask = 0; mask < j->n_masks; mask++)
             prepare_act(j, mask);
+        j->out = c->parts;
         wina_threads_run(c->threads, multiply_one, j);
+        if (j->residual) {
+            wina_cpu_join_parts(c, j->group, 0, j->group->n_out, c->out);
+            c->kernels.add(c->x, c->out, c->base.model->config.n_embd);
+        }
         return;
     }
     c->batch.n_tokens = c->n_tokens;
@@ -273,6 +330,8 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
                  .out_stride = g.n_out,
                  .n_masks = 1};
         run(&j);
+        if (n == 1)
+            wina_cpu_join_parts(c, &g, 0, g.n_out, c->out);
         for (int32_t t = 0; t < n; t++)
             memcpy(out + (int64_t)(begin - from + t) * f->n_vocab, c->out + (int64_t)t * g.n_out,
                    (size_t)f->n_vocab * sizeof *out);
