@@ -132,9 +132,7 @@ class Pool:
             self.blocks[:, offset : offset + 2] = half.view(np.uint8).reshape(-1, 2)
 
 
-def write_matrix(
-    file: BinaryIO, pool: np.ndarray, n_blocks: int, rng: np.random.Generator
-) -> None:
+def write_matrix(file: BinaryIO, pool: np.ndarray, n_blocks: int, rng: np.random.Generator) -> None:
     """n_blocks blocks from random places of the pool (n, block_bytes)."""
     while n_blocks:
         start = int(rng.integers(0, len(pool) // 2))
