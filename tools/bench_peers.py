@@ -47,6 +47,7 @@ ROOT = TOOLS.parent
 HOME = cache_dir().parent
 SYNTHETIC = HOME / "synthetic"
 PEER_VENV = HOME / "peers" / "venv"
+PEER_PYTHON = PEER_VENV / "bin" / "python"
 DEFAULT_OUT = ROOT / "build" / "bench"
 MODELS = "smollm2-135m,qwen2.5-coder-0.5b,1b-Q4_0,1b-Q8_0,1b-F16,1b-Q4_K,8b-Q4_0"
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "asimddp", "i8mm", "sve")
@@ -75,6 +76,7 @@ def model_path(name: str) -> Path:
 
 def setup_peer(venv: Path = PEER_VENV) -> None:
     """Builds llama-cpp-python from its sources for this machine's processor."""
+    print(f"building llama.cpp in {venv}: 10-20 minutes", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     pip = [venv / "bin" / "python", "-m", "pip", "install", "--quiet"]
     subprocess.run([*pip, "cmake", "ninja", "numpy"], check=True)
@@ -293,7 +295,7 @@ def run(args: argparse.Namespace) -> None:
     """Measures all models; the tables of what was measured go to stdout."""
     args.out.mkdir(parents=True, exist_ok=True)
     args.bandwidth = build_bandwidth(args.out)
-    results = []
+    results, n_rounds = [], args.rounds * len(args.threads)
     for name in args.models.split(","):
         title = Path(name).stem if Path(name).exists() else name
         suffix = f"-depth{args.depth}" if args.depth else ""
@@ -304,7 +306,7 @@ def run(args: argparse.Namespace) -> None:
         for result in Bench(args, name, title).measure():
             part = file.with_suffix(".part")
             part.write_text(json.dumps(result, indent=1), encoding="utf-8")
-            print(f"{title}: {len(result['rounds'])} rounds", file=sys.stderr)
+            print(f"{title}: {len(result['rounds'])} of {n_rounds} rounds", file=sys.stderr)
         part.replace(file)
         print(f"{file}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
         results.append(result)
@@ -336,7 +338,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--setup", action="store_true", help="build llama.cpp")
+    mode.add_argument("--setup", action="store_true", help="build llama.cpp, and nothing else")
     mode.add_argument("--table", action="store_true", help="tables of existing results")
     mode.add_argument("--plot", type=Path, metavar="PNG", help="plot of existing results")
     mode.add_argument("--clean", action="store_true", help="remove the synthetic models")
@@ -354,6 +356,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mask", choices=("group", "projection"), default="group")
     parser.add_argument("--flash", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--peer", default=os.environ.get("PYWINA_PEER_PYTHON"), metavar="PYTHON")
+    parser.add_argument("--setup-if-missing", action="store_true", help="build it if needed, run")
     parser.add_argument("--against", type=Path, metavar="LIBWINA.SO", help="instead of llama.cpp")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument("--tag", default="", help="put behind the names of result files")
@@ -363,11 +366,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         args.rounds, args.gen, args.loads = 2, min(args.gen, 32), min(args.loads, 1)
     if args.rounds < 1 or min(args.threads) < 1 or args.prompt + args.gen < 1:
         parser.error("--rounds, --threads and one of --prompt and --gen must be at least 1")
-    if args.peer is None:
-        args.peer = str(PEER_VENV / "bin" / "python")
-    if args.peer != "none" and args.against is None and not Path(args.peer).exists():
-        args.missing_peer = True
+    args.peer = args.peer or str(PEER_PYTHON)
     return args
+
+
+def require_peer(args: argparse.Namespace) -> None:
+    """Ends with a message, or builds llama.cpp, if its interpreter is needed and not there."""
+    if args.peer == "none" or args.against is not None or Path(args.peer).exists():
+        return
+    if not args.setup_if_missing or Path(args.peer) != PEER_PYTHON:
+        sys.exit(f"{args.peer} is not there: run --setup first, or use --peer or --peer none")
+    setup_peer()
 
 
 def main() -> None:
@@ -383,9 +392,8 @@ def main() -> None:
         import bench_plot  # matplotlib is needed for nothing else
 
         bench_plot.plot(bench_report.load(args.results or [DEFAULT_OUT]), args.plot)
-    elif getattr(args, "missing_peer", False):
-        sys.exit(f"{args.peer} is not there: run --setup first, or use --peer or --peer none")
     else:
+        require_peer(args)
         run(args)
 
 

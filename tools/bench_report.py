@@ -167,7 +167,8 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
 
 
-def _name(result: dict[str, Any]) -> str:
+def title(result: dict[str, Any]) -> str:
+    """The model, and what stood in its context."""
     depth = result["settings"]["depth"]
     return result["name"] + (f" after {depth} tokens" if depth else "")
 
@@ -179,7 +180,7 @@ def ratio_table(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         found = {(r.program, r.n_threads, r.test[:2], r.sparsity): r for r in rows(result)}
         for n_threads in result["settings"]["threads"]:
-            cells = [_name(result), str(n_threads)]
+            cells = [title(result), str(n_threads)]
             for test in ("tg", "pp"):
                 peer = found.get((PEER, n_threads, test, 0.0))
                 cells.append(_number(peer.tok_s.median) if peer else "-")
@@ -187,8 +188,8 @@ def ratio_table(results: Sequence[dict[str, Any]]) -> str:
                     ours = found.get((OURS, n_threads, test, sparsity))
                     cells.append(_ratio(ours.ratio) if ours else "-")
             lines.append(cells)
-    titles = ["dense" if s == 0 else f"{100 * s:g}%" for s in sparsities]
-    header = ["model", "threads", "peer tok/s", *titles, "peer prompt tok/s", "prompt"]
+    skipped = ["dense" if s == 0 else f"{100 * s:g}%" for s in sparsities]
+    header = ["model", "threads", "peer tok/s", *skipped, "peer prompt tok/s", "prompt"]
     return _table(header, lines)
 
 
@@ -197,7 +198,7 @@ def detail_table(results: Sequence[dict[str, Any]]) -> str:
     names = {OURS: "wina", PEER: "peer"}
     lines = [
         [
-            _name(result),
+            title(result),
             f"{names[row.program]} {row.test}",
             str(row.n_threads),
             f"{100 * row.sparsity:g}%" if row.program == OURS else "-",
@@ -224,7 +225,7 @@ def load_table(results: Sequence[dict[str, Any]]) -> str:
     """Seconds to load and to have the first token's logits, and peak memory, of both."""
     lines = []
     for result in results:
-        for program, title in ((OURS, "wina"), (PEER, "peer")):
+        for program, name in ((OURS, "wina"), (PEER, "peer")):
             peaks = [x["peak_bytes"] for x in result["loads"] if x["program"] == program]
             if not peaks:
                 continue
@@ -235,7 +236,7 @@ def load_table(results: Sequence[dict[str, Any]]) -> str:
                 for key in ("load_s", "first_token_s")
             ]
             ratio = peak / result["model"]["tensor_bytes"]
-            lines.append([_name(result), title, *cells, f"{peak / 1e6:.0f}", f"{ratio:.2f}"])
+            lines.append([title(result), name, *cells, f"{peak / 1e6:.0f}", f"{ratio:.2f}"])
     header = ["model", "", "cold load s", "to 1st token", "warm load s", "to 1st token"]
     return _table([*header, "peak MB", "of the tensors"], lines, 2)
 
@@ -255,7 +256,7 @@ def _about(result: dict[str, Any]) -> str:
     cosine = result["agreement"]
     agreement = "" if cosine is None else f"; cosine of both's dense logits {cosine['cosine']:.5f}"
     return (
-        f"* {_name(result)}: {result['date']}, {settings['rounds']} rounds, load average "
+        f"* {title(result)}: {result['date']}, {settings['rounds']} rounds, load average "
         f"{max(b['load_average'] for b in result['rounds']):.1f} at most; reads {read}{agreement}. "
         f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['isa'])}), "
         f"{programs[OURS]['version']} {result['revision']} ({programs[OURS]['system']})"

@@ -89,6 +89,10 @@ class Runner:
 
     def run(self, test: str, n: int, depth: int, sparsity: float) -> dict[str, Any]:
         """One timed run; what was counted in it, and the hash of its last logits."""
+        if depth + n > len(self.ids):
+            raise ValueError(
+                f"{n} tokens after {depth} do not fit: there is room for {len(self.ids)}"
+            )
         self._fill(depth)
         self.engine.set_sparsity(sparsity)
         ids, engine = self.ids[depth : depth + n], self.engine
