@@ -40,6 +40,7 @@ import numpy as np
 from bench_report import OURS, PEER
 from bench_worker import Worker, drop_from_page_cache
 
+import pywina
 from pywina.hub.fetch import cache_dir, resolve
 
 TOOLS = Path(__file__).resolve().parent
@@ -276,9 +277,6 @@ class Bench:
                 result["rounds"].append(block)
                 result["rows"] = bench_report.row_json(result)
                 yield result
-            for program, worker in workers.items():
-                result["programs"][program] |= worker.ask("memory")
-        yield result
 
 
 def build_bandwidth(folder: Path) -> Path:
@@ -303,8 +301,8 @@ def run(args: argparse.Namespace) -> None:
         if args.resume and file.exists():
             continue
         start, result = time.perf_counter(), {}
+        part = file.with_suffix(".part")
         for result in Bench(args, name, title).measure():
-            part = file.with_suffix(".part")
             part.write_text(json.dumps(result, indent=1), encoding="utf-8")
             print(f"{title}: {len(result['rounds'])} of {n_rounds} rounds", file=sys.stderr)
         part.replace(file)
@@ -394,7 +392,10 @@ def main() -> None:
         bench_plot.plot(bench_report.load(args.results or [DEFAULT_OUT]), args.plot)
     else:
         require_peer(args)
-        run(args)
+        try:
+            run(args)
+        except (pywina.WinaError, RuntimeError, ValueError) as error:
+            sys.exit(f"bench_peers: {error}")
 
 
 if __name__ == "__main__":
