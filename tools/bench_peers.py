@@ -38,7 +38,7 @@ import bench_report
 import make_synthetic
 import numpy as np
 from bench_report import OURS, PEER
-from bench_worker import Worker, drop_from_page_cache
+from bench_worker import OthersLoad, Worker, drop_from_page_cache
 
 import pywina
 from pywina.hub.fetch import cache_dir, resolve
@@ -219,13 +219,13 @@ class Bench:
                 worker.ask("threads", n=n_threads)
             self.samples(workers, warm=True)
             for i in range(self.args.rounds):
-                load = os.getloadavg()[0]
+                others = OthersLoad(workers.values())
                 bandwidth = self.bandwidth()
                 taken = self.samples(workers)
                 yield {
                     "n_threads": n_threads,
                     "round": i,
-                    "load_average": load,
+                    "others_load": others.share(),
                     "bandwidth": bandwidth,
                     "samples": taken,
                 }

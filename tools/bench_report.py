@@ -253,11 +253,13 @@ def _about(result: dict[str, Any]) -> str:
         for n in sorted(int(n) for n in result["rounds"][0]["bandwidth"])
     )
     settings = result["settings"]
+    others = Spread.of(block["others_load"] for block in result["rounds"])
     cosine = result["agreement"]
     agreement = "" if cosine is None else f"; cosine of both's dense logits {cosine['cosine']:.5f}"
     return (
-        f"* {title(result)}: {result['date']}, {settings['rounds']} rounds, load average "
-        f"{max(b['load_average'] for b in result['rounds']):.1f} at most; reads {read}{agreement}. "
+        f"* {title(result)}: {result['date']}, {settings['rounds']} rounds, other programs took "
+        f"{_percent(others.median)} of the processors ({_percent(others.low)}-"
+        f"{_percent(others.high)}); reads {read}{agreement}. "
         f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['isa'])}), "
         f"{programs[OURS]['version']} {result['revision']} ({programs[OURS]['system']})"
         + (f", {programs[PEER]['version']}" if PEER in programs else "")

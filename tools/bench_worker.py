@@ -1,4 +1,4 @@
-"""The driver's end of a benchmark: worker processes, and the page cache of a file."""
+"""The driver's end of a benchmark: worker processes, other programs' load, a file's page cache."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import json
 import mmap
 import os
 import subprocess
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Worker:
@@ -56,11 +60,38 @@ class Worker:
         """A timed run."""
         return self.ask("run", test=test, n=n, depth=depth, sparsity=sparsity)
 
+    def cpu_seconds(self) -> float:
+        """Processor time of all threads of the process so far."""
+        text = Path(f"/proc/{self._process.pid}/stat").read_text()
+        fields = text.rpartition(")")[2].split()  # the name before may hold anything
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
     def close(self) -> None:
         """Ends the process and waits for it."""
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+
+
+class OthersLoad:
+    """How much of the machine other programs (or other guests of its host) take meanwhile."""
+
+    def __init__(self, workers: Iterable[Worker]) -> None:
+        self._workers = list(workers)
+        self._start = self._read()
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds: of the clock, all processors busy, our own."""
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields)
+        busy = (user + nice + system + irq + softirq + steal) / TICKS
+        own = sum(os.times()[:4]) + sum(worker.cpu_seconds() for worker in self._workers)
+        return time.monotonic(), busy, own
+
+    def share(self) -> float:
+        """Of the time of all processors since the start; 0 on a quiet machine."""
+        clock, busy, own = (new - old for new, old in zip(self._read(), self._start, strict=True))
+        return max(0.0, busy - own) / (clock * (os.cpu_count() or 1))
 
 
 def resident_share(path: Path) -> float:

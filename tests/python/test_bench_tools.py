@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import bench_report  # noqa: E402
 import bench_serve  # noqa: E402
 import make_synthetic  # noqa: E402
 from bench_report import OURS, PEER, Spread  # noqa: E402
-from bench_worker import Worker, resident_share  # noqa: E402
+from bench_worker import OthersLoad, Worker, resident_share  # noqa: E402
 
 SHAPE = make_synthetic.SIZES["tiny"]
 
@@ -44,7 +45,7 @@ def _result(speeds: list[float], **more: Any) -> dict[str, Any]:
         {
             "n_threads": 2,
             "bandwidth": {"1": 10.0 * speed, "2": 20.0 * speed},
-            "load_average": 0.5,
+            "others_load": 0.25,
             "samples": [
                 _sample(PEER, 10 * speed),
                 _ours(15 * speed, 0.0, 1e9),
@@ -169,6 +170,7 @@ def test_tables() -> None:
     text = bench_report.markdown(results)
     assert "20.0 GB/s with 2 threads" not in text  # the median round ran at half of that
     assert "10.0 GB/s with 2 threads" in text
+    assert "other programs took 25% of the processors" in text
     widths = {len(line.split("|")) for line in ratio.splitlines()}
     assert len(widths) == 1
 
@@ -302,6 +304,18 @@ def test_a_worker_that_ends_is_an_error(model_file: Path, tmp_path: Path) -> Non
         worker.run("tg", 32)
 
 
+def test_load_of_other_programs(model_file: Path) -> None:
+    with _worker(model_file, 300) as worker:
+        start, before = time.monotonic(), worker.cpu_seconds()
+        as_ours, as_another = OthersLoad([worker]), OthersLoad([])
+        while worker.cpu_seconds() < before + 0.5:
+            worker.run("tg", 300)
+        ours, another = as_ours.share(), as_another.share()
+        spent, clock = worker.cpu_seconds() - before, time.monotonic() - start
+    assert 0 <= ours <= 1
+    assert another - ours == pytest.approx(spent / clock / os.cpu_count(), abs=0.1)
+
+
 def test_tokens_and_hash_are_in_range() -> None:
     ids = bench_serve.bench_tokens(500, 300)
     assert len(set(ids)) > 100
@@ -346,3 +360,4 @@ def test_two_builds_side_by_side(model_file: Path, tmp_path: Path) -> None:
     assert "| synthetic | 1 |" in done.stdout
     again = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=True)
     assert again.stdout == ""
+    assert all(0 <= block["others_load"] <= 1 for block in result["rounds"])
