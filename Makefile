@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make lint     ruff, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
+#   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
 #
 # PYTHON=python3.12 chooses the Python that .venv is made from; BUILD=dir builds elsewhere.
 #
@@ -46,7 +47,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: all native test test-native test-python demo venv fetch lint clean check-layout
+.PHONY: all native test test-native test-python demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
 
@@ -104,6 +105,10 @@ demo: native $(VENV)/.installed
 
 fetch: native $(VENV)/.installed
 	@$(USE) $(VENV)/bin/python -m pywina fetch $(MODELS)
+
+# llama.cpp is built on first use, which takes a while; BENCH="--models 1b-Q4_0 --quick" is a start.
+bench-peers: native $(VENV)/.installed-dev
+	$(USE) $(VENV)/bin/python tools/bench_peers.py --setup-if-missing $(BENCH)
 
 test-python: native $(VENV)/.installed-dev
 	$(USE) $(VENV)/bin/python -m pytest $(PYTEST)

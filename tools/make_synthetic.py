@@ -132,9 +132,7 @@ class Pool:
             self.blocks[:, offset : offset + 2] = half.view(np.uint8).reshape(-1, 2)
 
 
-def write_matrix(
-    file: BinaryIO, pool: np.ndarray, n_blocks: int, rng: np.random.Generator
-) -> None:
+def write_matrix(file: BinaryIO, pool: np.ndarray, n_blocks: int, rng: np.random.Generator) -> None:
     """n_blocks blocks from random places of the pool (n, block_bytes)."""
     while n_blocks:
         start = int(rng.integers(0, len(pool) // 2))
@@ -153,7 +151,7 @@ def vocabulary(size: int) -> tuple[list[str], list[int]]:
     texts += SPECIAL
     kinds += [gguf.TokenType.CONTROL] * len(SPECIAL)
     if size < len(texts):
-        raise SystemExit(f"--vocab {size} is too small, at least {len(texts)} are needed")
+        raise ValueError(f"a vocabulary of {size} is too small, at least {len(texts)} are needed")
     n_unused = size - len(texts)
     texts += [f"<unused{i}>" for i in range(n_unused)]
     kinds += [gguf.TokenType.UNUSED] * n_unused
@@ -191,7 +189,7 @@ def write_header(path: Path, shape: Shape, kind: Type) -> None:
             writer.add_tensor_info(name, (cols,), np.dtype(np.float32), cols * 4)
         else:
             if cols % block:
-                raise SystemExit(f"{name}: {cols} inputs are not a multiple of {block}")
+                raise ValueError(f"{name}: {cols} inputs are not a multiple of {block}")
             n_bytes = rows * cols // block * block_bytes
             bytes_shape = (rows, cols // block * block_bytes)  # gguf-py derives ne from bytes
             writer.add_tensor_info(name, bytes_shape, np.dtype(np.uint8), n_bytes, raw_dtype=kind)
@@ -202,7 +200,10 @@ def write_header(path: Path, shape: Shape, kind: Type) -> None:
 
 
 def write_synthetic(path: Path, shape: Shape, type_name: str, seed: int = 1) -> int:
-    """Writes the file and returns its number of weights; the same arguments, the same bytes."""
+    """Writes the file and returns its number of weights; the same arguments, the same bytes.
+
+    Raises ValueError for a shape that the type cannot hold.
+    """
     kind, rng = Type[type_name], np.random.default_rng(seed)
     part = path.with_name(path.name + ".part")
     write_header(part, shape, kind)
@@ -240,7 +241,10 @@ def main() -> None:
     given = {key: value for key, value in args.items() if value is not None}
     start = time.perf_counter()
     shape = replace(SIZES[size], **given)
-    n_weights = write_synthetic(path, shape, type_name, seed)
+    try:
+        n_weights = write_synthetic(path, shape, type_name, seed)
+    except ValueError as error:
+        sys.exit(f"{path}: {error}")
     seconds, n_bytes = time.perf_counter() - start, path.stat().st_size
     text = f"{path}: {n_weights / 1e9:.3f}e9 weights, {n_bytes / 1e9:.2f} GB, {seconds:.0f} s"
     print(f"\r{text:70s}" if sys.stderr.isatty() else text, file=sys.stderr)

@@ -1,11 +1,10 @@
 """llama.cpp's side of a comparison: a worker for an interpreter that has llama-cpp-python.
 
-    PYTHON peer_llama.py bench -m FILE -t 2 -p 128 -n 64 -r 3    speeds, load time, peak memory
+    PYTHON peer_llama.py serve -m FILE -t 2 -c 200               obeys commands (bench_serve.py)
     PYTHON peer_llama.py perplexity -m FILE -t 1 < windows.json  losses of [[token, ...], ...]
 
-Prints one JSON object. Both use the low-level llama_decode loop, f16 keys and values, and what
-llama.cpp does by default otherwise. bench follows llama-bench: prompt and generation are separate
-tests from an empty context, after one warm-up of each; tokens are pseudo-random.
+perplexity prints one JSON object. Both use the low-level llama_decode loop, f16 keys and values,
+and what llama.cpp does by default otherwise: batches, flash attention, repacking, mapping.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import resource
 import sys
-import time
-from collections.abc import Callable
 
+import bench_serve
 import llama_cpp as llama
 import numpy as np
 
@@ -34,49 +31,76 @@ def _quiet(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
 class Peer:
     """A loaded model and one context. Raises RuntimeError if either cannot be made."""
 
-    def __init__(self, path: str, n_ctx: int, n_threads: int, flash: str, mmap: bool) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         llama.llama_log_set(_quiet, None)
         llama.llama_backend_init()
-        start = time.perf_counter()
         model_params = llama.llama_model_default_params()
         model_params.n_gpu_layers = 0
-        model_params.use_mmap = mmap
-        self.model = llama.llama_model_load_from_file(path.encode(), model_params)
+        model_params.use_mmap = args.mmap
+        self.model = llama.llama_model_load_from_file(args.model.encode(), model_params)
         if not self.model:
-            raise RuntimeError(f"llama.cpp cannot load {path}")
+            raise RuntimeError(f"llama.cpp cannot load {args.model}")
         params = llama.llama_context_default_params()
-        params.n_ctx = n_ctx
-        params.n_batch = params.n_ubatch = 512
-        params.n_threads = params.n_threads_batch = n_threads
-        params.flash_attn_type = FLASH[flash]
+        params.n_ctx = args.ctx
+        params.n_threads = params.n_threads_batch = args.threads
+        params.flash_attn_type = FLASH[args.flash]
         params.type_k = params.type_v = GGML_TYPE_F16
         params.no_perf = True
         self.context = llama.llama_init_from_model(self.model, params)
         if not self.context:
-            raise RuntimeError(f"llama.cpp cannot make a context for {path}")
-        self.load_s = time.perf_counter() - start
-        vocab = llama.llama_model_get_vocab(self.model)
-        self.n_vocab = llama.llama_vocab_n_tokens(vocab)
+            raise RuntimeError(f"llama.cpp cannot make a context for {args.model}")
+        self.n_batch = llama.llama_n_batch(self.context)
+        self.n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(self.model))
+        self._one = (llama.llama_token * 1)()
+        self._one_batch = llama.llama_batch_get_one(self._one, 1)
+        self.about = about(args) | {
+            "n_batch": self.n_batch,
+            "n_ubatch": llama.llama_n_ubatch(self.context),
+        }
 
-    def clear(self) -> None:
-        """Empties the key and value cache."""
-        llama.llama_memory_clear(llama.llama_get_memory(self.context), False)
+    def set_threads(self, n: int) -> None:
+        llama.llama_set_n_threads(self.context, n, n)
+        self.truncate(0)
 
-    def decode(self, tokens: list[int]) -> None:
+    def set_sparsity(self, sparsity: float) -> None:
+        if sparsity:
+            raise ValueError("llama.cpp has no activation sparsity")
+
+    def truncate(self, n_past: int) -> None:
+        """Forgets all but the first n_past tokens."""
+        memory = llama.llama_get_memory(self.context)
+        if not llama.llama_memory_seq_rm(memory, 0, n_past, -1):
+            raise RuntimeError("llama.cpp cannot shorten this model's context")
+
+    def prefill(self, tokens: list[int]) -> None:
         """Appends tokens; logits of the last one only."""
-        array = (llama.llama_token * len(tokens))(*tokens)
-        status = llama.llama_decode(self.context, llama.llama_batch_get_one(array, len(tokens)))
+        for first in range(0, len(tokens), self.n_batch):
+            part = tokens[first : first + self.n_batch]
+            array = (llama.llama_token * len(part))(*part)
+            self._decode(llama.llama_batch_get_one(array, len(part)))
+
+    def decode(self, token: int) -> None:
+        """Appends one token."""
+        self._one[0] = token
+        self._decode(self._one_batch)
+
+    def _decode(self, batch: llama.llama_batch) -> None:
+        status = llama.llama_decode(self.context, batch)
         if status != 0:
             raise RuntimeError(f"llama_decode returned {status}")
+        llama.llama_synchronize(self.context)
 
-    def last_logits(self) -> np.ndarray:
-        """(n_vocab) float32, a copy; waits for the computation."""
+    def logits(self) -> np.ndarray:
+        """(n_vocab) float32 after the last token, a view that the next call changes."""
         pointer = llama.llama_get_logits_ith(self.context, -1)
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,)).copy()
+        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
 
-    def logits(self, tokens: list[int], first: int) -> np.ndarray:
+    def counters(self) -> dict[str, float]:
+        return {}
+
+    def all_logits(self, tokens: list[int], first: int) -> np.ndarray:
         """(n_tokens - first, n_vocab) float32 of a text evaluated in one batch."""
-        self.clear()
+        self.truncate(0)
         batch = llama.llama_batch_init(len(tokens), 0, 1)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
@@ -91,63 +115,24 @@ class Peer:
         return np.ctypeslib.as_array(pointer, shape=(rows, self.n_vocab)).copy()
 
 
-def peak_bytes() -> int:
-    """Largest resident memory of this process, mapped file pages included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def timed(repeats: int, n: int, step: Callable[[], None]) -> list[float]:
-    """Tokens per second of each repeat of a step that handles n tokens; one warm-up before."""
-    step()
-    speeds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        step()
-        speeds.append(n / (time.perf_counter() - start))
-    return speeds
-
-
-def bench(args: argparse.Namespace) -> dict[str, object]:
-    """Speeds of a prompt of -p tokens and of -n single tokens."""
-    before = peak_bytes()
-    peer = Peer(args.model, max(args.prompt, args.gen) + 8, args.threads, args.flash, args.mmap)
-    after_load = peak_bytes()
-    tokens = np.random.default_rng(7).integers(0, peer.n_vocab, max(args.prompt, args.gen, 1))
-    ids = [int(t) for t in tokens]
-
-    def prompt() -> None:
-        peer.clear()
-        peer.decode(ids[: args.prompt])
-        peer.last_logits()
-
-    def generate() -> None:
-        peer.clear()
-        for token in ids[: args.gen]:
-            peer.decode([token])
-            peer.last_logits()
-
-    result: dict[str, object] = {"load_s": peer.load_s}
-    if args.prompt:
-        result["pp_tok_s"] = timed(args.repeats, args.prompt, prompt)
-    if args.gen:
-        result["tg_tok_s"] = timed(args.repeats, args.gen, generate)
-    finite = bool(np.isfinite(peer.last_logits()).all())
-    return result | {
-        "finite": finite,
-        "peak_bytes": peak_bytes(),
-        "peak_bytes_load": after_load,
-        "interpreter_bytes": before,
+def about(args: argparse.Namespace) -> dict[str, str]:
+    """What ran, for the record."""
+    return {
+        "version": f"llama-cpp-python {llama.__version__}",
+        "system": llama.llama_print_system_info().decode(),
+        "flash": args.flash,
     }
 
 
 def perplexity(args: argparse.Namespace) -> dict[str, object]:
     """Mean loss of the second half of each window read from stdin, in nats per token."""
     windows = json.load(sys.stdin)
-    peer = Peer(args.model, len(windows[0]), args.threads, args.flash, args.mmap)
+    args.ctx = len(windows[0])
+    peer = Peer(args)
     losses = []
     for window in windows:
         first = len(window) // 2
-        rows = peer.logits(window, first)[:-1].astype(np.float64)
+        rows = peer.all_logits(window, first)[:-1].astype(np.float64)
         peak = rows.max(axis=1)
         total = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
         losses.append(float(np.mean(total - rows[np.arange(len(rows)), window[first + 1 :]])))
@@ -157,20 +142,17 @@ def perplexity(args: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("bench", "perplexity"))
+    parser.add_argument("command", choices=("serve", "perplexity"))
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("-p", "--prompt", type=int, default=128)
-    parser.add_argument("-n", "--gen", type=int, default=64)
-    parser.add_argument("-r", "--repeats", type=int, default=3)
+    parser.add_argument("-c", "--ctx", type=int, default=512, help="tokens there is room for")
     parser.add_argument("--flash", choices=sorted(FLASH), default="auto", help="flash attention")
     parser.add_argument("--no-mmap", dest="mmap", action="store_false")
     args = parser.parse_args()
-    result = {"bench": bench, "perplexity": perplexity}[args.command](args)
-    result["version"] = f"llama-cpp-python {llama.__version__}"
-    result["system"] = llama.llama_print_system_info().decode()
-    result["flash"] = args.flash
-    json.dump(result, sys.stdout)
+    if args.command == "serve":
+        bench_serve.serve(lambda: Peer(args), args.ctx)
+        return
+    json.dump(perplexity(args) | about(args), sys.stdout)
     print()
 
 

@@ -12,7 +12,7 @@ import pywina
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
-from reference import Reference  # noqa: E402
+from reference import Reference
 
 CASES = [("wina", "group", 0.4), ("wina", "projection", 0.5), ("teal", "group", 0.5)]
 
