@@ -29,26 +29,36 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
 
 /* The lines that the next group of columns will need, fetched in the order of their addresses, a few
  * with every strip of the group before: the memory system sees one long read. */
-enum { GROUP = 2, MAX_SPANS = 8 * GROUP + 2 };
+enum { GROUP = 4, MAX_SPANS = 8 * GROUP + 2, UNIT = 4 /* lines fetched at a time */ };
 
 typedef struct fetch {
-    const char *at[MAX_SPANS]; /* what is left of each span */
-    int32_t n_lines[MAX_SPANS];
+    const char *at[MAX_SPANS];
+    int32_t n_units[MAX_SPANS];
     int32_t n_spans, span, n_total;
+    int32_t left; /* units of the span under way */
+    const char *next;
 } fetch;
 
 INLINE void fetch_add(fetch *f, const uint8_t *at, int64_t n_bytes) {
     f->at[f->n_spans] = (const char *)at;
-    f->n_lines[f->n_spans] = (int32_t)((n_bytes + 63) / 64);
-    f->n_total += f->n_lines[f->n_spans++];
+    f->n_units[f->n_spans] = (int32_t)((n_bytes + 64 * UNIT - 1) / (64 * UNIT));
+    f->n_total += f->n_units[f->n_spans++];
+}
+
+INLINE void fetch_start(fetch *f) {
+    f->next = f->at[0];
+    f->left = f->n_spans ? f->n_units[0] : 0;
 }
 
 INLINE void fetch_some(fetch *f, int32_t n) {
-    while (n-- > 0 && f->span < f->n_spans) {
-        _mm_prefetch(f->at[f->span], FETCH_HINT);
-        f->at[f->span] += 64;
-        if (--f->n_lines[f->span] == 0)
-            f->span++;
+    for (; n > 0 && f->left > 0; n--) {
+        for (int i = 0; i < UNIT; i++)
+            _mm_prefetch(f->next + 64 * i, FETCH_HINT);
+        f->next += 64 * UNIT;
+        if (--f->left == 0 && ++f->span < f->n_spans) {
+            f->next = f->at[f->span];
+            f->left = f->n_units[f->span];
+        }
     }
 }
 
@@ -90,6 +100,7 @@ INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g
         if (half)
             fetch_add(f, scales + ((int64_t)p->n_rows + row0) * size, rows * size);
     }
+    fetch_start(f);
 }
 
 /* What a group multiplies: columns from the first strip on, and activations as they are broadcast. */
@@ -115,21 +126,41 @@ INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group 
     }
 }
 
+/* Keeps the compiler from loading all operands of a group ahead of its loop, for which there are
+ * not enough registers. */
+#define RELOAD(o) __asm__("" : "+r"(o))
+
+/* Products of one pair of 4-bit values with high and low activation bytes. */
+INLINE void multiply_narrow(const operands *o, int i, int64_t at, __m256i hi[4], __m256i lo[4]) {
+    const __m256i nibble = _mm256_set1_epi8(15);
+    const __m256i a = _mm256_loadu_si256((const __m256i *)(o->col[2 * i] + at));
+    const __m256i b = _mm256_loadu_si256((const __m256i *)(o->col[2 * i + 1] + at));
+    const __m256i ab0 = _mm256_unpacklo_epi8(a, b), ab1 = _mm256_unpackhi_epi8(a, b);
+    const __m256i pair[4] = {_mm256_and_si256(ab0, nibble), _mm256_and_si256(ab1, nibble),
+                             _mm256_and_si256(_mm256_srli_epi16(ab0, 4), nibble),
+                             _mm256_and_si256(_mm256_srli_epi16(ab1, 4), nibble)};
+    const __m256i xh = _mm256_set1_epi32(o->hi[i]), xl = _mm256_set1_epi32(o->lo[i]);
+    for (int k = 0; k < 4; k++) {
+        hi[k] = _mm256_maddubs_epi16(pair[k], xh);
+        lo[k] = _mm256_maddubs_epi16(pair[k], xl);
+    }
+}
+
 /* Sums of n pairs of 4-bit values over one strip, added to `kept` unless they are the first. They
  * stay in 16 bits while they are formed: |sum| grows by at most 2 * 15 * 128 a pair. */
 INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const __m256i *kept,
                        __m256i s[SUMS]) {
     const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
     __m256i hi[4], lo[4];
-    for (int i = 0; i < n; i++) {
-        __m256i pair[4];
-        interleave(load_values(o->col[2 * i] + at, 0, 0, 1),
-                   load_values(o->col[2 * i + 1] + at, 0, 0, 1), pair);
-        const __m256i xh = _mm256_set1_epi32(o->hi[i]), xl = _mm256_set1_epi32(o->lo[i]);
+    RELOAD(o);
+    multiply_narrow(o, 0, at, hi, lo);
+    for (int i = 1; i < n; i++) {
+        __m256i h[4], l[4];
+        RELOAD(o);
+        multiply_narrow(o, i, at, h, l);
         for (int k = 0; k < 4; k++) {
-            __m256i h = _mm256_maddubs_epi16(pair[k], xh), l = _mm256_maddubs_epi16(pair[k], xl);
-            hi[k] = i == 0 ? h : _mm256_add_epi16(hi[k], h);
-            lo[k] = i == 0 ? l : _mm256_add_epi16(lo[k], l);
+            hi[k] = _mm256_add_epi16(hi[k], h[k]);
+            lo[k] = _mm256_add_epi16(lo[k], l[k]);
         }
     }
     for (int k = 0; k < 4; k++) {
@@ -148,6 +179,7 @@ INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t stri
         s[r] = first ? _mm256_setzero_si256() : _mm256_load_si256(kept + r);
     for (int i = 0; i < n; i++) {
         __m256i pair[4];
+        RELOAD(o);
         interleave(load_values(o->col[2 * i], p->n_rows, strip, values),
                    load_values(o->col[2 * i + 1], p->n_rows, strip, values), pair);
         add_pair(s, pair, _mm256_set1_epi32(o->x[i]));
@@ -195,10 +227,8 @@ INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina
             fetch_group(p, a, &next, n_sub, strip0, strip1, &f);
         operands o;
         load_operands(p, a, &g, n_sub, &o);
-        if (g.q1 - g.q0 == GROUP)
-            multiply_pairs(p, a, &g, &o, 2 * GROUP, values, kind, strip0, strip1, &f, kept_sums, y);
-        else
-            multiply_pairs(p, a, &g, &o, 2, values, kind, strip0, strip1, &f, kept_sums, y);
+        multiply_pairs(p, a, &g, &o, 2 * (int)(g.q1 - g.q0), values, kind, strip0, strip1, &f,
+                       kept_sums, y);
         g = next;
     }
     for (int32_t strip = strip0; strip < strip1; strip++)
@@ -242,7 +272,7 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
 INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind,
                              int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
                              float *y) {
-    enum { COLUMNS = 4 * GROUP };
+    enum { COLUMNS = 8 };
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
     const int32_t end = find_kept(act->kept, act->n_kept, block1 * WINA_BLOCK);
     const int64_t at = strip0 * 64 * size, n_bytes = (strip1 - strip0) * 64 * size;
@@ -259,6 +289,7 @@ INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scal
             else
                 fetch_add(&f, w + at, n_bytes);
         }
+        fetch_start(&f);
         if (n == COLUMNS)
             add_columns(col, x, COLUMNS, kind, strip0, strip1, &f, y);
         else
