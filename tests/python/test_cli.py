@@ -337,7 +337,7 @@ def test_help_and_version(wina: Run) -> None:
         assert result.returncode == 0 and result.stderr == ""
         assert f"wina {command}" in result.stdout
         assert "--model" in result.stdout and "--json" in result.stdout
-        assert ("--sparsity" in result.stdout) == (command in ("run", "perplexity", "bench"))
+        assert ("--sparsity" in result.stdout) == (command != "tokenize")
     assert wina("--version").stdout == f"wina {pywina.__version__}\n"
 
 
