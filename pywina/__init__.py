@@ -31,6 +31,7 @@ from .errors import (
 from .generation import Chunk, GenerateOptions, Params, Stream, Timings
 from .model import Model, ModelInfo, Stats, TensorInfo
 from .sparsity import Sparsity
+from .tuning import Tuning
 
 __all__ = [
     "ArgumentError",
@@ -55,6 +56,7 @@ __all__ = [
     "TemplateError",
     "TensorInfo",
     "Timings",
+    "Tuning",
     "UnsupportedError",
     "WinaError",
     "__version__",

@@ -17,10 +17,10 @@ def load(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     n_batch: int | None = None,
-    sparsity: float = 0.0,
-    method: Method = "wina",
-    mask: Mask = "group",
-    sparse_prefill: bool = False,
+    sparsity: float | Sparsity = 0.0,
+    method: Method | None = None,
+    mask: Mask | None = None,
+    sparse_prefill: bool | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> Model:
     """Loads a model.
@@ -60,7 +60,7 @@ def generate(
     repeat_penalty: float = Params.repeat_penalty,
     presence_penalty: float = Params.presence_penalty,
     frequency_penalty: float = Params.frequency_penalty,
-    sparsity: float | None = None,
+    sparsity: float | Sparsity | None = None,
     method: Method | None = None,
     mask: Mask | None = None,
     sparse_prefill: bool | None = None,

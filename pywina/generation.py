@@ -48,7 +48,7 @@ class GenerateOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eog: bool
     special: bool
-    sparsity: float | None
+    sparsity: float | Sparsity | None
     method: Method | None
     mask: Mask | None
     sparse_prefill: bool | None

@@ -6,7 +6,8 @@ import functools
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal, Unpack, overload
@@ -22,8 +23,10 @@ from .errors import ArgumentError, ContextError, TemplateError
 from .generation import GenerateOptions, Stream, Timings, split_options
 from .hub.fetch import resolve
 from .sparsity import Mask, Method, Sparsity
+from .tuning import Tuning
 
 Group = Literal["qkv", "o", "gate_up", "down"]
+Tap = Callable[[int, Group, NDArray[np.float32]], object]
 
 _GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
     "qkv": (lib.WINA_GROUP_QKV, ("q", "k", "v")),
@@ -164,10 +167,10 @@ class Model:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int | None = None,
-        sparsity: float = 0.0,
-        method: Method = "wina",
-        mask: Mask = "group",
-        sparse_prefill: bool = False,
+        sparsity: float | Sparsity = 0.0,
+        method: Method | None = None,
+        mask: Mask | None = None,
+        sparse_prefill: bool | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> None:
         started = time.perf_counter()
@@ -175,7 +178,9 @@ class Model:
         ctx = 0 if n_ctx is None else _values.integer("n_ctx", n_ctx, 1)
         threads = 0 if n_threads is None else _values.integer("n_threads", n_threads, 1, 1024)
         #: what is skipped unless a call says otherwise
-        self.sparsity = Sparsity(sparsity, method, mask, bool(sparse_prefill))
+        self.sparsity = Sparsity().replace(
+            sparsity=sparsity, method=method, mask=mask, prefill=sparse_prefill
+        )
         self.path = str(resolve(path))
         self._handle = _create(self.path, ctx, threads, self._n_batch, self.sparsity, progress)
         self._finalizer = weakref.finalize(self, self._handle.close)
@@ -432,7 +437,7 @@ class Model:
         *,
         start: int = 0,
         dense_prefix: int = 0,
-        sparsity: float | None = None,
+        sparsity: float | Sparsity | None = None,
         method: Method | None = None,
         mask: Mask | None = None,
     ) -> NDArray[np.float32]:
@@ -489,6 +494,69 @@ class Model:
             check(lib.wina_session_get_stats(session, stats))
         return Stats(**_fields(stats, Stats.__dataclass_fields__))
 
+    # ---- calibration -------------------------------------------------------------------------
+
+    def set_tuning(self, tuning: Tuning | None) -> None:
+        """Budgets, norms and thresholds in place of the file's; None: the file's again."""
+        with self._handle.run() as session:
+            self._begin(session, Sparsity())  # one that any tuning can follow
+            if tuning is None:
+                check(lib.wina_session_set_tuning(session, ffi.NULL))
+                return
+            native, alive = tuning._struct(self)
+            check(lib.wina_session_set_tuning(session, native))
+            del alive
+
+    @contextmanager
+    def tap(self, function: Tap) -> Iterator[None]:
+        """Shows the inputs of all groups while the ``with`` lasts: ``function(layer, group, x)``
+        with x (n_tokens, n_inputs), dense and valid during the call only. An exception in it is
+        raised at the end."""
+        names = tuple(_GROUPS)
+        failed: list[BaseException] = []
+
+        def call(layer: int, group: int, x: Any, n_tokens: int, n_in: int, _user: Any) -> None:
+            if not failed:
+                data = np.frombuffer(ffi.buffer(x, n_tokens * n_in * 4), dtype=np.float32)
+                function(layer, names[group], data.reshape(n_tokens, n_in))
+
+        def on_error(_kind: type, error: BaseException, _trace: Any) -> None:
+            failed.append(error)
+
+        callback = ffi.callback("wina_tap_fn", call, onerror=on_error)
+        with self._handle.run() as session:
+            check(lib.wina_session_set_tap(session, callback, ffi.NULL))
+            try:
+                yield
+            finally:
+                check(lib.wina_session_set_tap(session, ffi.NULL, ffi.NULL))
+        if failed:
+            raise failed[0]
+
+    def describe_rule(self, sparsity: float | Sparsity | None = None) -> str:
+        """The rule that a sparsity amounts to for this file, in words."""
+        native, text = ffi.new("wina_sparsity *"), ffi.new("char[512]")
+        self.sparsity.replace(sparsity=sparsity)._store(native[0])
+        with self._handle.borrow() as model:
+            check(lib.wina_model_describe_rule(model, native, text, len(text)))
+        return _text(text)
+
+    def keep_counts(self, sparsity: float | Sparsity | None = None) -> NDArray[np.int32]:
+        """Inputs kept, (n_layer, 4, 3): by layer, group and kept list; 0 where there is none."""
+        native = ffi.new("wina_sparsity *")
+        self.sparsity.replace(sparsity=sparsity)._store(native[0])
+        out = np.empty((self.info.n_layer, 4, 3), dtype=np.int32)
+        with self._handle.borrow() as model:
+            buffer = ffi.from_buffer("int32_t[]", out)
+            check(lib.wina_model_get_keep(model, native, buffer))
+        return out
+
+    def width(self, group: Group) -> int:
+        """Number of inputs of a group."""
+        if group == "down":
+            return self.info.n_ff
+        return self.info.n_head * self.info.head_dim if group == "o" else self.info.n_embd
+
     # ---- inside the file ---------------------------------------------------------------------
 
     @functools.cached_property
@@ -541,11 +609,7 @@ class Model:
                 f"projection is {projection!r}; {group} has {', '.join(projections)}"
             )
         index = -1 if projection is None else projections.index(projection)
-        width = self.info.n_embd
-        if group == "down":
-            width = self.info.n_ff
-        elif group == "o":
-            width = self.info.n_head * self.info.head_dim
+        width = self.width(group)
         out = np.empty(width, dtype=np.float32)
         with self._handle.borrow() as model:
             buffer = ffi.from_buffer("float[]", out)

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gguf", "gguf_value"),
     ("pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
     ("config", "pack", "sampler", "textcut"),
-    ("weights",),
+    ("weights", "tuning"),
     ("model",),
     ("backend",),
     ("cpu", "cuda"),

@@ -24,8 +24,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "gate_up": ("ffn_gate", "ffn_up"),
     "down": ("ffn_down",),
 }
-METHODS = ("dense", "wina", "teal")
+METHODS = ("dense", "wina", "teal", "cats")
 MASKS = ("group", "projection")
+#: kept fractions at sparsity 0.5 that the library has built in
+PROFILE = {"qkv": 0.58, "o": 0.42, "gate_up": 0.59, "down": 0.32}
+#: bits of one weight, scales excluded
+VALUE_BITS = {
+    "F32": 32, "F16": 16, "BF16": 16, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8,
+    "Q4_K": 4, "Q5_K": 5, "Q6_K": 6,
+}  # fmt: skip
 # Pairs of a head that the position rotates: (2i, 2i + 1) or (i, i + n/2).
 ROPE_INTERLEAVED = {"llama": True, "qwen2": False}
 
@@ -35,6 +42,26 @@ def kept_count(n: int, sparsity: float) -> int:
     the library's parameter holds it, and the rest is done in double."""
     keep = (1.0 - float(np.float32(sparsity))) * n
     return max(1, int(np.floor(keep + 0.5)))
+
+
+def fit_fractions(shape: np.ndarray, weight: np.ndarray, share: float) -> np.ndarray:
+    """Kept fractions whose weighted mean is `share`: the log-odds of every 1 - shape moved by one
+    number (a fraction of 1 stays)."""
+    shape = np.asarray(shape, dtype=np.float64)
+    odds = (1 - shape) / shape
+
+    def mean(move: float) -> float:
+        return float(np.average(1 / (1 + odds * np.exp(move)), weights=weight))
+
+    low, high = -30.0, 30.0
+    while high - low > 1e-12:
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if mean(middle) > share else (low, middle)
+    return 1 / (1 + odds * np.exp(low))
+
+
+def count_of(fraction: float, n: int) -> int:
+    return int(min(n, max(1, np.floor(fraction * n + 0.5))))
 
 
 def keep_mask(scores: np.ndarray, n_keep: int) -> np.ndarray:
@@ -85,6 +112,7 @@ class Reference:
             for t in reader.tensors
         }
         self._norms: dict[tuple[int, tuple[str, ...]], np.ndarray] = {}
+        self.bits = {t.name: VALUE_BITS.get(t.tensor_type.name, 0) for t in reader.tensors}
         self.n_vocab = self.weights["token_embd.weight"].shape[0]
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
@@ -99,6 +127,39 @@ class Reference:
             self._norms[key] = np.sqrt(total).astype(np.float32)
         return self._norms[key]
 
+    def group_bits(self, layer: int, names: tuple[str, ...]) -> int:
+        """Bits of the values of the named matrices."""
+        full = [f"blk.{layer}.{name}.weight" for name in names]
+        return sum(self.weights[name].size * self.bits[name] for name in full)
+
+    def keep_table(
+        self, sparsity: float, method: str, budget: str | np.ndarray
+    ) -> dict[tuple[int, str], int]:
+        """Inputs kept, by layer and group. budget: "uniform", "profile", or kept fractions
+        (n_layer, 4) whose shape is to be followed."""
+        items = [(layer, group) for layer in range(self.n_layer) for group in GROUPS]
+        bits = np.array([self.group_bits(layer, GROUPS[group]) for layer, group in items], float)
+        width = {"qkv": "attn_q", "o": "attn_output", "gate_up": "ffn_gate", "down": "ffn_down"}
+        n_in = [self.weights[f"blk.{i}.{width[group]}.weight"].shape[1] for i, group in items]
+        share = 1.0 - float(np.float32(sparsity))
+        if method == "cats":
+            up = sum(self.group_bits(layer, ("ffn_up",)) for layer in range(self.n_layer))
+            down = sum(self.group_bits(layer, ("ffn_down",)) for layer in range(self.n_layer))
+            gated = 1 - (1 - share) * bits.sum() / (up + down)
+            fractions = np.array([gated if group == "down" else 1.0 for _, group in items])
+        elif isinstance(budget, str) and budget == "uniform":
+            fractions = np.full(len(items), share)
+        else:
+            if isinstance(budget, str):
+                shape = np.array([PROFILE[group] for _, group in items])
+            else:
+                shape = np.asarray(budget).ravel()
+            fractions = fit_fractions(shape, bits, share)
+        return {
+            item: count_of(fraction, n)
+            for item, fraction, n in zip(items, fractions, n_in, strict=True)
+        }
+
     def logits(
         self,
         tokens: list[int] | np.ndarray,
@@ -110,6 +171,9 @@ class Reference:
         kv_f16: bool = False,
         logits_from: int = 0,
         margins: list[float] | None = None,
+        budget: str | np.ndarray = "uniform",
+        exponent: float = 1.0,
+        norms: dict[str, np.ndarray] | None = None,
     ) -> np.ndarray:
         """Teacher-forced logits, shape (n_tokens - logits_from, n_vocab), float32.
 
@@ -117,12 +181,16 @@ class Reference:
         (after rotation) and values to half precision, as the library's cache does. margins, if
         given, collects for every selection the gap between the last kept and the first dropped
         score relative to the former: small gaps are where rounding may flip a choice.
+        budget: see keep_table. norms: (n_layer, n_in) by group and by q, k, v, gate, up, in place
+        of column norms; exponent: their power.
         """
         if method not in METHODS or mask not in MASKS:
             raise ValueError(f"method {method!r} or mask {mask!r} is unknown")
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity is {sparsity}, must be in [0, 1)")
         run = _Run(self, len(tokens), sparsity, method, mask, n_dense, kv_f16, margins)
+        run.keep = self.keep_table(sparsity, method, budget)
+        run.exponent, run.norms = np.float32(exponent), norms
         x = self.weights["token_embd.weight"][np.asarray(tokens, dtype=np.int64)]
         for layer in range(self.n_layer):
             x = x + run.attention(layer, self.normed(x, f"blk.{layer}.attn_norm"))
@@ -154,6 +222,9 @@ class _Run:
         self.sparse_from = n_tokens if method == "dense" or sparsity == 0.0 else n_dense
         self.n_tokens, self.sparsity, self.method, self.mask = n_tokens, sparsity, method, mask
         self.kv_f16, self.margins = kv_f16, margins
+        self.keep: dict[tuple[int, str], int] = {}
+        self.exponent = np.float32(1)
+        self.norms: dict[str, np.ndarray] | None = None
         half = reference.rope_dim // 2
         freq = reference.rope_theta ** (-2.0 * np.arange(half) / reference.rope_dim)
         factors = reference.weights.get("rope_freqs.weight")
@@ -164,30 +235,51 @@ class _Run:
         self.sin = np.sin(angle).astype(np.float32)[:, None, :]
         self.future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), 1)
 
-    def masked(self, layer: int, names: tuple[str, ...], x: np.ndarray) -> np.ndarray:
-        """x (n_tokens, cols) with the dropped inputs of every sparse token set to zero."""
+    def weighed(self, layer: int, group: str, names: tuple[str, ...]) -> np.ndarray:
+        """(cols) what |x| is multiplied by for the score of wina."""
+        if self.norms is None:
+            norms = self.ref.column_norms(layer, names)
+        elif names == GROUPS[group]:
+            norms = self.norms[group][layer]
+        else:
+            norms = self.norms[names[0].split("_")[1]][layer]
+        return norms**self.exponent
+
+    def masked(
+        self,
+        layer: int,
+        group: str,
+        names: tuple[str, ...],
+        x: np.ndarray,
+        scored: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """x (n_tokens, cols) with the dropped inputs of every sparse token set to zero. scored:
+        what is scored in the place of x."""
         if self.sparse_from >= self.n_tokens:
             return x
-        n = x.shape[1]
-        n_keep = kept_count(n, self.sparsity)
+        n_keep = self.keep[layer, group]
         sparse = x[self.sparse_from :]
-        scores = np.abs(sparse)
+        scores = np.abs((x if scored is None else scored)[self.sparse_from :])
         if self.method == "wina":
-            scores = scores * self.ref.column_norms(layer, names)
-        if self.margins is not None and n_keep < n:
+            scores = scores * self.weighed(layer, group, names)
+        if self.margins is not None and n_keep < x.shape[1]:
             ranked = -np.sort(-scores, axis=1)
             last, first = ranked[:, n_keep - 1], ranked[:, n_keep]
             self.margins.extend(((last - first) / np.maximum(last, 1e-30)).tolist())
         kept = np.where(keep_mask(scores, n_keep), sparse, np.float32(0))
         return np.concatenate([x[: self.sparse_from], kept])
 
-    def project(self, layer: int, group: str, x: np.ndarray) -> list[np.ndarray]:
+    def project(
+        self, layer: int, group: str, x: np.ndarray, scored: np.ndarray | None = None
+    ) -> list[np.ndarray]:
         """Outputs of every matrix of a group for the same input x, biases added."""
         names = GROUPS[group]
-        shared = self.masked(layer, names, x) if self.mask == "group" else None
+        shared = self.masked(layer, group, names, x, scored) if self.mask == "group" else None
         outputs = []
         for name in names:
-            masked = self.masked(layer, (name,), x) if shared is None else shared
+            masked = shared
+            if masked is None:
+                masked = self.masked(layer, group, (name,), x, scored)
             out = masked @ self.ref.weights[f"blk.{layer}.{name}.weight"].T
             bias = self.ref.weights.get(f"blk.{layer}.{name}.bias")
             outputs.append(out if bias is None else out + bias)
@@ -228,8 +320,9 @@ class _Run:
         """down(silu(gate(x)) * up(x))"""
         gate, up = self.project(layer, "gate_up", x)
         with np.errstate(over="ignore"):
-            hidden = gate / (1.0 + np.exp(-gate)) * up
-        return self.project(layer, "down", hidden)[0]
+            active = gate / (1.0 + np.exp(-gate))
+        scored = active if self.method == "cats" else None
+        return self.project(layer, "down", active * up, scored)[0]
 
 
 def main() -> None:
@@ -241,6 +334,8 @@ def main() -> None:
     parser.add_argument("--method", choices=METHODS, default="wina")
     parser.add_argument("--mask", choices=MASKS, default="group")
     parser.add_argument("--n-dense", type=int, default=0)
+    parser.add_argument("--budget", choices=("uniform", "profile"), default="profile")
+    parser.add_argument("--exponent", type=float, default=1.0)
     args = parser.parse_args()
     last = Reference(args.model).logits(
         args.tokens,
@@ -248,6 +343,8 @@ def main() -> None:
         method=args.method,
         mask=args.mask,
         n_dense=args.n_dense,
+        budget=args.budget,
+        exponent=args.exponent,
         logits_from=len(args.tokens) - 1,
     )[0]
     for token in np.argsort(-last, kind="stable")[:10]:

@@ -90,8 +90,7 @@ static void print_row(const bench *b, const char *test, float sparsity, double m
     json_number(b->json, "gb_s", gb_s);
     json_text(b->json, "logits_hash", hash);
     json_text(b->json, "backend", wina_cpu_name());
-    json_text(b->json, "method", cli_method_name(b->o->sparsity.method));
-    json_text(b->json, "mask", cli_mask_name(b->o->sparsity.mask));
+    cli_json_sparsity(b->json, &b->o->sparsity);
     json_int(b->json, "depth", b->o->depth);
     json_close(b->json, '}');
 }

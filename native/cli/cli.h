@@ -49,8 +49,11 @@ char *cli_read_text(const cli_options *o, size_t *n_bytes, int *code);
 int32_t *cli_tokens(const wina_model *model, const char *text, size_t n_bytes, int32_t flags,
                     size_t *n_tokens, int *code);
 
-const char *cli_method_name(int32_t method);
-const char *cli_mask_name(int32_t mask);
+/* Options whose values have names; the names of a choice are numbered from 0, NULL after the last.
+ */
+typedef enum cli_choice { CLI_METHOD, CLI_MASK, CLI_BUDGET, CLI_NORMS, CLI_SELECT } cli_choice;
+const char *cli_choice_name(cli_choice choice, int32_t value);
+
 double cli_now(void); /* seconds */
 
 /* From cli_catch_interrupt on the first SIGINT is noted, and ends the evaluation under way in the
@@ -67,6 +70,8 @@ typedef struct json {
     FILE *out;
     bool comma; /* the next value needs one before it */
 } json;
+/* The fields of a sparsity but its number. */
+void cli_json_sparsity(json *j, const wina_sparsity *s);
 void json_open(json *j, const char *key, char bracket);
 void json_close(json *j, char bracket);
 void json_string(json *j, const char *key, const char *text, size_t n_bytes);

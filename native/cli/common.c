@@ -38,12 +38,30 @@ double cli_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-const char *cli_method_name(int32_t method) {
-    return method == WINA_METHOD_DENSE ? "dense" : method == WINA_METHOD_TEAL ? "teal" : "wina";
+/* Names of a choice's values in the order of their numbers. */
+static const char *const MASKS[] = {"group", "projection", NULL};
+static const char *const BUDGETS[] = {"auto", "uniform", "profile", "calibrated", NULL};
+static const char *const NORMS[] = {"auto", "l2", "calibrated", NULL};
+static const char *const SELECTIONS[] = {"topk", "threshold", NULL};
+
+const char *cli_choice_name(cli_choice choice, int32_t value) {
+    static const char *const *const NAMES[] = {NULL, MASKS, BUDGETS, NORMS, SELECTIONS};
+    if (choice == CLI_METHOD)
+        return wina_method_name(value);
+    for (int32_t i = 0; NAMES[choice][i]; i++)
+        if (i == value)
+            return NAMES[choice][i];
+    return NULL;
 }
 
-const char *cli_mask_name(int32_t mask) {
-    return mask == WINA_MASK_PROJECTION ? "projection" : "group";
+void cli_json_sparsity(json *j, const wina_sparsity *s) {
+    json_text(j, "method", cli_choice_name(CLI_METHOD, s->method));
+    json_text(j, "mask", cli_choice_name(CLI_MASK, s->mask));
+    json_text(j, "budget", cli_choice_name(CLI_BUDGET, s->budget));
+    json_text(j, "norms", cli_choice_name(CLI_NORMS, s->norms));
+    json_text(j, "select", cli_choice_name(CLI_SELECT, s->selection));
+    if (s->exponent >= 0)
+        json_float(j, "exponent", s->exponent);
 }
 
 void cli_print_clean(const char *text, int width) {

@@ -4,7 +4,16 @@
 
 #include "cli.h"
 
-static void inspect_json(const wina_model *model, const wina_model_info *info) {
+/* The rule for a sparsity (0.5 unless one was given); false if this file has none. */
+static bool describe(const cli_options *o, const wina_model *model, char *text, size_t cap) {
+    wina_sparsity s = o->sparsity;
+    if (s.sparsity <= 0)
+        s.sparsity = 0.5f;
+    return wina_model_describe_rule(model, &s, text, cap) == WINA_OK;
+}
+
+static void inspect_json(const cli_options *o, const wina_model *model,
+                         const wina_model_info *info) {
     json j = {.out = stdout};
     char key[256], value[4096];
     json_open(&j, NULL, '{');
@@ -44,6 +53,8 @@ static void inspect_json(const wina_model *model, const wina_model_info *info) {
     json_int(&j, "sparse_bytes", info->sparse_bytes);
     json_int(&j, "kv_bytes_per_token", info->kv_bytes_per_token);
     json_close(&j, '}');
+    if (describe(o, model, value, sizeof value))
+        json_text(&j, "rule", value);
     json_text(&j, "architecture", info->architecture);
     json_int(&j, "n_params", info->n_params);
     json_int(&j, "n_ctx_train", info->n_ctx_train);
@@ -58,8 +69,9 @@ static void inspect_json(const wina_model *model, const wina_model_info *info) {
     putchar('\n');
 }
 
-static void inspect_text(const wina_model *model, const wina_model_info *info) {
-    char key[256], value[121];
+static void inspect_text(const cli_options *o, const wina_model *model,
+                         const wina_model_info *info) {
+    char key[256], value[121], rule[256];
     for (int32_t i = 0; i < wina_model_meta_count(model); i++) {
         wina_model_get_meta(model, i, key, sizeof key, value, sizeof value);
         cli_print_clean(key, 45);
@@ -85,6 +97,11 @@ static void inspect_text(const wina_model *model, const wina_model_info *info) {
                (double)info->kv_bytes_per_token / 1e3);
     else
         printf("this file can be looked at but not run\n");
+    if (describe(o, model, rule, sizeof rule))
+        printf("at sparsity %g: %s\n",
+               o->sparsity.sparsity > 0 ? (double)o->sparsity.sparsity : 0.5, rule);
+    else if (info->weight_bytes > 0)
+        printf("sparsity: %s\n", wina_error());
 }
 
 int cli_inspect(const cli_options *o) {
@@ -98,9 +115,9 @@ int cli_inspect(const cli_options *o) {
     wina_model_info info;
     wina_model_get_info(model, &info);
     if (o->json)
-        inspect_json(model, &info);
+        inspect_json(o, model, &info);
     else
-        inspect_text(model, &info);
+        inspect_text(o, model, &info);
     wina_model_free(model);
     return 0;
 }

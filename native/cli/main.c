@@ -8,13 +8,15 @@
 #include "cli.h"
 
 enum { RUN = 1, TOKENIZE = 2, INSPECT = 4, PERPLEXITY = 8, BENCH = 16 };
-enum { SPARSE = RUN | PERPLEXITY, SESSION = RUN | PERPLEXITY | BENCH, ALL = 31 };
+enum { SPARSE = RUN | PERPLEXITY | INSPECT, SESSION = RUN | PERPLEXITY | BENCH, ALL = 31 };
+enum { RULES = SESSION | INSPECT };
 
-typedef enum kind { FLAG, INTEGER, NUMBER, TEXT, STOP, METHOD, MASK, SEED } kind;
+/* CHOICE + a cli_choice: one of its names. */
+typedef enum kind { FLAG, INTEGER, NUMBER, TEXT, STOP, SEED, CHOICE } kind;
 
 typedef struct option_row {
     const char *brief, *name, *argument;
-    kind kind;
+    int kind;
     double low, high;
     size_t offset; /* in cli_options */
     int commands;
@@ -59,11 +61,20 @@ static const option_row OPTIONS[] = {
      "lowers tokens by how often they occurred (0)"},
     {NULL, "--stop", "TEXT", STOP, 0, 0, 0, RUN, "end before this text; may be repeated"},
     {NULL, "--sparsity", "S", NUMBER, 0, 1, AT(sparsity.sparsity), SPARSE,
-     "share of the inputs to skip, 0 <= S < 1 (0)"},
+     "share of the sparsified weights' bytes to skip, 0 <= S < 1 (0)"},
     {NULL, "--sparsity", "S,S", TEXT, 0, 0, AT(sparsities), BENCH, "sparsities to time (0)"},
-    {NULL, "--method", "NAME", METHOD, 0, 0, AT(sparsity.method), SESSION,
-     "wina, teal or dense (wina)"},
-    {NULL, "--mask", "NAME", MASK, 0, 0, AT(sparsity.mask), SESSION, "group or projection (group)"},
+    {NULL, "--method", "NAME", CHOICE + CLI_METHOD, 0, 0, AT(sparsity.method), RULES,
+     "wina, teal, cats or dense (wina)"},
+    {NULL, "--mask", "NAME", CHOICE + CLI_MASK, 0, 0, AT(sparsity.mask), RULES,
+     "group or projection (group)"},
+    {NULL, "--budget", "NAME", CHOICE + CLI_BUDGET, 0, 0, AT(sparsity.budget), RULES,
+     "uniform, profile, calibrated or auto (auto)"},
+    {NULL, "--norms", "NAME", CHOICE + CLI_NORMS, 0, 0, AT(sparsity.norms), RULES,
+     "l2, calibrated or auto (auto)"},
+    {NULL, "--exponent", "X", NUMBER, 0, 4, AT(sparsity.exponent), RULES,
+     "of the norms (the best that is known)"},
+    {NULL, "--select", "NAME", CHOICE + CLI_SELECT, 0, 0, AT(sparsity.selection), RULES,
+     "topk, or calibrated threshold (topk)"},
     {NULL, "--sparse-prefill", NULL, FLAG, 0, 0, AT(sparsity.prefill), RUN | BENCH,
      "the prompt is sparse too"},
     {NULL, "--dense-prefix", "N", INTEGER, 0, 1 << 20, AT(dense_prefix), PERPLEXITY,
@@ -140,12 +151,9 @@ static bool parse_number(const option_row *row, const char *text, double *out) {
 }
 
 static bool parse_name(const option_row *row, const char *text, int32_t *out) {
-    static const char *const METHODS[] = {"dense", "wina", "teal"};
-    static const char *const MASKS[] = {"group", "projection"};
-    const char *const *names = row->kind == METHOD ? METHODS : MASKS;
-    int n = row->kind == METHOD ? 3 : 2;
-    for (int i = 0; i < n; i++)
-        if (strcmp(text, names[i]) == 0) {
+    const char *name;
+    for (int32_t i = 0; (name = cli_choice_name((cli_choice)(row->kind - CHOICE), i)); i++)
+        if (strcmp(text, name) == 0) {
             *out = i;
             return true;
         }
@@ -178,12 +186,11 @@ static bool set_option(const option_row *row, const char *text, cli_options *o) 
         }
         o->stops[o->n_stops++] = text;
         return true;
-    case METHOD:
-    case MASK:
-        return parse_name(row, text, (int32_t *)field);
     default:
         break;
     }
+    if (row->kind >= CHOICE)
+        return parse_name(row, text, (int32_t *)field);
     if (!parse_number(row, text, &number))
         return false;
     if (row->kind == NUMBER)

@@ -112,8 +112,7 @@ static void report(const scorer *s, const double *windows, int64_t n_windows) {
     json_number(&j, "kept_fraction", stats.kept_fraction);
     json_number(&j, "kld", kld);
     json_float(&j, "sparsity", s->o->sparsity.sparsity);
-    json_text(&j, "method", cli_method_name(s->o->sparsity.method));
-    json_text(&j, "mask", cli_mask_name(s->o->sparsity.mask));
+    cli_json_sparsity(&j, &s->o->sparsity);
     json_int(&j, "n_ctx", s->n_ctx);
     json_open(&j, "nll_per_window", '[');
     for (int64_t i = 0; i < n_windows; i++)

@@ -108,8 +108,7 @@ static void report(const cli_options *o, const generation *g, wina_session *sess
     json_close(&j, '}');
     json_int(&j, "seed", seed);
     json_float(&j, "sparsity", o->sparsity.sparsity);
-    json_text(&j, "method", cli_method_name(o->sparsity.method));
-    json_text(&j, "mask", cli_mask_name(o->sparsity.mask));
+    cli_json_sparsity(&j, &o->sparsity);
     json_text(&j, "backend", wina_cpu_name());
     json_int(&j, "n_threads", wina_session_n_threads(session));
     json_close(&j, '}');
@@ -160,10 +159,11 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
     if (status == WINA_OK)
         status = wina_stream_create(session, &sp, &stream);
     if (status == WINA_OK) {
-        fprintf(stderr, "wina: cpu (%s), %d threads, sparsity %g (%s, %s masks), context %d\n",
-                wina_cpu_name(), wina_session_n_threads(session), (double)o->sparsity.sparsity,
-                cli_method_name(o->sparsity.method), cli_mask_name(o->sparsity.mask),
-                wina_session_n_ctx(session));
+        char rule[256] = "";
+        wina_model_describe_rule(model, &o->sparsity, rule, sizeof rule);
+        fprintf(stderr, "wina: cpu (%s), %d threads, context %d, sparsity %g\nwina: %s\n",
+                wina_cpu_name(), wina_session_n_threads(session), wina_session_n_ctx(session),
+                (double)o->sparsity.sparsity, rule);
         cli_interrupt_session(session);
         status = generate(stream, o, &g);
         if (status == WINA_OK || status == WINA_E_CANCELLED)

@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 1
+#define WINA_ABI_VERSION 2
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -196,22 +196,74 @@ int32_t wina_token_is_special(const wina_model *model, int32_t token);
 typedef enum wina_method {
     WINA_METHOD_DENSE = 0,
     WINA_METHOD_WINA = 1, /* keep the largest |x_i| * norm_i */
-    WINA_METHOD_TEAL = 2  /* keep the largest |x_i| */
+    WINA_METHOD_TEAL = 2, /* keep the largest |x_i| */
+    WINA_METHOD_CATS = 3  /* keep the largest |silu(gate_i)|: columns of down, and rows of up (which
+                           * this layout reads all the same); everything else is dense */
 } wina_method;
+
+/* "dense", "wina", "teal", "cats"; NULL for any other number. */
+const char *wina_method_name(int32_t method);
 
 typedef enum wina_mask {
     WINA_MASK_GROUP = 0,     /* one kept list per group: qkv, o, gate_up, down */
     WINA_MASK_PROJECTION = 1 /* one kept list per matrix: q, k, v, o, gate, up, down */
 } wina_mask;
 
+/* How the kept share is divided among groups. Whatever the division, the bytes are the same. */
+typedef enum wina_budget_source {
+    WINA_BUDGET_AUTO = 0,      /* wina: calibrated where the model is, else the profile; other
+                                * methods: uniform, as they were published */
+    WINA_BUDGET_UNIFORM = 1,   /* every group keeps the same share of its inputs */
+    WINA_BUDGET_PROFILE = 2,   /* built in, per kind of group */
+    WINA_BUDGET_CALIBRATED = 3 /* of the tuning in force; an error if there are none */
+} wina_budget_source;
+
+typedef enum wina_norm_source {
+    WINA_NORMS_AUTO = 0,      /* calibrated where the model is, else l2 */
+    WINA_NORMS_L2 = 1,        /* l2 norms of weight columns */
+    WINA_NORMS_CALIBRATED = 2 /* of the tuning in force; an error if there are none */
+} wina_norm_source;
+
+typedef enum wina_selection {
+    WINA_SELECT_TOPK = 0,     /* exactly as many inputs as the budget says, for every token */
+    WINA_SELECT_THRESHOLD = 1 /* all that score above a calibrated number: as many on average */
+} wina_selection;
+
 typedef struct wina_sparsity {
-    float sparsity;  /* share of the inputs that is skipped, 0 <= sparsity < 1; default 0 */
-    int32_t method;  /* wina_method; default WINA_METHOD_WINA */
-    int32_t mask;    /* wina_mask; default WINA_MASK_GROUP */
-    int32_t prefill; /* 1: prompts are sparse too (evaluation); default 0 */
+    float sparsity;    /* share of the sparsified weights' bytes that is skipped, 0 <= sparsity < 1;
+                        * default 0 */
+    int32_t method;    /* wina_method; default WINA_METHOD_WINA */
+    int32_t mask;      /* wina_mask; default WINA_MASK_GROUP */
+    int32_t prefill;   /* 1: prompts are sparse too (evaluation); default 0 */
+    int32_t budget;    /* wina_budget_source; default WINA_BUDGET_AUTO */
+    int32_t norms;     /* wina_norm_source; default WINA_NORMS_AUTO */
+    float exponent;    /* of the norms, at most 4; default -1: the best that is known */
+    int32_t selection; /* wina_selection; default WINA_SELECT_TOPK */
 } wina_sparsity;
 
 void wina_sparsity_init(wina_sparsity *sparsity);
+
+/* What calibration finds; files carry it as metadata (docs/method.md). Groups are numbered as in
+ * wina_group, projections q, k, v, o, gate, up, down. */
+typedef struct wina_tuning {
+    int32_t n_targets;             /* rows of the tables; 0: no budgets */
+    const float *targets;          /* (n_targets) sparsities in (0, 1), rising */
+    const float *kept;             /* (n_targets, n_layer, 4) kept fractions in (0, 1] */
+    const float *kept_projections; /* (n_targets, n_layer, 7) or NULL: those of the group */
+    const float *thresholds;       /* (n_targets, n_layer, 4) least scores that are kept, or NULL */
+    const float *norms[4];         /* (n_layer, n_inputs of the group), >= 0; or all NULL */
+    const float *projection_norms[7]; /* the same per projection; NULL: those of the group */
+    float exponents[4];               /* of these norms, by group, in [0, 4] */
+} wina_tuning;
+
+/* The rule that these settings amount to for this model, in words. text holds cap bytes. Works
+ * without weights. WINA_E_ARGUMENT if the model cannot follow them. */
+int32_t wina_model_describe_rule(const wina_model *model, const wina_sparsity *sparsity, char *text,
+                                 size_t cap);
+
+/* Inputs that are kept, (n_layer, 4, 3): by layer, group and kept list (one per group, or one per
+ * projection); 0 where there is no list. */
+int32_t wina_model_get_keep(const wina_model *model, const wina_sparsity *sparsity, int32_t *out);
 
 /* ---- session ----------------------------------------------------------------------------- */
 
@@ -231,6 +283,15 @@ void wina_session_free(wina_session *session);
 
 /* Sparsity of the following tokens; may change between any two calls. */
 int32_t wina_session_set_sparsity(wina_session *session, const wina_sparsity *sparsity);
+
+/* Another tuning than the file's; everything is copied. NULL: the file's again. */
+int32_t wina_session_set_tuning(wina_session *session, const wina_tuning *tuning);
+
+/* Called before a group multiplies its input: x (n_tokens, n_in), as it is before anything is
+ * skipped. For calibration; NULL switches it off. */
+typedef void (*wina_tap_fn)(int32_t layer, int32_t group, const float *x, int32_t n_tokens,
+                            int32_t n_in, void *user);
+int32_t wina_session_set_tap(wina_session *session, wina_tap_fn tap, void *user);
 
 typedef struct wina_eval {
     const int32_t *tokens; /* (n_tokens) appended to the session at its current position */

@@ -32,6 +32,14 @@ void wina_model_params_init(wina_model_params *params) {
     *params = (wina_model_params){0};
 }
 
+/* What rules are made from; norms are known once weights are packed. */
+static int32_t load_rules(wina_model *m) {
+    WINA_TRY(wina_tuning_read(m->gguf, &m->weights, &m->tuning));
+    WINA_TRY(wina_tuning_groups(&m->weights, &m->groups));
+    m->has_plan = true;
+    return WINA_OK;
+}
+
 static int32_t load_weights(wina_model *m, const wina_model_params *p) {
     wina_threads *threads = NULL;
     int32_t n = p->n_threads ? p->n_threads : wina_threads_cores();
@@ -55,16 +63,17 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
         status = wina_weights_plan(m->gguf, &m->config, &m->weights);
     if (p->meta_only) {
         /* Files of other architectures can still be looked at. */
-        m->has_plan = status == WINA_OK;
+        if (status == WINA_OK)
+            load_rules(m);
         return WINA_OK;
     }
     WINA_TRY(status);
-    m->has_plan = true;
     int32_t n_tokens = wina_tokenizer_n_vocab(m->tokenizer);
     if (n_tokens > m->config.n_vocab)
         return wina_fail(WINA_E_FORMAT, "the vocabulary has %d tokens, token_embd.weight only %d",
                          n_tokens, m->config.n_vocab);
-    return load_weights(m, p);
+    WINA_TRY(load_weights(m, p));
+    return load_rules(m);
 }
 
 int32_t wina_model_load(const char *path, const wina_model_params *params, wina_model **out) {
@@ -90,6 +99,8 @@ void wina_model_free(wina_model *m) {
     if (!m)
         return;
     wina_weights_free(&m->weights);
+    wina_tuning_free(&m->tuning);
+    free(m->groups);
     wina_tokenizer_free(m->tokenizer);
     wina_gguf_close(m->gguf);
     free(m);
@@ -215,6 +226,32 @@ int32_t wina_model_get_norms(const wina_model *m, int32_t layer, int32_t group, 
                          g->n_projections, g->n_in);
     const float *norms = projection < 0 ? g->norms : g->projections[projection].norms;
     memcpy(out, norms, (size_t)n_inputs * sizeof *out);
+    return WINA_OK;
+}
+
+/* ---- rules -------------------------------------------------------------------------------- */
+
+static int32_t need_plan(const wina_model *m) {
+    return m->has_plan ? WINA_OK
+                       : wina_fail(WINA_E_STATE, "the model's weights or tuning were not read, or "
+                                                 "are not supported");
+}
+
+int32_t wina_model_describe_rule(const wina_model *m, const wina_sparsity *sparsity, char *text,
+                                 size_t cap) {
+    WINA_TRY(need_plan(m));
+    const wina_rule_model rules = wina_model_rules(m, NULL);
+    return wina_rules_describe(&rules, sparsity, text, cap);
+}
+
+int32_t wina_model_get_keep(const wina_model *m, const wina_sparsity *sparsity, int32_t *out) {
+    WINA_TRY(need_plan(m));
+    const wina_rule_model model = wina_model_rules(m, NULL);
+    wina_rules rules;
+    WINA_TRY(wina_rules_create(&model, sparsity, &rules));
+    for (int32_t i = 0; i < rules.n_layer * WINA_RULE_GROUPS * WINA_RULE_MASKS; i++)
+        out[i] = rules.rules[i].n_keep;
+    wina_rules_free(&rules);
     return WINA_OK;
 }
 

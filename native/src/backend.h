@@ -7,6 +7,7 @@
 #include <stdbool.h>
 
 #include "model.h"
+#include "sparse/rule.h"
 
 typedef struct wina_backend wina_backend;
 
@@ -21,14 +22,16 @@ typedef struct wina_backend_ops {
     const char *name;
     void (*free)(wina_backend *backend);
     /* Starts n_tokens at position pos: x = embeddings, rotation angles. The first n_dense tokens
-     * are dense, the others follow *sparsity. */
+     * are dense, the others follow *rules, which stay as they are until the batch has ended. */
     void (*begin)(wina_backend *backend, const int32_t *tokens, int32_t n_tokens, int32_t pos,
-                  int32_t n_dense, const wina_sparsity *sparsity);
+                  int32_t n_dense, const wina_rules *rules);
     void (*attn_norm)(wina_backend *backend, int32_t layer); /* h = rms_norm(x) */
     void (*ffn_norm)(wina_backend *backend, int32_t layer);  /* h = rms_norm(x) */
     /* Kept inputs times the group's weights: qkv = W h + bias; x += W_o att; gate_up = W h;
      * x += W_down ff */
     void (*project)(wina_backend *backend, int32_t layer, wina_group group);
+    /* What project() would multiply now: (n_tokens, n_in) in host memory. For taps. */
+    const float *(*input)(wina_backend *backend, wina_group group);
     void (*rope_store)(wina_backend *backend,
                        int32_t layer);                    /* rotate q and k; k, v to the cache */
     void (*attend)(wina_backend *backend, int32_t layer); /* att = softmax(q k) v */

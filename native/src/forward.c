@@ -2,22 +2,30 @@
 
 #include "status.h"
 
+/* x += ... or ... = W x: one group, shown to the tap before. */
+static void project(wina_backend *b, const wina_forward *f, int32_t layer, wina_group group) {
+    if (f->tap)
+        f->tap(layer, (int32_t)group, b->ops->input(b, group), f->n_tokens,
+               b->model->weights.layers[layer].groups[group].n_in, f->tap_user);
+    b->ops->project(b, layer, group);
+}
+
 int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
     const wina_backend_ops *op = b->ops;
-    op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->sparsity);
+    op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->rules);
     for (int32_t layer = 0; layer < b->model->config.n_layer; layer++) {
         if (atomic_load_explicit(f->cancel, memory_order_relaxed))
             return wina_fail(WINA_E_CANCELLED, "the evaluation was cancelled");
         op->attn_norm(b, layer);
-        op->project(b, layer, WINA_GROUP_QKV);
+        project(b, f, layer, WINA_GROUP_QKV);
         op->rope_store(b, layer);
         op->attend(b, layer);
-        op->project(b, layer, WINA_GROUP_O);
+        project(b, f, layer, WINA_GROUP_O);
 
         op->ffn_norm(b, layer);
-        op->project(b, layer, WINA_GROUP_GATE_UP);
+        project(b, f, layer, WINA_GROUP_GATE_UP);
         op->swiglu(b, layer);
-        op->project(b, layer, WINA_GROUP_DOWN);
+        project(b, f, layer, WINA_GROUP_DOWN);
     }
     op->logits(b, f->logits_from, f->logits);
     return WINA_OK;

@@ -11,10 +11,12 @@ typedef struct wina_forward {
     int32_t n_tokens;
     int32_t pos;     /* position of the first token */
     int32_t n_dense; /* tokens of this batch that run dense */
-    const wina_sparsity *sparsity;
+    const wina_rules *rules;
     float *logits;       /* (n_tokens - logits_from, n_vocab) */
     int32_t logits_from; /* < n_tokens */
     const atomic_bool *cancel;
+    wina_tap_fn tap; /* NULL: none */
+    void *tap_user;
 } wina_forward;
 
 /* WINA_E_CANCELLED if *cancel became true; the cache then holds garbage beyond pos. */

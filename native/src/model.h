@@ -5,6 +5,7 @@
 #include "config.h"
 #include "gguf.h"
 #include "tokenizer.h"
+#include "tuning.h"
 #include "weights.h"
 #include "wina.h"
 
@@ -13,7 +14,16 @@ struct wina_model {
     wina_config config;
     wina_tokenizer *tokenizer; /* NULL with meta_only */
     wina_weights weights;      /* sizes only with meta_only; empty with vocab_only */
+    wina_tuning_store tuning;  /* what the file has of it */
+    wina_rule_group *groups;   /* (n_layer, 4) what rules need to know; with has_plan */
     bool has_plan;             /* config and weights were read */
 };
+
+/* What rules are made from; tuning NULL: the file's. */
+static inline wina_rule_model wina_model_rules(const wina_model *m, const wina_tuning *tuning) {
+    if (!tuning && m->tuning.present)
+        tuning = &m->tuning.tuning;
+    return (wina_rule_model){m->weights.n_layer, m->groups, tuning};
+}
 
 #endif

@@ -12,22 +12,12 @@
 enum { DEFAULT_CTX = 4096, DEFAULT_BATCH = 128, MAX_BATCH = 4096 };
 
 void wina_sparsity_init(wina_sparsity *s) {
-    *s = (wina_sparsity){.method = WINA_METHOD_WINA, .mask = WINA_MASK_GROUP};
+    *s = (wina_sparsity){.method = WINA_METHOD_WINA, .mask = WINA_MASK_GROUP, .exponent = -1};
 }
 
 void wina_session_params_init(wina_session_params *p) {
     *p = (wina_session_params){0};
     wina_sparsity_init(&p->sparsity);
-}
-
-static int32_t check_sparsity(const wina_sparsity *s) {
-    if (!(s->sparsity >= 0.0f && s->sparsity < 1.0f))
-        return wina_fail(WINA_E_ARGUMENT, "sparsity is %g, must be in [0, 1)", (double)s->sparsity);
-    if (s->method < WINA_METHOD_DENSE || s->method > WINA_METHOD_TEAL)
-        return wina_fail(WINA_E_ARGUMENT, "unknown sparsity method %d", s->method);
-    if (s->mask < WINA_MASK_GROUP || s->mask > WINA_MASK_PROJECTION)
-        return wina_fail(WINA_E_ARGUMENT, "unknown mask %d", s->mask);
-    return WINA_OK;
 }
 
 static int32_t check_params(const wina_model *model, const wina_session_params *p) {
@@ -40,7 +30,20 @@ static int32_t check_params(const wina_model *model, const wina_session_params *
         return wina_fail(WINA_E_ARGUMENT, "n_batch is %d, must be in 1..%d", p->n_batch, MAX_BATCH);
     if (p->n_threads < 0)
         return wina_fail(WINA_E_ARGUMENT, "n_threads is %d, must be at least 1", p->n_threads);
-    return check_sparsity(&p->sparsity);
+    return WINA_OK;
+}
+
+/* Rules for a sparsity and the tuning in force; what was there stays if it fails. */
+static int32_t set_rules(wina_session *s, const wina_sparsity *sparsity) {
+    const wina_rule_model model =
+        wina_model_rules(s->model, s->tuning.present ? &s->tuning.tuning : NULL);
+    wina_rules rules;
+    WINA_TRY(wina_rules_create(&model, sparsity, &rules));
+    rules.version = s->rules.version + 1;
+    wina_rules_free(&s->rules);
+    s->rules = rules;
+    s->sparsity = *sparsity;
+    return WINA_OK;
 }
 
 int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
@@ -58,9 +61,10 @@ int32_t wina_session_create(const wina_model *model, const wina_session_params *
     s->n_ctx = p.n_ctx ? p.n_ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
     s->n_batch = p.n_batch ? p.n_batch : DEFAULT_BATCH;
     s->n_threads = p.n_threads ? p.n_threads : wina_threads_cores();
-    s->sparsity = p.sparsity;
-    int32_t status =
-        wina_mem_create((uint64_t)model->config.n_vocab, sizeof(float), "logits", &s->logits);
+    int32_t status = set_rules(s, &p.sparsity);
+    if (status == WINA_OK)
+        status =
+            wina_mem_create((uint64_t)model->config.n_vocab, sizeof(float), "logits", &s->logits);
     if (status == WINA_OK)
         status = wina_cpu_backend_create(model, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
     if (status != WINA_OK) {
@@ -77,13 +81,43 @@ void wina_session_free(wina_session *s) {
         return;
     if (s->backend)
         s->backend->ops->free(s->backend);
+    wina_rules_free(&s->rules);
+    wina_tuning_free(&s->tuning);
     free(s->logits);
     free(s);
 }
 
+static bool same_sparsity(const wina_sparsity *a, const wina_sparsity *b) {
+    return a->sparsity == b->sparsity && a->method == b->method && a->mask == b->mask &&
+           a->budget == b->budget && a->norms == b->norms && a->exponent == b->exponent &&
+           a->selection == b->selection;
+}
+
 int32_t wina_session_set_sparsity(wina_session *s, const wina_sparsity *sparsity) {
-    WINA_TRY(check_sparsity(sparsity));
-    s->sparsity = *sparsity;
+    if (!same_sparsity(sparsity, &s->sparsity))
+        return set_rules(s, sparsity);
+    s->sparsity.prefill = sparsity->prefill;
+    return WINA_OK;
+}
+
+int32_t wina_session_set_tuning(wina_session *s, const wina_tuning *tuning) {
+    const wina_tuning_store before = s->tuning;
+    s->tuning = (wina_tuning_store){0};
+    int32_t status = tuning ? wina_tuning_copy(tuning, &s->model->weights, &s->tuning) : WINA_OK;
+    if (status == WINA_OK)
+        status = set_rules(s, &s->sparsity);
+    wina_tuning_store drop = before;
+    if (status != WINA_OK) {
+        drop = s->tuning;
+        s->tuning = before;
+    }
+    wina_tuning_free(&drop);
+    return status;
+}
+
+int32_t wina_session_set_tap(wina_session *s, wina_tap_fn tap, void *user) {
+    s->tap = tap;
+    s->tap_user = user;
     return WINA_OK;
 }
 
@@ -129,9 +163,11 @@ static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int3
                       .n_tokens = n,
                       .pos = s->n_past + done,
                       .n_dense = n_dense > done ? n_dense - done : 0,
-                      .sparsity = &s->sparsity,
+                      .rules = &s->rules,
                       .logits_from = from,
-                      .cancel = &s->cancel};
+                      .cancel = &s->cancel,
+                      .tap = s->tap,
+                      .tap_user = s->tap_user};
     if (f.n_dense > n)
         f.n_dense = n;
     if (from < n)

@@ -12,6 +12,10 @@ struct wina_session {
     int32_t n_ctx, n_batch, n_threads;
     int32_t n_past;
     wina_sparsity sparsity;
+    wina_rules rules;         /* that the sparsity amounts to */
+    wina_tuning_store tuning; /* in place of the file's, if present */
+    wina_tap_fn tap;
+    void *tap_user;
     float *logits; /* (n_vocab) of the last token */
     bool has_logits;
     atomic_bool cancel;

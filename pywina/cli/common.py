@@ -8,6 +8,21 @@ import sys
 from ..api import load
 from ..generation import GenerateOptions, Stream, Timings
 from ..model import Model
+from ..sparsity import Sparsity
+
+
+def sparsity_of(args: argparse.Namespace) -> Sparsity:
+    """What the sparsity arguments say."""
+    return Sparsity(
+        sparsity=args.sparsity,
+        method=args.method,
+        mask=args.mask,
+        prefill=args.sparse_prefill,
+        budget=args.budget,
+        norms=args.norms,
+        exponent=args.exponent,
+        select=args.select,
+    )
 
 
 def load_model(args: argparse.Namespace) -> Model:
@@ -17,10 +32,7 @@ def load_model(args: argparse.Namespace) -> Model:
         n_ctx=args.ctx,
         n_threads=args.threads,
         n_batch=args.n_batch,
-        sparsity=args.sparsity,
-        method=args.method,
-        mask=args.mask,
-        sparse_prefill=args.sparse_prefill,
+        sparsity=sparsity_of(args),
     )
 
 

@@ -20,7 +20,7 @@ from ..errors import (
     WinaError,
 )
 from ..generation import Params
-from ..sparsity import Mask, Method
+from ..sparsity import Budget, Mask, Method, Norms, Select
 from . import chat, demo, fetch, run
 
 Handler = Callable[[argparse.Namespace], int]
@@ -58,10 +58,15 @@ def _add_sparsity(parser: argparse.ArgumentParser, *, sparsity: float = 0.0) -> 
         type=float,
         default=sparsity,
         metavar="S",
-        help=f"share of the inputs that is skipped, 0 <= S < 1; default {sparsity:g}",
+        help="share of the bytes of the sparsified weights that is skipped, 0 <= S < 1; "
+        f"default {sparsity:g}",
     )
     group.add_argument("--method", choices=get_args(Method), default="wina")
     group.add_argument("--mask", choices=get_args(Mask), default="group")
+    group.add_argument("--budget", choices=get_args(Budget), default="auto")
+    group.add_argument("--norms", choices=get_args(Norms), default="auto")
+    group.add_argument("--exponent", type=float, metavar="X", help="of the norms; default: best")
+    group.add_argument("--select", choices=get_args(Select), default="topk")
     group.add_argument("--sparse-prefill", action="store_true", help="the prompt is sparse too")
 
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "sparse/budget.h"
 #include "sparse/norms.h"
 #include "sparse/select.h"
 
@@ -72,15 +73,24 @@ int main(void) {
                 test_select(n, 1 + (int32_t)(check_random(&seed) % (unsigned)n), kind, &seed);
         }
 
-    CHECK(wina_budget_keep(0.0f, 576) == 576);
-    CHECK(wina_budget_keep(0.5f, 576) == 288);
-    CHECK(wina_budget_keep(0.5f, 3) == 2); /* 1.5 rounds up */
-    CHECK(wina_budget_keep(0.999f, 10) == 1);
-    CHECK(wina_budget_keep(0.4f, 1000) == 600);
+    CHECK(wina_budget_count(1.0, 576) == 576);
+    CHECK(wina_budget_count(0.5, 576) == 288);
+    CHECK(wina_budget_count(0.5, 3) == 2); /* 1.5 rounds up */
+    CHECK(wina_budget_count(0.001, 10) == 1);
+    CHECK(wina_budget_count(1.0 - (double)0.4f, 1000) == 600);
+
+    int32_t kept[4];
+    const float four[4] = {0.5f, 3.0f, 2.0f, 3.0f};
+    CHECK(wina_select_from(four, 4, 2.0f, kept) == 3);
+    CHECK(kept[0] == 1 && kept[1] == 2 && kept[2] == 3);
+    CHECK(wina_select_from(four, 4, 9.0f, kept) == 1 && kept[0] == 1); /* never nothing */
 
     float x[3] = {-2.0f, 0.5f, 0.0f}, norms[3] = {1.0f, 8.0f, 100.0f}, score[3];
     wina_score(x, norms, 3, score);
     CHECK(score[0] == 2.0f && score[1] == 4.0f && score[2] == 0.0f);
+    wina_score_gate(x, 3, score);
+    CHECK(fabsf(score[0] - 0.23840584f) < 1e-6f && fabsf(score[1] - 0.31122967f) < 1e-6f);
+    CHECK(score[2] == 0.0f);
     wina_score(x, NULL, 3, score);
     CHECK(score[0] == 2.0f && score[1] == 0.5f && score[2] == 0.0f);
 

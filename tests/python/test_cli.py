@@ -64,9 +64,9 @@ def test_run_prints_the_text_alone(wina: Run, tiny_model: Path, tiny: pywina.Mod
     options = ["-m", tiny_model, "-n", 12, "--temp", 0, "-t", 2]
     result = wina("run", *options, "-p", "the world")
     assert (result.returncode, result.stdout) == (0, expected + "\n")
-    first, last = result.stderr.splitlines()
+    first, rule, last = result.stderr.splitlines()
     assert re.search(r"cpu \((c|avx2|avx512|neon)\)", first)
-    assert "2 threads" in first and "sparsity 0 (wina" in first
+    assert "2 threads" in first and "sparsity 0" in first and rule == "wina: dense"
     assert "tok/s" in last and "kept 1.000" in last
     assert wina("run", *options, "-f", "-", stdin="the world").stdout == expected + "\n"
 
@@ -337,7 +337,7 @@ def test_help_and_version(wina: Run) -> None:
         assert result.returncode == 0 and result.stderr == ""
         assert f"wina {command}" in result.stdout
         assert "--model" in result.stdout and "--json" in result.stdout
-        assert ("--sparsity" in result.stdout) == (command in ("run", "perplexity", "bench"))
+        assert ("--sparsity" in result.stdout) == (command != "tokenize")
     assert wina("--version").stdout == f"wina {pywina.__version__}\n"
 
 

@@ -15,13 +15,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 from reference import Reference
 
 CASES = [("wina", "group", 0.4), ("wina", "projection", 0.5), ("teal", "group", 0.5)]
+CASES += [("cats", "group", 0.3)]
 
 
 @pytest.mark.parametrize(("method", "mask", "sparsity"), CASES)
 def test_tiny_model(tiny_model: Path, method: str, mask: str, sparsity: float) -> None:
     tokens = [int(t) for t in np.random.default_rng(5).integers(0, 250, 40)]
+    budget = "profile" if method == "wina" else "uniform"
     want = Reference(tiny_model).logits(
-        tokens, sparsity=sparsity, method=method, mask=mask, n_dense=5, kv_f16=True
+        tokens, sparsity=sparsity, method=method, mask=mask, budget=budget, n_dense=5, kv_f16=True
     )
     with pywina.load(tiny_model, sparsity=sparsity, method=method, mask=mask) as model:
         got = model.logits(tokens, dense_prefix=5)

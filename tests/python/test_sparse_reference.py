@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
@@ -33,13 +34,27 @@ sys.path.insert(0, str(ROOT / "tools"))
 from reference import GROUPS, Reference, kept_count  # noqa: E402
 
 N_TOKENS, N_DENSE = 64, 5
-#: sparsity, method, mask
+
+
+class Rule(NamedTuple):
+    sparsity: float
+    method: str
+    mask: str = "group"
+    budget: str = "uniform"
+    exponent: float = 1.0
+
+
+DENSE = Rule(0.0, "dense")
 RULES = [
-    (0.4, "wina", "group"),
-    (0.5, "wina", "projection"),
-    (0.5, "teal", "group"),
-    (0.65, "wina", "group"),
-    (0.9, "teal", "projection"),
+    Rule(0.4, "wina"),
+    Rule(0.5, "wina", "projection"),
+    Rule(0.5, "teal"),
+    Rule(0.5, "wina", budget="profile"),
+    Rule(0.65, "wina", exponent=0.5),
+    Rule(0.6, "wina", "projection", "profile", 0.5),
+    Rule(0.3, "cats"),
+    Rule(0.65, "wina"),
+    Rule(0.9, "teal", "projection"),
 ]
 
 
@@ -47,21 +62,16 @@ def both(
     model: pywina.Model,
     reference: Reference,
     ids: list[int],
-    rule: tuple[float, str, str],
+    rule: Rule,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits (n_tokens, n_vocab) of the library and of the reference."""
-    sparsity, method, mask = rule
-    ours = model.logits(ids, sparsity=sparsity, method=method, mask=mask, dense_prefix=N_DENSE)
+    wanted = pywina.Sparsity(**rule._asdict())
+    ours = model.logits(ids, sparsity=wanted, dense_prefix=N_DENSE)
     return ours, masked(reference, ids, rule)
 
 
-def masked(
-    reference: Reference, ids: list[int], rule: tuple[float, str, str], n_dense: int = N_DENSE
-) -> np.ndarray:
-    sparsity, method, mask = rule
-    return reference.logits(
-        ids, sparsity=sparsity, method=method, mask=mask, n_dense=n_dense, kv_f16=True
-    )
+def masked(reference: Reference, ids: list[int], rule: Rule, n_dense: int = N_DENSE) -> np.ndarray:
+    return reference.logits(ids, n_dense=n_dense, kv_f16=True, **rule._asdict())
 
 
 def distance(ours: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -69,17 +79,19 @@ def distance(ours: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.linalg.norm(ours - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
 
 
-def wrong_rules(rule: tuple[float, str, str]) -> list[tuple[float, str, str]]:
+def wrong_rules(rule: Rule) -> list[Rule]:
     """Near relatives of a rule: 2% more or less kept, another score, another mask (which makes no
-    difference to TEAL: its scores do not know the matrices)."""
-    sparsity, method, mask = rule
+    difference to TEAL: its scores do not know the matrices), another budget."""
     others = [
-        (sparsity + 0.02, method, mask),
-        (sparsity - 0.02, method, mask),
-        (sparsity, "teal" if method == "wina" else "wina", mask),
+        rule._replace(sparsity=rule.sparsity + 0.02),
+        rule._replace(sparsity=rule.sparsity - 0.02),
+        rule._replace(method="teal" if rule.method != "teal" else "wina"),
     ]
-    if method == "wina":
-        others.append((sparsity, method, "projection" if mask == "group" else "group"))
+    if rule.method != "cats":
+        others.append(rule._replace(budget="uniform" if rule.budget == "profile" else "profile"))
+    if rule.method == "wina":
+        others.append(rule._replace(mask="projection" if rule.mask == "group" else "group"))
+        others.append(rule._replace(exponent=2.0 if rule.exponent == 1 else 1.0))
     return others
 
 
@@ -94,7 +106,7 @@ def random_ids(n: int, n_vocab: int) -> list[int]:
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16"])
 def test_tiny_float_models(
-    write_model: Callable[..., Path], architecture: str, kind: str, rule: tuple[float, str, str]
+    write_model: Callable[..., Path], architecture: str, kind: str, rule: Rule
 ) -> None:
     """Two blocks, every logit. A flip of two scores that differ by less than 1e-5 is possible on
     another processor, hence one token may differ."""
@@ -111,10 +123,8 @@ def test_tiny_float_models(
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
-@pytest.mark.parametrize("rule", RULES[:3])
-def test_tiny_quantised_models(
-    write_model: Callable[..., Path], kind: str, rule: tuple[float, str, str]
-) -> None:
+@pytest.mark.parametrize("rule", [*RULES[:4], RULES[6]])
+def test_tiny_quantised_models(write_model: Callable[..., Path], kind: str, rule: Rule) -> None:
     """One block in every format that is decoded input by input."""
     path = write_model(
         n_layer=1, n_embd=256, n_ff=512, head_dim=64, types=dict.fromkeys(ROLES, kind)
@@ -141,7 +151,8 @@ def test_kept_fraction_is_that_of_the_budget(tiny_model: Path, sparsity: float, 
             total += rows * cols
     with pywina.load(tiny_model) as model:
         ids = random_ids(12, model.info.n_vocab)
-        model.logits(ids, sparsity=sparsity, mask=mask, dense_prefix=N_DENSE)
+        wanted = pywina.Sparsity(sparsity, mask=mask, budget="uniform")
+        model.logits(ids, sparsity=wanted, dense_prefix=N_DENSE)
         assert model.stats.kept_fraction == pytest.approx(read / total, abs=1e-12)
 
 
@@ -194,17 +205,15 @@ def block(
         yield model, Reference(path)
 
 
-@pytest.mark.parametrize("rule", [(0.0, "dense", "group"), *RULES])
-def test_one_real_block(
-    block: tuple[pywina.Model, Reference], rule: tuple[float, str, str]
-) -> None:
+@pytest.mark.parametrize("rule", [DENSE, *RULES])
+def test_one_real_block(block: tuple[pywina.Model, Reference], rule: Rule) -> None:
     model, reference = block
     ids = random_ids(N_TOKENS, model.info.n_vocab)
     ours, wanted = both(model, reference, ids, rule)
     off = distance(ours, wanted)
     assert off[:N_DENSE].max() < 2e-3
     assert np.median(off[N_DENSE:]) < 1e-3
-    if rule[1] == "dense":
+    if rule.method == "dense":
         assert off.max() < 2e-3
         return
     for other in wrong_rules(rule):
@@ -240,18 +249,18 @@ def test_whole_model_nearly_dense(whole: tuple[pywina.Model, Reference, list[int
     """2% skipped in all 30 blocks, where chaos is still small (2e-7 .. 4e-7) but a budget that is
     off by 1% (6e-6) or a model that stays dense (2e-6) is not."""
     model, reference, ids = whole
-    ours, wanted = both(model, reference, ids, (0.02, "wina", "group"))
+    ours, wanted = both(model, reference, ids, Rule(0.02, "wina"))
     off = distance(ours, wanted)
     assert off[:N_DENSE].max() < 0.003
     limit = 1.4e-3  # sqrt(2 (1 - cosine)) for 1 - cosine = 1e-6
     assert np.median(off[N_DENSE:]) < limit
-    for other in ((0.0, "dense", "group"), (0.03, "wina", "group")):
+    for other in (DENSE, Rule(0.03, "wina")):
         assert np.median(distance(masked(reference, ids, other), wanted)[N_DENSE:]) > limit
 
 
-@pytest.mark.parametrize("rule", RULES[:3])
+@pytest.mark.parametrize("rule", RULES[:4])
 def test_whole_model_is_as_close_as_chaos_lets_it(
-    whole: tuple[pywina.Model, Reference, list[int]], rule: tuple[float, str, str]
+    whole: tuple[pywina.Model, Reference, list[int]], rule: Rule
 ) -> None:
     """Medians over 59 tokens scatter by a third; twice the reference's own spread is allowed."""
     model, reference, ids = whole

@@ -54,7 +54,8 @@ class TinySpec:
     pre: str | None = None  # default: "gpt-2" for llama, "qwen2" for qwen2
     chat_template: str | None = CHAT_TEMPLATE
     types: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, int | float | str | bool] = field(default_factory=dict)  # more metadata
+    #: more metadata; tuples become arrays of float32
+    extra: dict[str, int | float | str | bool | tuple[float, ...]] = field(default_factory=dict)
     seed: int = 1
 
     @property
@@ -150,6 +151,10 @@ def _write_metadata(writer: gguf.GGUFWriter, spec: TinySpec) -> None:
             writer.add_uint32(key, value)
         elif isinstance(value, float):
             writer.add_float32(key, value)
+        elif isinstance(value, tuple):
+            writer.add_key_value(
+                key, list(value), gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.FLOAT32
+            )
         else:
             writer.add_string(key, value)
 

@@ -73,6 +73,7 @@ static void place_all(wina_cpu *c, layout *a) {
         place_quads(a, w, &c->acts[i].by32);
         place_quads(a, w, &c->acts[i].by16);
     }
+    c->n_kept = place(a, b, sizeof(int32_t));
     c->batch.stride = c->n_widest;
     c->batch.x = place(a, b * w, sizeof(float));
     for (int i = 0; i < 2; i++) {
@@ -119,14 +120,14 @@ static void cpu_free(wina_backend *b) {
 /* ---- simple steps ------------------------------------------------------------------------- */
 
 static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int32_t pos,
-                  int32_t n_dense, const wina_sparsity *sparsity) {
+                  int32_t n_dense, const wina_rules *rules) {
     wina_cpu *c = cpu_of(b);
     const wina_config *f = &b->model->config;
     const float *factors = b->model->weights.rope_factors;
     c->n_tokens = n_tokens;
     c->pos = pos;
     c->n_dense = n_dense;
-    c->sparsity = *sparsity;
+    c->rules = rules;
     b->counters = (wina_counters){0};
     for (int32_t t = 0; t < n_tokens; t++) {
         wina_weights_embed(&b->model->weights, tokens[t], c->x + (int64_t)t * f->n_embd);
@@ -220,6 +221,7 @@ static const wina_backend_ops CPU_OPS = {
     .attn_norm = attn_norm,
     .ffn_norm = ffn_norm,
     .project = wina_cpu_project,
+    .input = wina_cpu_input,
     .rope_store = wina_cpu_rope_store,
     .attend = wina_cpu_attend,
     .swiglu = swiglu,

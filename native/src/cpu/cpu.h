@@ -27,7 +27,7 @@ typedef struct wina_cpu {
     int32_t n_widest; /* largest input of any group, rounded up to 32 */
     /* the batch under way */
     int32_t n_tokens, pos, n_dense;
-    wina_sparsity sparsity;
+    const wina_rules *rules;
 
     float *x;         /* (B, n_embd) residual stream */
     float *h;         /* (B, n_embd) normed */
@@ -43,6 +43,7 @@ typedef struct wina_cpu {
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */
+    int32_t *n_kept;                     /* (B) of each token, by the mask under way */
     wina_batch batch;
     void *arena;
     uint64_t arena_bytes;
@@ -59,6 +60,7 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group);
 /* Rows [row0, row1) of the last projection of one token, with their bias. */
 void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t row0, int64_t row1,
                          float *y);
+const float *wina_cpu_input(wina_backend *backend, wina_group group);
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
 
 /* attention.c */

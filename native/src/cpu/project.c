@@ -1,6 +1,7 @@
 /* project: select the inputs that are kept, then multiply by their columns only. */
 #include <string.h>
 
+#include "../sparse/rule.h"
 #include "../sparse/select.h"
 #include "cpu.h"
 
@@ -14,28 +15,34 @@ typedef struct job {
     int64_t out_stride;
     bool residual;           /* the result is added to x */
     int32_t n_masks;         /* kept lists per token: 1, or one per projection */
+    const wina_rule *rules;  /* (n_masks) for sparse tokens; NULL: never sparse */
     int32_t mask;            /* under way in a batch */
     bool floats, by32, by16; /* kinds of activations its panels read */
 } job;
 
 static bool is_sparse(const wina_cpu *c, int32_t token) {
-    return token >= c->n_dense && c->sparsity.sparsity > 0 &&
-           c->sparsity.method != WINA_METHOD_DENSE;
+    return token >= c->n_dense && c->rules->sparse;
+}
+
+/* (n_ff) outputs of the gate for one token, before they are activated. */
+static const float *gate_of(const wina_cpu *c, int32_t token) {
+    const wina_layer *layer = &c->base.model->weights.layers[0];
+    return c->gate_up + token * (int64_t)layer->groups[WINA_GROUP_GATE_UP].n_out;
 }
 
 /* Lists the inputs of one token that mask number `mask` keeps; returns how many. */
 static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, int32_t token,
                              int32_t mask, int32_t *kept) {
-    const wina_group_weights *g = j->group;
     const wina_cpu *c = j->cpu;
-    int32_t n_keep = g->n_in;
-    if (is_sparse(c, token)) {
-        const float *norms = j->n_masks > 1 ? g->projections[mask].norms : g->norms;
-        n_keep = wina_budget_keep(c->sparsity.sparsity, g->n_in);
-        c->kernels.score(x, c->sparsity.method == WINA_METHOD_WINA ? norms : NULL, g->n_in,
-                         s->score);
-    }
-    c->kernels.select(s->score, g->n_in, n_keep, kept, s->bits);
+    const wina_rule *r = is_sparse(c, token) ? &j->rules[mask] : NULL;
+    int32_t n = j->group->n_in, n_keep = r ? r->n_keep : n;
+    if (r && r->from_gate)
+        wina_score_gate(gate_of(c, token), n, s->score);
+    else if (r && (n_keep < n || r->threshold > 0))
+        c->kernels.score(x, r->norms, n, s->score);
+    if (r && r->threshold > 0)
+        return wina_select_from(s->score, n, r->threshold, kept);
+    c->kernels.select(s->score, n, n_keep, kept, s->bits);
     return n_keep;
 }
 
@@ -180,6 +187,7 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     for (int64_t t = t0; t < t1; t++) {
         const float *x = j->in + t * j->in_stride;
         int32_t n_kept = select_inputs(j, s, x, (int32_t)t, j->mask, s->kept);
+        c->n_kept[t] = n_kept;
         float *row = c->batch.x + t * c->batch.stride;
         if (n_kept == n) {
             memcpy(row, x, (size_t)n * sizeof *row);
@@ -266,34 +274,25 @@ static void run(job *j) {
     for (j->mask = 0; j->mask < j->n_masks; j->mask++) {
         wina_threads_run(c->threads, prepare_batch, j);
         for (int32_t t = 0; t < c->n_tokens; t++)
-            count(j, t, j->mask,
-                  is_sparse(c, t) ? wina_budget_keep(c->sparsity.sparsity, j->group->n_in)
-                                  : j->group->n_in);
+            count(j, t, j->mask, c->n_kept[t]);
         wina_threads_run(c->threads, multiply_batch, j);
     }
+}
+
+const float *wina_cpu_input(wina_backend *backend, wina_group group) {
+    const wina_cpu *c = (const wina_cpu *)backend;
+    return group == WINA_GROUP_O ? c->att : group == WINA_GROUP_DOWN ? c->ff : c->h;
 }
 
 void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     wina_cpu *c = (wina_cpu *)backend;
     const wina_group_weights *g = &backend->model->weights.layers[layer].groups[group];
     job j = {.cpu = c, .group = g, .in_stride = g->n_in, .out_stride = g->n_out};
-    j.n_masks = c->sparsity.mask == WINA_MASK_PROJECTION && is_sparse(c, c->n_tokens - 1)
-                    ? g->n_projections
-                    : 1;
-    switch (group) {
-    case WINA_GROUP_QKV:
-        j.in = c->h, j.out = c->qkv;
-        break;
-    case WINA_GROUP_O:
-        j.in = c->att, j.out = c->out, j.residual = true;
-        break;
-    case WINA_GROUP_GATE_UP:
-        j.in = c->h, j.out = c->gate_up;
-        break;
-    case WINA_GROUP_DOWN:
-        j.in = c->ff, j.out = c->out, j.residual = true;
-        break;
-    }
+    j.n_masks = is_sparse(c, c->n_tokens - 1) ? c->rules->n_masks[group] : 1;
+    j.rules = wina_rules_get(c->rules, layer, group, 0);
+    j.in = wina_cpu_input(backend, group);
+    j.residual = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
+    j.out = group == WINA_GROUP_QKV ? c->qkv : group == WINA_GROUP_GATE_UP ? c->gate_up : c->out;
     run(&j);
 }
 

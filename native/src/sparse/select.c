@@ -3,11 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-int32_t wina_budget_keep(float sparsity, int32_t n) {
-    int32_t keep = (int32_t)floor((1.0 - (double)sparsity) * n + 0.5);
-    return keep < 1 ? 1 : keep > n ? n : keep;
-}
-
 void wina_score(const float *x, const float *norms, int32_t n, float *score) {
     if (norms)
         for (int32_t i = 0; i < n; i++)
@@ -15,6 +10,11 @@ void wina_score(const float *x, const float *norms, int32_t n, float *score) {
     else
         for (int32_t i = 0; i < n; i++)
             score[i] = fabsf(x[i]);
+}
+
+void wina_score_gate(const float *gate, int32_t n, float *score) {
+    for (int32_t i = 0; i < n; i++)
+        score[i] = fabsf(gate[i] / (1.0f + expf(-gate[i])));
 }
 
 /* Among n_candidates bit patterns that agree above `shift`, the n_keep-th largest. */
@@ -74,4 +74,16 @@ void wina_select(const float *score, int32_t n, int32_t n_keep, int32_t *kept, u
         kept[m] = i;
         m += bits > threshold || tie;
     }
+}
+
+int32_t wina_select_from(const float *score, int32_t n, float threshold, int32_t *kept) {
+    int32_t m = 0, best = 0;
+    for (int32_t i = 0; i < n; i++) {
+        kept[m] = i;
+        m += score[i] >= threshold;
+        best = score[i] > score[best] ? i : best;
+    }
+    if (m == 0)
+        kept[m++] = best;
+    return m;
 }

@@ -9,13 +9,16 @@
 
 #include <stdint.h>
 
-/* Number of n inputs kept at a sparsity in [0, 1): at least one, rounded half up. */
-int32_t wina_budget_keep(float sparsity, int32_t n);
-
 /* score (n) = |x| * norms; norms may be NULL (all ones). */
 void wina_score(const float *x, const float *norms, int32_t n, float *score);
 
+/* score (n) = |silu(gate)|. */
+void wina_score_gate(const float *gate, int32_t n, float *score);
+
 /* Lists the n_keep largest of n scores; kept has room for n. scratch has room for n. */
 void wina_select(const float *score, int32_t n, int32_t n_keep, int32_t *kept, uint32_t *scratch);
+
+/* Lists the scores that are at least threshold, else the largest one; returns how many. */
+int32_t wina_select_from(const float *score, int32_t n, float threshold, int32_t *kept);
 
 #endif
