@@ -9,8 +9,9 @@
     python tools/bench_peers.py --clean                        removes the synthetic models
 
 Both programs are processes that stay alive with the model loaded and take turns: llama.cpp before
-and after every run of ours, and the machine's read bandwidth is measured in every round. So load of
-other programs hits both alike, and ratios are taken between neighbours (bench_report.py).
+and after every run of ours, and the machine's read bandwidth is measured in every round. So the
+machine's drift hits both alike, and ratios are taken between neighbours (bench_report.py). Rounds
+in which other programs took more than --quiet of the processors are repeated and do not count.
 
 A model is a name that pywina knows, SIZE-TYPE of make_synthetic.py (1b-Q4_0: random weights,
 written on first use), or a path. Each model has its own file of results, so that a long run can be
@@ -52,6 +53,7 @@ PEER_PYTHON = PEER_VENV / "bin" / "python"
 DEFAULT_OUT = ROOT / "build" / "bench"
 MODELS = "smollm2-135m,qwen2.5-coder-0.5b,1b-Q4_0,1b-Q8_0,1b-F16,1b-Q4_K,8b-Q4_0"
 ISA = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "asimddp", "i8mm", "sve")
+MAX_ATTEMPTS = 2  # so many times --rounds are tried for quiet ones
 PAUSE_S = 0.02  # between runs: threads of the program that is to wait stop spinning
 
 
@@ -213,22 +215,26 @@ class Bench:
         return taken
 
     def rounds(self, workers: dict[str, Worker]) -> Iterator[dict[str, Any]]:
-        """All rounds of all numbers of threads."""
+        """For each number of threads, rounds until enough were quiet or too many were not."""
         for n_threads in self.args.threads:
             for worker in workers.values():
                 worker.ask("threads", n=n_threads)
             self.samples(workers, warm=True)
-            for i in range(self.args.rounds):
+            n_quiet = 0
+            for _ in range(self.args.rounds * MAX_ATTEMPTS):
                 others = OthersLoad(workers.values())
                 bandwidth = self.bandwidth()
                 taken = self.samples(workers)
+                share = others.share()
+                n_quiet += share <= self.args.quiet
                 yield {
                     "n_threads": n_threads,
-                    "round": i,
-                    "others_load": others.share(),
+                    "others_load": share,
                     "bandwidth": bandwidth,
                     "samples": taken,
                 }
+                if n_quiet == self.args.rounds:
+                    break
 
     def agreement(self, workers: dict[str, Worker]) -> dict[str, Any] | None:
         """How near the two programs' logits are after the same tokens, dense: same work done."""
@@ -258,6 +264,7 @@ class Bench:
                 "threads": args.threads,
                 "sparsities": args.sparsity,
                 "rounds": args.rounds,
+                "quiet": args.quiet,
                 "prompt": args.prompt,
                 "gen": args.gen,
                 "depth": args.depth,
@@ -293,7 +300,7 @@ def run(args: argparse.Namespace) -> None:
     """Measures all models; the tables of what was measured go to stdout."""
     args.out.mkdir(parents=True, exist_ok=True)
     args.bandwidth = build_bandwidth(args.out)
-    results, n_rounds = [], args.rounds * len(args.threads)
+    results = []
     for name in args.models.split(","):
         title = Path(name).stem if Path(name).exists() else name
         suffix = f"-depth{args.depth}" if args.depth else ""
@@ -304,7 +311,12 @@ def run(args: argparse.Namespace) -> None:
         part = file.with_suffix(".part")
         for result in Bench(args, name, title).measure():
             part.write_text(json.dumps(result, indent=1), encoding="utf-8")
-            print(f"{title}: {len(result['rounds'])} of {n_rounds} rounds", file=sys.stderr)
+            block = result["rounds"][-1]
+            print(
+                f"{title}: round {len(result['rounds'])}, {block['n_threads']} threads, other "
+                f"programs took {100 * block['others_load']:.0f}%",
+                file=sys.stderr,
+            )
         part.replace(file)
         print(f"{file}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
         results.append(result)
@@ -349,6 +361,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gen", type=int, default=64, help="tokens decoded in a run; 0: none")
     parser.add_argument("--depth", type=int, default=0, help="tokens in the context before a run")
     parser.add_argument("--loads", type=int, default=3, help="loads of each kind; 0: none")
+    parser.add_argument("--quiet", type=float, default=0.1, help="share of others that is quiet")
     parser.add_argument("--quick", action="store_true", help="2 rounds, 32 tokens, 1 load")
     parser.add_argument("--method", choices=("wina", "teal"), default="wina")
     parser.add_argument("--mask", choices=("group", "projection"), default="group")

@@ -89,11 +89,23 @@ def _read_bytes(result: dict[str, Any], sample: dict[str, Any]) -> float | None:
     return weights + past * result["model"]["kv_bytes_per_token"]
 
 
+def counted(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The quiet rounds, and all rounds of a number of threads that has no quiet one. Where programs
+    outnumber processors, one that waits by spinning loses far more than one that sleeps: ratios of
+    such rounds say nothing about either."""
+    taken = []
+    for n_threads in result["settings"]["threads"]:
+        rounds = [block for block in result["rounds"] if block["n_threads"] == n_threads]
+        limit = result["settings"]["quiet"]
+        taken += [block for block in rounds if block["others_load"] <= limit] or rounds
+    return taken
+
+
 def rows(result: dict[str, Any]) -> list[Row]:
     """Rows of one file, the peer's before ours, by threads, test and sparsity."""
     grouped: dict[tuple[int, str, float, str], list[tuple[dict[str, Any], float]]] = {}
     ratios: dict[tuple[int, str, float], list[float]] = {}
-    for block in result["rounds"]:
+    for block in counted(result):
         n_threads = block["n_threads"]
         bandwidth = block["bandwidth"][str(n_threads)]
         for sample in block["samples"]:
@@ -242,8 +254,8 @@ def load_table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def bandwidth_of(result: dict[str, Any], n_threads: int) -> Spread:
-    """GB/s that n_threads read, over all rounds."""
-    return Spread.of(b["bandwidth"][str(n_threads)] for b in result["rounds"])
+    """GB/s that n_threads read, over the rounds that count."""
+    return Spread.of(b["bandwidth"][str(n_threads)] for b in counted(result))
 
 
 def _about(result: dict[str, Any]) -> str:
@@ -253,12 +265,14 @@ def _about(result: dict[str, Any]) -> str:
         for n in sorted(int(n) for n in result["rounds"][0]["bandwidth"])
     )
     settings = result["settings"]
-    others = Spread.of(block["others_load"] for block in result["rounds"])
+    others = Spread.of(block["others_load"] for block in counted(result))
+    noisy = sum(block["others_load"] > settings["quiet"] for block in counted(result))
+    warning = f", **{noisy} of them not quiet**" if noisy else ""
     cosine = result["agreement"]
     agreement = "" if cosine is None else f"; cosine of both's dense logits {cosine['cosine']:.5f}"
     return (
-        f"* {title(result)}: {result['date']}, {settings['rounds']} rounds, other programs took "
-        f"{_percent(others.median)} of the processors ({_percent(others.low)}-"
+        f"* {title(result)}: {result['date']}, {len(counted(result))} rounds{warning}, other "
+        f"programs took {_percent(others.median)} of the processors ({_percent(others.low)}-"
         f"{_percent(others.high)}); reads {read}{agreement}. "
         f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['isa'])}), "
         f"{programs[OURS]['version']} {result['revision']} ({programs[OURS]['system']})"

@@ -66,6 +66,7 @@ def _result(speeds: list[float], **more: Any) -> dict[str, Any]:
             "threads": [2],
             "sparsities": [0.0, 0.5],
             "rounds": len(speeds),
+            "quiet": 0.3,
             "gen": 64,
             "depth": 0,
         },
@@ -133,6 +134,21 @@ def test_ratios_do_not_feel_a_machine_that_slows_down() -> None:
     assert ours[0.0].share == pytest.approx(0.75)
     assert ours[0.5].share == pytest.approx(0.6)
     assert ours[0.5].kept_fraction == 0.5
+
+
+def test_only_quiet_rounds_count() -> None:
+    result = _result([1.0, 2.0, 4.0])
+    result["rounds"][1]["others_load"] = 0.31
+    result["rounds"][1]["samples"][1]["tok_s"] = 1e6
+    dense = next(row for row in bench_report.rows(result) if row.program == OURS)
+    assert dense.n_samples == 2
+    assert dense.ratio == Spread(*[pytest.approx(1.5)] * 3)
+    assert bench_report.bandwidth_of(result, 2).high < 80
+    assert "not quiet" not in bench_report.markdown([result])
+    for block in result["rounds"]:
+        block["others_load"] = 0.5
+    assert bench_report.rows(result)[1].n_samples == 3
+    assert "**3 of them not quiet**" in bench_report.markdown([result])
 
 
 def test_keys_and_values_of_a_deep_context_are_bytes_to_read() -> None:
@@ -335,6 +351,7 @@ def test_two_builds_side_by_side(model_file: Path, tmp_path: Path) -> None:
         *(sys.executable, str(TOOLS / "bench_peers.py"), "--models", str(model_file)),
         *("--against", library, "--out", str(tmp_path), "--sparsity", "0,0.5"),
         *("--rounds", "2", "--prompt", "16", "--gen", "4", "--loads", "1", "--threads", "1"),
+        *("--quiet", "1"),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
