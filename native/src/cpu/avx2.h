@@ -166,6 +166,14 @@ INLINE __m256 load_floats(const uint8_t *p, wina_scales kind) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 
+/* select_avx2.c */
+void wina_score_avx2(const float *x, const float *norms, int32_t n, float *score);
+void wina_select_avx2(const float *score, int32_t n, int32_t n_keep, int32_t *kept,
+                      uint32_t *scratch);
+void wina_quantize_avx2(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
+                        int32_t sub, wina_quads *out);
+void wina_quantize_row_avx2(const wina_batch *batch, int32_t token, int which);
+
 /* gemm_avx2.c */
 void wina_gemm_avx2(const wina_panel *panel, const wina_batch *batch, int32_t block0,
                       int32_t block1, int32_t strip0, int32_t strip1, float *y,

@@ -350,4 +350,8 @@ void wina_kernels_init_avx2(wina_kernels *k) {
     fill_table(k, "avx2");
     k->gemv = gemv_avx2;
     k->gemm = wina_gemm_avx2;
+    k->score = wina_score_avx2;
+    k->select = wina_select_avx2;
+    k->quantize = wina_quantize_avx2;
+    k->quantize_row = wina_quantize_row_avx2;
 }
