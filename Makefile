@@ -6,15 +6,24 @@
 #   make lint     ruff, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
 #   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
+#   make static   build/bin/wina-static, which needs no library
 #
+# CROSS=aarch64-linux-gnu builds for another processor, in build-aarch64; tests are static then.
 # PYTHON=python3.12 chooses the Python that .venv is made from; BUILD=dir builds elsewhere.
 #
 # One C file = one object. A file whose name ends in an instruction set (_avx2.c, _avx512.c,
 # _neon.c) is compiled with that set's flags; everything else runs on any processor of the family.
 
+ifdef CROSS
+BUILD   ?= build-$(firstword $(subst -, ,$(CROSS)))
+CC      := $(CROSS)-gcc
+AR      := $(CROSS)-ar
+STRIP   := $(CROSS)-strip
+endif
 BUILD   ?= build
 CC      ?= gcc
 AR      ?= ar
+STRIP   ?= strip
 CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wvla
 # Results must not depend on what the compiler fuses: a multiply-add is fused where we say so.
@@ -22,14 +31,13 @@ BASE    := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -f
            -pthread -Inative/include -Inative/src $(WARN)
 LIBS    := -lm -pthread
 
+# Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
+ISAS_x86_64  := avx2 avx512
+ISAS_aarch64 := neon dotprod i8mm
+FOREIGN := $(filter-out $(ISAS_$(ARCH)),$(ISAS_x86_64) $(ISAS_aarch64))
 SRC     := $(wildcard native/src/*.c native/src/sparse/*.c native/src/cpu/*.c)
-ifneq ($(ARCH),x86_64)
-SRC     := $(filter-out %_avx2.c %_avx512.c,$(SRC))
-endif
-ifneq ($(ARCH),aarch64)
-SRC     := $(filter-out %_neon.c,$(SRC))
-endif
+SRC     := $(filter-out $(addprefix %_,$(addsuffix .c,$(FOREIGN))),$(SRC))
 OBJ     := $(SRC:native/src/%.c=$(BUILD)/obj/%.o)
 CLI_OBJ := $(patsubst native/cli/%.c,$(BUILD)/obj/cli/%.o,$(wildcard native/cli/*.c))
 TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/test_*.c))
@@ -37,7 +45,11 @@ TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/
 ISA_c      := -O3
 ISA_avx2   := -O3 -mavx2 -mfma -mf16c
 ISA_avx512 := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
-ISA_neon   :=
+# Scheduling before registers are given out makes the sums spill.
+NEON       := -O3 -fno-schedule-insns
+ISA_neon   := $(NEON)
+ISA_dotprod := $(NEON) -march=armv8.2-a+dotprod
+ISA_i8mm   := $(NEON) -march=armv8.2-a+dotprod+i8mm
 
 # The Python side lives in .venv; what is installed there uses the library of this build.
 PYTHON  ?= python3
@@ -47,9 +59,12 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: all native test test-native test-python demo venv fetch lint clean check-layout bench-peers
+.PHONY: all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+        test-python demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
+static: $(BUILD)/bin/wina-static
+tests: $(TESTS)
 
 $(BUILD)/obj/%.o: native/src/%.c
 	@mkdir -p $(@D)
@@ -71,12 +86,24 @@ $(BUILD)/bin/wina: $(CLI_OBJ) $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) $(CLI_OBJ) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
 
+$(BUILD)/bin/wina-static: $(CLI_OBJ) $(BUILD)/lib/libwina.a
+	@mkdir -p $(@D)
+	$(CC) -static $(CFLAGS) $(CLI_OBJ) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+	$(STRIP) $@
+
 $(BUILD)/tests/%: tests/native/%.c tests/native/check.h $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) -Itests/native -MMD -MP $< $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+	$(CC) $(BASE) $(CFLAGS) -Itests/native -MMD -MP $< $(BUILD)/lib/libwina.a -o $@ \
+	    $(if $(CROSS),-static) $(LIBS)
 
 test-native: $(TESTS)
 	@set -e; for t in $(TESTS); do echo "== $$t"; $$t; done
+
+# Under QEMU: all C tests and 48 tokens, or what takes under a minute.
+test-aarch64 test-riscv64: test-%: native
+	+$(USE) tools/test_emulated.sh $*
+test-quick-aarch64: native
+	+$(USE) tools/test_emulated.sh aarch64 quick
 
 # ---- Python ----------------------------------------------------------------------------------
 
@@ -116,7 +143,7 @@ test-python: native $(VENV)/.installed-dev
 check-layout: native | $(VENV)/bin/python
 	$(VENV)/bin/python tools/check_layout.py . $(BUILD)
 
-test: test-native check-layout test-python
+test: test-native test-quick-aarch64 check-layout test-python
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check pywina tools tests

@@ -4,6 +4,7 @@
 #define CHECK_H
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static int check_n_passed, check_n_failed;
@@ -35,6 +36,11 @@ static int check_n_passed, check_n_failed;
 static inline int check_report(const char *name) {
     printf("%s: %d passed, %d failed\n", name, check_n_passed, check_n_failed);
     return check_n_failed != 0 || check_n_passed == 0;
+}
+
+/* Under emulation (tools/test_emulated.sh) times and the process's own memory mean nothing. */
+static inline int check_emulated(void) {
+    return getenv("WINA_EMULATED") != NULL;
 }
 
 /* xorshift64*: the same random numbers everywhere. */

@@ -126,7 +126,7 @@ static void test_mem_big_returns(void) {
     for (int i = 0; i < ROUNDS; i++) {
         for (int k = 0; k < N_HELD; k++)
             CHECK(wina_mem_create_big(N_BYTES + k * page, "block", &held[k]) == WINA_OK);
-        if (i == 0 && before > 0) {
+        if (i == 0 && before > 0 && !check_emulated()) {
             long most = N_HELD * (N_BYTES / page + 1 + N_HELD);
             CHECK_MSG(n_mapped_pages() - before <= most, "%ld pages for %d blocks",
                       n_mapped_pages() - before, (int)N_HELD);
@@ -135,7 +135,8 @@ static void test_mem_big_returns(void) {
             wina_mem_free_big(held[k], (uint64_t)(N_BYTES + k * page));
     }
     long grown = n_mapped_pages() - before;
-    CHECK_MSG(grown < 256, "%ld pages left behind by %d blocks", grown, ROUNDS * N_HELD);
+    CHECK_MSG(grown < 256 || check_emulated(), "%ld pages left behind by %d blocks", grown,
+              ROUNDS * N_HELD);
 }
 
 static void test_mem_grow(void) {

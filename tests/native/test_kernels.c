@@ -15,12 +15,12 @@ static float random_unit(void) {
     return (float)((double)(check_random(&seed) >> 40) / (1 << 23) - 1.0);
 }
 
-/* Random rows of a type, with scales that are small halves. */
-static uint8_t *random_rows(const wina_dtype *t, int64_t rows, int64_t cols) {
+/* Rows of a type, random or of the largest integers, with scales that are small halves. */
+static uint8_t *create_rows(const wina_dtype *t, int64_t rows, int64_t cols, bool largest) {
     uint64_t n = (uint64_t)(rows * cols) / t->block * t->block_bytes;
     uint8_t *p = malloc(n);
     for (uint64_t i = 0; i < n; i++)
-        p[i] = (uint8_t)check_random(&seed);
+        p[i] = !largest ? (uint8_t)check_random(&seed) : t->id == WINA_DTYPE_Q8_0 ? 0x7f : 0xff;
     for (uint64_t b = 0; b < n; b += t->block_bytes) {
         uint8_t *scales[2] = {p + b, p + b + 2};
         int n_scales = 0;
@@ -60,10 +60,10 @@ typedef struct fixture {
     int32_t rows, cols;
 } fixture;
 
-static fixture create(uint32_t dtype, int32_t rows, int32_t cols) {
+static fixture create(uint32_t dtype, int32_t rows, int32_t cols, bool largest) {
     const wina_dtype *t = wina_dtype_find(dtype);
     fixture f = {.rows = rows, .cols = cols};
-    uint8_t *raw = random_rows(t, rows, cols);
+    uint8_t *raw = create_rows(t, rows, cols, largest);
     uint64_t row_bytes = (uint64_t)cols / t->block * t->block_bytes;
     CHECK(wina_panel_plan(dtype, rows, cols, &f.panel) == WINA_OK);
     CHECK(wina_mem_create_big(f.panel.n_bytes, "panel", &f.panel.data) == WINA_OK);
@@ -100,7 +100,8 @@ static wina_quads create_quads(int32_t n) {
 }
 
 static void destroy_quads(wina_quads *q) {
-    free(q->first), free(q->col), free(q->hi), free(q->lo), free(q->x), free(q->scale), free(q->sum);
+    free(q->first), free(q->col), free(q->hi), free(q->lo), free(q->x), free(q->scale),
+        free(q->sum);
 }
 
 enum { CANARY = 64 };
@@ -147,15 +148,16 @@ static void check_sums(const fixture *f, const wina_act *a, const float *y, cons
               f->rows, f->rows, f->cols, f->panel.layout->dtype, a->n_kept);
 }
 
+/* how: 0 keeps no input, 1 one, 2 about half, 3 all; 4 keeps all, of the largest integers. */
 static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixture *f, int how) {
     float *x = malloc((size_t)f->cols * sizeof *x);
     int32_t *kept = malloc((size_t)f->cols * sizeof *kept);
     wina_act a = {
         .x = x, .kept = kept, .by32 = create_quads(f->cols), .by16 = create_quads(f->cols)};
     for (int32_t i = 0; i < f->cols; i++) {
-        x[i] = random_unit() * (i % 37 == 0 ? 100.0f : 1.0f);
+        x[i] = how == 4 ? -2.0f : random_unit() * (i % 37 == 0 ? 100.0f : 1.0f);
         unsigned r = (unsigned)check_random(&seed) % 8;
-        if (how == 3 || (how == 2 && r < 4) || (how == 1 && i == f->cols / 2))
+        if (how >= 3 || (how == 2 && r < 4) || (how == 1 && i == f->cols / 2))
             kept[a.n_kept++] = i;
     }
     float *want = multiply(c, f, &a), *got = multiply(k, f, &a);
@@ -167,9 +169,13 @@ static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixtur
     destroy_quads(&a.by32), destroy_quads(&a.by16);
 }
 
-static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens) {
+static void test_gemm(const wina_kernels *c, const wina_kernels *k, const fixture *f,
+                      int32_t n_tokens) {
     int64_t stride = f->panel.n_blocks * WINA_BLOCK, n_rows = f->panel.n_rows;
-    const int32_t block0 = f->panel.n_blocks > 1; /* a part that does not start at the front */
+    const int32_t n_strips = f->panel.n_rows / WINA_STRIP;
+    /* A part that neither starts at the front nor ends at the back. */
+    const int32_t block0 = f->panel.n_blocks > 1;
+    const int32_t block1 = f->panel.n_blocks - (f->panel.n_blocks > 2);
     size_t n = (size_t)(stride * n_tokens);
     wina_batch b = {.n_tokens = n_tokens, .stride = stride, .x = calloc(n, 4)};
     for (int i = 0; i < 2; i++) {
@@ -194,11 +200,14 @@ static void test_gemm(const wina_kernels *k, const fixture *f, int32_t n_tokens)
         k->quantize(x, kept, a.n_kept, (int32_t)stride, 16, &a.by16);
         k->quantize_row(&b, t, 0);
         k->quantize_row(&b, t, 1);
-        k->gemv(&f->panel, &a, block0, f->panel.n_blocks, 0, f->panel.n_rows / WINA_STRIP,
-                one + t * n_rows);
+        c->gemv(&f->panel, &a, block0, block1, 0, n_strips, one + t * n_rows);
+        k->gemv(&f->panel, &a, block0, block1, 0, n_strips, all);
+        CHECK_MSG(memcmp(one + t * n_rows, all, (size_t)n_rows * 4) == 0,
+                  "%s: blocks %d to %d differ from c: %d x %d (type %u)", k->name, block0, block1,
+                  f->rows, f->cols, f->panel.layout->dtype);
     }
     memset(all, 0xff, (size_t)(n_rows * n_tokens) * 4);
-    k->gemm(&f->panel, &b, block0, f->panel.n_blocks, 0, f->panel.n_rows / WINA_STRIP, all, n_rows);
+    k->gemm(&f->panel, &b, block0, block1, 0, n_strips, all, n_rows);
     CHECK_MSG(memcmp(one, all, (size_t)(n_rows * n_tokens) * 4) == 0,
               "%s: batch of %d differs from single tokens: %d x %d (type %u)", k->name, n_tokens,
               f->rows, f->cols, f->panel.layout->dtype);
@@ -250,16 +259,57 @@ static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n
     free(x), free(g), free(y[0]), free(y[1]), free(h[0]), free(h[1]);
 }
 
+static void test_scores(const wina_kernels *c, const wina_kernels *k, int32_t n) {
+    const wina_kernels *both[2] = {c, k};
+    float *x = malloc((size_t)n * 4), *norms = malloc((size_t)n * 4);
+    float *score[2] = {calloc((size_t)n, 4), calloc((size_t)n, 4)};
+    int32_t *kept[2] = {calloc((size_t)n, 4), calloc((size_t)n, 4)};
+    uint32_t *scratch = calloc((size_t)n, 4);
+    /* Every third value is the same, so that there are ties. */
+    for (int32_t i = 0; i < n; i++)
+        x[i] = i % 3 ? random_unit() : -0.25f, norms[i] = i % 3 ? fabsf(random_unit()) : 1.0f;
+    for (int with = 0; with < 2; with++)
+        for (int32_t n_keep = 1; n_keep <= n; n_keep += 1 + n / 5) {
+            for (int i = 0; i < 2; i++) {
+                both[i]->score(x, with ? norms : NULL, n, score[i]);
+                both[i]->select(score[i], n, n_keep, kept[i], scratch);
+            }
+            CHECK(memcmp(score[0], score[1], (size_t)n * 4) == 0);
+            CHECK(memcmp(kept[0], kept[1], (size_t)n_keep * 4) == 0);
+        }
+    free(x), free(norms), free(score[0]), free(score[1]), free(kept[0]), free(kept[1]);
+    free(scratch);
+}
+
+static void test_type(const wina_kernels *c, const wina_kernels *k, uint32_t dtype) {
+    static const int32_t rows[] = {1, 64, 65, 200}, blocks[] = {1, 3, 9};
+    const wina_dtype *type = wina_dtype_find(dtype);
+    int32_t unit = type->block == 1 ? 31 : (int32_t)type->block;
+    for (int r = 0; r < 4; r++)
+        for (int b = 0; b < 3; b++) {
+            fixture f = create(dtype, rows[r], blocks[b] * unit, false);
+            for (int how = 0; how < 4; how++)
+                test_gemv(c, k, &f, how);
+            test_gemm(c, k, &f, 1 + 3 * b);
+            destroy(&f);
+        }
+    if (type->block > 1) {
+        fixture f = create(dtype, 65, 2 * unit, true);
+        test_gemv(c, k, &f, 4);
+        test_gemm(c, k, &f, 6);
+        destroy(&f);
+    }
+}
+
 int main(void) {
     static const uint32_t types[] = {WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16,
                                      WINA_DTYPE_Q4_0, WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0,
                                      WINA_DTYPE_Q5_1, WINA_DTYPE_Q8_0, WINA_DTYPE_Q4_K,
                                      WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
-    static const int32_t rows[] = {1, 64, 65, 200}, blocks[] = {1, 3, 9};
-    static const char *const names[] = {"c", "avx2", "avx512", "neon"};
+    static const char *const names[] = {"c", "avx2", "avx512", "neon", "dotprod", "i8mm"};
     wina_kernels c;
     wina_kernels_init_c(&c);
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < 6; n++) {
         wina_kernels k;
         setenv("WINA_CPU", names[n], 1);
         if (wina_kernels_detect(&k) != WINA_OK) {
@@ -267,19 +317,12 @@ int main(void) {
             continue;
         }
         for (int t = 0; t < 11; t++)
-            for (int r = 0; r < 4; r++)
-                for (int b = 0; b < 3; b++) {
-                    const wina_dtype *type = wina_dtype_find(types[t]);
-                    int32_t unit = type->block == 1 ? 31 : (int32_t)type->block;
-                    fixture f = create(types[t], rows[r], blocks[b] * unit);
-                    for (int how = 0; how < 4; how++)
-                        test_gemv(&c, &k, &f, how);
-                    test_gemm(&k, &f, 1 + 3 * b);
-                    destroy(&f);
-                }
+            test_type(&c, &k, types[t]);
         static const int32_t sizes[] = {1, 15, 16, 17, 64, 100, 576};
-        for (int i = 0; i < 7; i++)
+        for (int i = 0; i < 7; i++) {
             test_vectors(&c, &k, sizes[i]);
+            test_scores(&c, &k, sizes[i]);
+        }
     }
     return check_report("kernels");
 }

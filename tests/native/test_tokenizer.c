@@ -368,7 +368,7 @@ static void check_fast(const loaded *l, const char *name, const char *text, size
     double start = now();
     CHECK(wina_tokenizer_encode(l->tokenizer, text, n, 0, ids, n + 1, &n_ids) == WINA_OK);
     double seconds = now() - start;
-    CHECK_MSG(seconds < limit, "%s: %zu bytes took %.2f s", name, n, seconds);
+    CHECK_MSG(seconds < limit || check_emulated(), "%s: %zu bytes took %.2f s", name, n, seconds);
     CHECK(wina_tokenizer_decode(l->tokenizer, ids, n_ids, 0, back, n, &n_back) == WINA_OK);
     CHECK_MSG(n_back == n && memcmp(text, back, n) == 0, "%s: other text comes back", name);
     printf("%s: %zu bytes, %zu tokens, %.3f s\n", name, n, n_ids, seconds);

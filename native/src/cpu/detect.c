@@ -48,12 +48,30 @@ static bool has_avx512(void) {
 }
 #endif
 
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+
+enum { HAS_ASIMDDP = 1 << 20, HAS2_I8MM = 1 << 13 }; /* bits of AT_HWCAP and AT_HWCAP2 */
+
+static bool has_dotprod(void) {
+    return (getauxval(AT_HWCAP) & HAS_ASIMDDP) != 0;
+}
+
+static bool has_i8mm(void) {
+    return has_dotprod() && (getauxval(AT_HWCAP2) & HAS2_I8MM) != 0;
+}
+#endif
+
 /* In rising order. */
 static const isa ISAS[] = {
     {"c", wina_kernels_init_c, always},
 #if defined(__x86_64__)
     {"avx2", wina_kernels_init_avx2, has_avx2},
     {"avx512", wina_kernels_init_avx512, has_avx512},
+#elif defined(__aarch64__)
+    {"neon", wina_kernels_init_neon, always},
+    {"dotprod", wina_kernels_init_dotprod, has_dotprod},
+    {"i8mm", wina_kernels_init_i8mm, has_i8mm},
 #endif
 };
 enum { N_ISAS = sizeof ISAS / sizeof ISAS[0] };

@@ -89,6 +89,9 @@ typedef struct wina_kernels {
 void wina_kernels_init_c(wina_kernels *k);
 void wina_kernels_init_avx2(wina_kernels *k);
 void wina_kernels_init_avx512(wina_kernels *k);
+void wina_kernels_init_neon(wina_kernels *k);
+void wina_kernels_init_dotprod(wina_kernels *k);
+void wina_kernels_init_i8mm(wina_kernels *k);
 
 /* The best table for this processor, or the one WINA_CPU names (an error if it is unknown or the
  * processor lacks it). */
