@@ -207,7 +207,15 @@ static void test_gemm(const wina_kernels *c, const wina_kernels *k, const fixtur
                   f->rows, f->cols, f->panel.layout->dtype);
     }
     memset(all, 0xff, (size_t)(n_rows * n_tokens) * 4);
-    k->gemm(&f->panel, &b, block0, block1, 0, n_strips, all, n_rows);
+    float *strip = malloc((size_t)n_tokens * WINA_STRIP * sizeof *strip);
+    for (int32_t i = 0; i < n_strips; i++) {
+        memset(strip, 0xff, (size_t)n_tokens * WINA_STRIP * sizeof *strip);
+        k->gemm(&f->panel, &b, block0, block1, i, strip);
+        for (int32_t t = 0; t < n_tokens; t++)
+            memcpy(all + t * n_rows + i * WINA_STRIP, strip + t * WINA_STRIP,
+                   WINA_STRIP * sizeof *strip);
+    }
+    free(strip);
     CHECK_MSG(memcmp(one, all, (size_t)(n_rows * n_tokens) * 4) == 0,
               "%s: batch of %d differs from single tokens: %d x %d (type %u)", k->name, n_tokens,
               f->rows, f->cols, f->panel.layout->dtype);
@@ -318,8 +326,8 @@ int main(void) {
         }
         for (int t = 0; t < 11; t++)
             test_type(&c, &k, types[t]);
-        static const int32_t sizes[] = {1, 15, 16, 17, 64, 100, 576};
-        for (int i = 0; i < 7; i++) {
+        static const int32_t sizes[] = {1, 15, 16, 17, 64, 100, 576, 4099};
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
             test_vectors(&c, &k, sizes[i]);
             test_scores(&c, &k, sizes[i]);
         }

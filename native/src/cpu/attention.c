@@ -66,7 +66,6 @@ void wina_cpu_rope_store(wina_backend *backend, int32_t layer) {
     wina_threads_run(c->threads, rope_heads, &j);
 }
 
-
 /* Attends one head of one token to positions [begin, end): o (head_dim), unnormalised. */
 static void attend_chunk(const job *j, wina_cpu_scratch *s, int32_t token, int32_t head,
                          int32_t begin, int32_t end, float *o, float *max, float *sum) {

@@ -17,6 +17,10 @@ enum { SUMS = 8 }; /* registers of a strip */
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* Keeps the compiler from loading what a pointer leads to ahead of a loop, where there are not
+ * enough registers for it. */
+#define RELOAD(pointer) __asm__("" : "+r"(pointer))
+
 /* Stored position of register r of a strip. */
 INLINE int64_t sums_at(int r) {
     return 16 * (r & 3) + 8 * (r >> 2);
@@ -45,7 +49,8 @@ INLINE strip_values load_values(const uint8_t *col, int32_t n_rows, int32_t stri
     }
     const __m256i low = _mm256_set1_epi8(15);
     __m256i both = _mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32));
-    strip_values v = {_mm256_and_si256(both, low), _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
+    strip_values v = {_mm256_and_si256(both, low),
+                      _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
     const uint8_t *high = col + n_rows / 2;
     if (kind == 2) {
         v.a = _mm256_or_si256(v.a, fifth_bits(high + (int64_t)strip * 8));
@@ -176,7 +181,6 @@ void wina_quantize_row_avx2(const wina_batch *batch, int32_t token, int which);
 
 /* gemm_avx2.c */
 void wina_gemm_avx2(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                      int32_t block1, int32_t strip0, int32_t strip1, float *y,
-                      int64_t y_stride);
+                    int32_t block1, int32_t strip, float *y);
 
 #endif

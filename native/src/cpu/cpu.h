@@ -29,14 +29,14 @@ typedef struct wina_cpu {
     int32_t n_tokens, pos, n_dense;
     const wina_rules *rules;
 
-    float *x;         /* (B, n_embd) residual stream */
-    float *h;         /* (B, n_embd) normed */
-    float *parts;     /* (WINA_PARTS, n_out) a projection of one token, before its parts are joined */
-    float *qkv;       /* (B, n_out of qkv) */
-    float *att;       /* (B, n_head * head_dim) */
-    float *gate_up;   /* (B, n_out of gate_up) */
-    float *ff;        /* (B, n_ff) */
-    float *out;       /* (B, n_out of o and down) or (WINA_HEAD_BATCH, n_vocab padded) */
+    float *x;       /* (B, n_embd) residual stream */
+    float *h;       /* (B, n_embd) normed */
+    float *parts;   /* (WINA_PARTS, n_out) a projection of one token, before its parts are joined */
+    float *qkv;     /* (B, n_out of qkv) */
+    float *att;     /* (B, n_head * head_dim) */
+    float *gate_up; /* (B, n_out of gate_up) */
+    float *ff;      /* (B, n_ff) */
+    float *out;     /* (B, n_out of o and down) or (WINA_HEAD_BATCH, n_vocab padded) */
     float *cos, *sin; /* (B, rope_dim / 2) */
     float *partial;   /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
     uint16_t *k, *v;  /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */

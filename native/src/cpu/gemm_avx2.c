@@ -1,10 +1,12 @@
 /* gemm_avx2: several tokens at once. A block of a strip is extended to 16 bits and interleaved once
- * into a small buffer that stays in the first-level cache; then every token multiplies it, three at
- * a time on half a strip. The sums of a row are formed in the order that gemv uses: by block, in
- * exact integers inside it. */
+ * into a small buffer that stays in the first-level cache; then every token multiplies it, a
+ * few at a time on a part of the strip: as many sums as there are registers for. The sums of a row
+ * are formed in the order that gemv uses: by block, in exact integers inside it. */
 #include "avx2.h"
 
-enum { PAIRS = WINA_BLOCK / 2, HALF = SUMS / 2, TOKENS = 3 };
+enum { PAIRS = WINA_BLOCK / 2 };
+enum { TOKENS = 4, REGS = 2 };     /* integers: 8 sums, 4 activations, weights, a product */
+enum { F_TOKENS = 3, F_REGS = 4 }; /* floats: 12 sums, 3 activations, weights */
 
 /* One block of one strip: 16 pairs of inputs, 8 x 8 rows each. */
 typedef struct strip_block {
@@ -45,65 +47,71 @@ INLINE void fetch_block(const wina_panel *p, int values, int32_t block, int32_t 
         _mm_prefetch((const char *)(base + (uint64_t)c * p->col_bytes), _MM_HINT_T0);
 }
 
-/* One sub-block of one token onto half of its 64 sums. */
-INLINE void finish_token(const strip_block *w, wina_scales kind, int sub, int half, int32_t offset,
-                         const __m256i s[HALF], float scale, int32_t sum, float *y) {
+/* One sub-block of one token onto REGS of its sums, from register r0 on. */
+INLINE void finish_token(const strip_block *w, wina_scales kind, int sub, int r0, int32_t offset,
+                         const __m256i s[REGS], float scale, int32_t sum, float *y) {
     const __m256i start = _mm256_set1_epi32(offset * sum);
-    for (int i = 0; i < HALF; i++) {
-        int r = half * HALF + i;
+    for (int i = 0; i < REGS; i++) {
         __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(s[i], start));
-        __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(w->d[sub][r], _mm256_set1_ps(scale)), dot,
-                                     _mm256_loadu_ps(y + sums_at(r)));
+        __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(w->d[sub][r0 + i], _mm256_set1_ps(scale)), dot,
+                                     _mm256_loadu_ps(y + sums_at(r0 + i)));
         if (has_min(kind))
-            acc = _mm256_fmadd_ps(w->m[r], _mm256_set1_ps(scale * (float)sum), acc);
-        _mm256_storeu_ps(y + sums_at(r), acc);
+            acc = _mm256_fmadd_ps(w->m[r0 + i], _mm256_set1_ps(scale * (float)sum), acc);
+        _mm256_storeu_ps(y + sums_at(r0 + i), acc);
     }
 }
 
-/* Tokens [t, t + n) of the batch times one block, half a strip. */
+/* s += v x, pairs of 16 bits. Spelt out, because the compiler would form all products of a pair of
+ * inputs first and run out of registers. */
+INLINE void multiply_add(__m256i *s, __m256i v, __m256i x) {
+    __m256i product;
+    __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(*s), "=&x"(product) : "x"(v), "x"(x));
+}
+
+/* Tokens [t, t + n) of the batch times one block, REGS registers of rows. */
 INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
-                            wina_scales kind, int32_t block, int half, int32_t t, int n, float *y,
+                            wina_scales kind, int32_t block, int r0, int32_t t, int n, float *y,
                             int64_t y_stride) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
+    const int16_t *x = b->x16[which] + wina_batch_at(b, block, t);
     for (int sub = 0; sub < n_sub; sub++) {
-        __m256i s[TOKENS][HALF];
-        const int16_t *x[TOKENS];
-        for (int i = 0; i < n; i++) {
-            x[i] = b->x16[which] + (t + i) * b->stride + (int64_t)block * WINA_BLOCK;
-            for (int r = 0; r < HALF; r++)
+        __m256i s[TOKENS][REGS];
+        for (int i = 0; i < n; i++)
+            for (int r = 0; r < REGS; r++)
                 s[i][r] = _mm256_setzero_si256();
-        }
         for (int g = sub * PAIRS / n_sub; g < (sub + 1) * PAIRS / n_sub; g++) {
-            const __m256i *v = w->w[g] + half * HALF;
-            for (int i = 0; i < n; i++) {
-                __m256i pair = broadcast_pair(x[i] + 2 * g);
-                for (int r = 0; r < HALF; r++)
-                    s[i][r] = _mm256_add_epi32(s[i][r], _mm256_madd_epi16(v[r], pair));
+            __m256i pair[TOKENS];
+            RELOAD(x);
+            for (int i = 0; i < n; i++)
+                pair[i] = broadcast_pair(x + i * WINA_BLOCK + 2 * g);
+            for (int r = 0; r < REGS; r++) {
+                const __m256i v = w->w[g][r0 + r];
+                for (int i = 0; i < n; i++)
+                    multiply_add(&s[i][r], v, pair[i]);
             }
         }
         for (int i = 0; i < n; i++) {
-            int64_t at = ((int64_t)(t + i) * p->n_blocks + block) * n_sub + sub;
-            finish_token(w, kind, sub, half, p->layout->offset, s[i], b->scale[which][at],
+            int64_t at = wina_batch_sub(b, block * n_sub + sub, t + i);
+            finish_token(w, kind, sub, r0, p->layout->offset, s[i], b->scale[which][at],
                          b->sum[which][at], y + (t + i) * y_stride);
         }
     }
 }
 
 INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind,
-                      int32_t block0, int32_t block1, int32_t strip, float *y,
-                      int64_t y_stride) {
+                      int32_t block0, int32_t block1, int32_t strip, float *y, int64_t y_stride) {
     for (int32_t block = block0; block < block1; block++) {
         strip_block w;
         load_block(p, values, kind, block, strip, &w);
         if (block + 1 < block1)
             fetch_block(p, values, block + 1, strip);
-        for (int half = 0; half < 2; half++) {
-            int32_t t = 0;
-            for (; t + TOKENS <= b->n_tokens; t += TOKENS)
-                multiply_tokens(p, b, &w, kind, block, half, t, TOKENS, y, y_stride);
-            for (; t < b->n_tokens; t++)
-                multiply_tokens(p, b, &w, kind, block, half, t, 1, y, y_stride);
-        }
+        int32_t t = 0;
+        for (; t + TOKENS <= b->n_tokens; t += TOKENS)
+            for (int r = 0; r < SUMS; r += REGS)
+                multiply_tokens(p, b, &w, kind, block, r, t, TOKENS, y, y_stride);
+        for (; t < b->n_tokens; t++)
+            for (int r = 0; r < SUMS; r += REGS)
+                multiply_tokens(p, b, &w, kind, block, r, t, 1, y, y_stride);
     }
     for (int32_t t = 0; t < b->n_tokens; t++)
         unswap_strip(y + t * y_stride);
@@ -112,18 +120,18 @@ INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina
 /* Float panels: a block is converted once, three tokens keep 32 sums each in registers. */
 INLINE void add_floats(const float *w, int n_cols, const float *x, int64_t x_stride, int n,
                        float *y, int64_t y_stride) {
-    __m256 s[TOKENS][HALF];
+    __m256 s[F_TOKENS][F_REGS];
     for (int i = 0; i < n; i++)
-        for (int r = 0; r < HALF; r++)
+        for (int r = 0; r < F_REGS; r++)
             s[i][r] = _mm256_loadu_ps(y + i * y_stride + 8 * r);
     for (int c = 0; c < n_cols; c++)
         for (int i = 0; i < n; i++) {
             __m256 v = _mm256_set1_ps(x[i * x_stride + c]);
-            for (int r = 0; r < HALF; r++)
+            for (int r = 0; r < F_REGS; r++)
                 s[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w + 64 * c + 8 * r), v, s[i][r]);
         }
     for (int i = 0; i < n; i++)
-        for (int r = 0; r < HALF; r++)
+        for (int r = 0; r < F_REGS; r++)
             _mm256_storeu_ps(y + i * y_stride + 8 * r, s[i][r]);
 }
 
@@ -144,11 +152,11 @@ INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales ki
     for (int32_t block = block0; block < block1; block++) {
         int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
         convert_block(p, kind, block, strip, n, w);
-        for (int at = 0; at < WINA_STRIP; at += 8 * HALF) {
+        for (int at = 0; at < WINA_STRIP; at += 8 * F_REGS) {
             const float *x = b->x + (int64_t)block * WINA_BLOCK;
             int32_t t = 0;
-            for (; t + TOKENS <= b->n_tokens; t += TOKENS)
-                add_floats(w + at, n, x + t * b->stride, b->stride, TOKENS, y + t * y_stride + at,
+            for (; t + F_TOKENS <= b->n_tokens; t += F_TOKENS)
+                add_floats(w + at, n, x + t * b->stride, b->stride, F_TOKENS, y + t * y_stride + at,
                            y_stride);
             for (; t < b->n_tokens; t++)
                 add_floats(w + at, n, x + t * b->stride, b->stride, 1, y + t * y_stride + at,
@@ -198,11 +206,7 @@ static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t block0,
 }
 
 void wina_gemm_avx2(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                      int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
-    for (int32_t strip = strip0; strip < strip1; strip++) {
-        float *out = y + (int64_t)strip * WINA_STRIP;
-        for (int32_t t = 0; t < b->n_tokens; t++)
-            memset(out + t * y_stride, 0, WINA_STRIP * sizeof *out);
-        gemm_strip(p, b, block0, block1, strip, out, y_stride);
-    }
+                    int32_t strip, float *y) {
+    memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
+    gemm_strip(p, b, block0, block1, strip, y, WINA_STRIP);
 }

@@ -70,7 +70,7 @@ multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w, 
                 s[i].hi[k] = s[i].lo[k] = _mm512_setzero_si512();
         for (int g = sub * QUADS / n_sub; g < (sub + 1) * QUADS / n_sub; g++)
             for (int i = 0; i < n; i++) {
-                int64_t at = (t + i) * b->stride + (int64_t)block * WINA_BLOCK + 4 * g;
+                int64_t at = wina_batch_at(b, block, t + i) + 4 * g;
                 __m512i xh = broadcast_quad(b->hi[which] + at);
                 __m512i xl = broadcast_quad(b->lo[which] + at);
                 for (int k = 0; k < 4; k++) {
@@ -79,18 +79,16 @@ multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w, 
                 }
             }
         for (int i = 0; i < n; i++) {
-            int64_t at = ((int64_t)(t + i) * p->n_blocks + block) * n_sub + sub;
+            int64_t at = wina_batch_sub(b, block * n_sub + sub, t + i);
             finish_token(w, kind, sub, p->layout->offset, &s[i], b->scale[which][at],
                          b->sum[which][at], y + (t + i) * y_stride);
         }
     }
 }
 
-static inline __attribute__((always_inline)) void gemm_kind(const wina_panel *p,
-                                                            const wina_batch *b, int values,
-                                                            wina_scales kind, int32_t block0,
-                                                            int32_t block1, int32_t strip,
-                                                            float *y, int64_t y_stride) {
+static inline __attribute__((always_inline)) void
+gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind, int32_t block0,
+          int32_t block1, int32_t strip, float *y, int64_t y_stride) {
     for (int32_t block = block0; block < block1; block++) {
         strip_block w;
         load_block(p, values, kind, block, strip, &w);
@@ -146,39 +144,35 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0
 }
 
 void wina_gemm_avx512(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                      int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
+                      int32_t strip, float *y) {
     const wina_layout *l = p->layout;
-    for (int32_t strip = strip0; strip < strip1; strip++) {
-        float *out = y + (int64_t)strip * WINA_STRIP;
-        for (int32_t t = 0; t < b->n_tokens; t++)
-            memset(out + t * y_stride, 0, WINA_STRIP * sizeof *out);
-        const bool five = l->high_bits == 1;
-        switch (l->scales) {
-        case WINA_SCALES_D:
-            if (l->low_bits == 8)
-                gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, out, y_stride);
-            else if (five)
-                gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, out, y_stride);
-            else
-                gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, out, y_stride);
-            break;
-        case WINA_SCALES_DM:
-            if (five)
-                gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, out, y_stride);
-            else
-                gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, out, y_stride);
-            break;
-        case WINA_SCALES_K_DM:
-            if (five)
-                gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, out, y_stride);
-            else
-                gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, out, y_stride);
-            break;
-        case WINA_SCALES_K_D16:
-            gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, out, y_stride);
-            break;
-        default:
-            gemm_floats(p, b, block0, block1, strip, out, y_stride);
-        }
+    memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
+    const bool five = l->high_bits == 1;
+    switch (l->scales) {
+    case WINA_SCALES_D:
+        if (l->low_bits == 8)
+            gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, y, WINA_STRIP);
+        else if (five)
+            gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, y, WINA_STRIP);
+        else
+            gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, y, WINA_STRIP);
+        break;
+    case WINA_SCALES_DM:
+        if (five)
+            gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, y, WINA_STRIP);
+        else
+            gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, y, WINA_STRIP);
+        break;
+    case WINA_SCALES_K_DM:
+        if (five)
+            gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, y, WINA_STRIP);
+        else
+            gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, y, WINA_STRIP);
+        break;
+    case WINA_SCALES_K_D16:
+        gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, y, WINA_STRIP);
+        break;
+    default:
+        gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
     }
 }

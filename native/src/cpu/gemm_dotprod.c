@@ -104,13 +104,12 @@ WINA_INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const
                                  neon_plane plane, wina_scales kind, int32_t block, int32_t token,
                                  int n, float *y, int64_t y_stride) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
-    const int64_t subs = (int64_t)p->n_blocks * n_sub;
     token_block a;
     for (int sub = 0; sub < n_sub; sub++) {
 #pragma GCC unroll 4
         for (int t = 0; t < n; t++) {
-            const int64_t x = (token + t) * b->stride + (int64_t)block * WINA_BLOCK;
-            const int64_t at = (token + t) * subs + (int64_t)block * n_sub + sub;
+            const int64_t x = wina_batch_at(b, block, token + t);
+            const int64_t at = wina_batch_sub(b, block * n_sub + sub, token + t);
             a.hi[t] = b->hi[which] + x;
             a.lo[t] = b->lo[which] + x;
             a.scale[t] = b->scale[which][at];
@@ -139,6 +138,6 @@ WINA_NEON_KINDS(DEFINE_GEMM)
 static const neon_gemm_table GEMM = {WINA_NEON_KINDS(LIST_GEMM)};
 
 void wina_gemm_dotprod(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                       int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
-    wina_gemm_strips_neon(GEMM, p, b, block0, block1, strip0, strip1, y, y_stride);
+                       int32_t strip, float *y) {
+    wina_gemm_strip_neon(GEMM, p, b, block0, block1, strip, y);
 }

@@ -72,20 +72,22 @@ WINA_INLINE int8x16_t load_pair(const int8_t *a, const int8_t *b) {
     return vcombine_s8(vld1_s8(a), vld1_s8(b));
 }
 
-/* Sub-block s of the tokens t0 and t1; its inputs begin at x. */
-WINA_INLINE void load_tokens(const wina_batch *b, const wina_panel *p, int which, int64_t x,
-                             int64_t s, int32_t t0, int32_t t1, token_pair *out) {
-    const int64_t subs = (int64_t)p->n_blocks * (which + 1);
-    const int64_t x0 = t0 * b->stride + x, x1 = t1 * b->stride + x;
+/* Sub-block `sub` of a block of the tokens t0 and t1. */
+WINA_INLINE void load_tokens(const wina_batch *b, const wina_panel *p, int which, int32_t block,
+                             int32_t sub, int32_t t0, int32_t t1, token_pair *out) {
+    const int64_t x0 = wina_batch_at(b, block, t0) + 16 * sub;
+    const int64_t x1 = wina_batch_at(b, block, t1) + 16 * sub;
+    const int64_t s0 = wina_batch_sub(b, block * (which + 1) + sub, t0);
+    const int64_t s1 = wina_batch_sub(b, block * (which + 1) + sub, t1);
 #pragma GCC unroll 4
     for (int o = 0; o < OCTETS / (which + 1); o++) {
         out->hi[o] = load_pair(b->hi[which] + x0 + 8 * o, b->hi[which] + x1 + 8 * o);
         out->lo[o] = load_pair(b->lo[which] + x0 + 8 * o, b->lo[which] + x1 + 8 * o);
     }
-    out->scale[0] = b->scale[which][t0 * subs + s];
-    out->scale[1] = b->scale[which][t1 * subs + s];
-    out->sum[0] = b->sum[which][t0 * subs + s];
-    out->sum[1] = b->sum[which][t1 * subs + s];
+    out->scale[0] = b->scale[which][s0];
+    out->scale[1] = b->scale[which][s1];
+    out->sum[0] = b->sum[which][s0];
+    out->sum[1] = b->sum[which][s1];
     const int32x2_t start = {-p->layout->offset * out->sum[0], -p->layout->offset * out->sum[1]};
     out->start = vcombine_s32(start, start);
 }
@@ -138,8 +140,7 @@ WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane 
             const int32_t last = t + 1 < b->n_tokens ? t + 1 : t;
             token_pair x = {.y = {y + t * y_stride, y + last * y_stride}};
             for (int sub = 0; sub < n_sub; sub++) {
-                load_tokens(b, p, n_sub - 1, (int64_t)block * WINA_BLOCK + 16 * sub,
-                            (int64_t)block * n_sub + sub, t, last, &x);
+                load_tokens(b, p, n_sub - 1, block, sub, t, last, &x);
                 if (last > t)
                     multiply_pair(&w, kind, sub, &x, 2);
                 else
@@ -153,6 +154,6 @@ WINA_NEON_KINDS(DEFINE_GEMM)
 static const neon_gemm_table GEMM = {WINA_NEON_KINDS(LIST_GEMM)};
 
 void wina_gemm_i8mm(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                    int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
-    wina_gemm_strips_neon(GEMM, p, b, block0, block1, strip0, strip1, y, y_stride);
+                    int32_t strip, float *y) {
+    wina_gemm_strip_neon(GEMM, p, b, block0, block1, strip, y);
 }

@@ -97,15 +97,14 @@ WINA_INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const
                                  wina_scales kind, int32_t block, int32_t token, int n, float *y,
                                  int64_t y_stride) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
-    const int64_t subs = (int64_t)p->n_blocks * n_sub;
     token_block a;
 #pragma GCC unroll 4
     for (int t = 0; t < n; t++)
-        a.x[t] = b->x16[which] + (token + t) * b->stride + (int64_t)block * WINA_BLOCK;
+        a.x[t] = b->x16[which] + wina_batch_at(b, block, token + t);
     for (int sub = 0; sub < n_sub; sub++) {
 #pragma GCC unroll 4
         for (int t = 0; t < n; t++) {
-            const int64_t at = (token + t) * subs + (int64_t)block * n_sub + sub;
+            const int64_t at = wina_batch_sub(b, block * n_sub + sub, token + t);
             a.scale[t] = b->scale[which][at];
             a.sum[t] = b->sum[which][at];
         }
@@ -220,22 +219,17 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0
 
 /* ---- strips ------------------------------------------------------------------------------- */
 
-void wina_gemm_strips_neon(const neon_gemm_table table, const wina_panel *p, const wina_batch *b,
-                           int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y,
-                           int64_t y_stride) {
+void wina_gemm_strip_neon(const neon_gemm_table table, const wina_panel *p, const wina_batch *b,
+                          int32_t block0, int32_t block1, int32_t strip, float *y) {
     const wina_layout *l = p->layout;
-    for (int32_t strip = strip0; strip < strip1; strip++) {
-        float *out = y + (int64_t)strip * WINA_STRIP;
-        for (int32_t t = 0; t < b->n_tokens; t++)
-            memset(out + t * y_stride, 0, WINA_STRIP * sizeof *out);
-        if (l->low_bits >= 16)
-            gemm_floats(p, b, block0, block1, strip, out, y_stride);
-        else
-            table[plane_of(l)][l->scales](p, b, block0, block1, strip, out, y_stride);
-    }
+    memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
+    if (l->low_bits >= 16)
+        gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
+    else
+        table[plane_of(l)][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
 }
 
 void wina_gemm_neon(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                    int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
-    wina_gemm_strips_neon(GEMM, p, b, block0, block1, strip0, strip1, y, y_stride);
+                    int32_t strip, float *y) {
+    wina_gemm_strip_neon(GEMM, p, b, block0, block1, strip, y);
 }

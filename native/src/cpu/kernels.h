@@ -42,11 +42,21 @@ typedef struct wina_batch {
     int32_t n_tokens;
     int64_t stride;        /* n_cols rounded up to 32 */
     float *x;              /* (n_tokens, stride) masked */
-    int8_t *hi[2], *lo[2]; /* [0]: sub-blocks of 32, [1]: of 16; (n_tokens, stride) */
+    int8_t *hi[2], *lo[2]; /* [0]: sub-blocks of 32, [1]: of 16; (n_blocks, n_tokens, 32) */
     int16_t *x16[2];       /* 256 hi + lo */
-    float *scale[2];       /* (n_tokens, n_sub) */
-    int32_t *sum[2];       /* (n_tokens, n_sub) */
+    float *scale[2];       /* (n_sub, n_tokens) */
+    int32_t *sum[2];       /* (n_sub, n_tokens) */
 } wina_batch;
+
+/* Where a token's 32 inputs of a block are. All tokens of a block lie together: a stride of a whole
+ * row, often a power of two, would put them into the same few sets of the cache. */
+static inline int64_t wina_batch_at(const wina_batch *b, int32_t block, int32_t token) {
+    return ((int64_t)block * b->n_tokens + token) * WINA_BLOCK;
+}
+/* Where scale and sum of a token's sub-block are. */
+static inline int64_t wina_batch_sub(const wina_batch *b, int32_t sub, int32_t token) {
+    return (int64_t)sub * b->n_tokens + token;
+}
 
 typedef struct wina_kernels {
     const char *name;
@@ -55,9 +65,9 @@ typedef struct wina_kernels {
      * [block0, block1). */
     void (*gemv)(const wina_panel *panel, const wina_act *act, int32_t block0, int32_t block1,
                  int32_t strip0, int32_t strip1, float *y);
-    /* The same for every token of a batch: y (n_tokens, y_stride). */
+    /* The same for one strip and every token of a batch: y (n_tokens, 64). */
     void (*gemm)(const wina_panel *panel, const wina_batch *batch, int32_t block0, int32_t block1,
-                 int32_t strip0, int32_t strip1, float *y, int64_t y_stride);
+                 int32_t strip, float *y);
 
     /* Rounds the kept inputs to 16 bits; sub is 32 or 16. */
     void (*quantize)(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
@@ -67,8 +77,7 @@ typedef struct wina_kernels {
 
     /* See sparse/select.h. */
     void (*score)(const float *x, const float *norms, int32_t n, float *score);
-    void (*select)(const float *score, int32_t n, int32_t n_keep, int32_t *kept,
-                   uint32_t *scratch);
+    void (*select)(const float *score, int32_t n, int32_t n_keep, int32_t *kept, uint32_t *scratch);
 
     /* y (n) = x * gain / sqrt(mean(x^2) + eps) */
     void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);

@@ -27,8 +27,8 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
     }
 }
 
-/* The lines that the next group of columns will need, fetched in the order of their addresses, a few
- * with every strip of the group before: the memory system sees one long read. */
+/* The lines that the next group of columns will need, fetched in the order of their addresses, a
+ * few with every strip of the group before: the memory system sees one long read. */
 enum { GROUP = 4, MAX_SPANS = 8 * GROUP + 2, UNIT = 4 /* lines fetched at a time */ };
 
 typedef struct fetch {
@@ -91,7 +91,8 @@ INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g
             const uint8_t *col = base + a->col[i] * p->col_bytes;
             fetch_add(f, col + row0 * l->low_bits / 8, rows * l->low_bits / 8);
             if (l->high_bits)
-                fetch_add(f, col + p->n_rows / 2 + row0 * l->high_bits / 8, rows * l->high_bits / 8);
+                fetch_add(f, col + p->n_rows / 2 + row0 * l->high_bits / 8,
+                          rows * l->high_bits / 8);
         }
     if (g->q1 == a->first[g->sub + 1]) {
         const int64_t half = l->scale_bytes == 4 || l->super_bytes > 0 ? l->scale_bytes / 2 : 0;
@@ -103,10 +104,11 @@ INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g
     fetch_start(f);
 }
 
-/* What a group multiplies: columns from the first strip on, and activations as they are broadcast. */
+/* What a group multiplies: columns from the first strip on, and activations as they are broadcast.
+ */
 typedef struct operands {
     const uint8_t *col[4 * GROUP];
-    int32_t x[2 * GROUP];      /* pairs of 16-bit activations */
+    int32_t x[2 * GROUP];                 /* pairs of 16-bit activations */
     int32_t hi[2 * GROUP], lo[2 * GROUP]; /* pairs of their bytes, twice */
 } operands;
 
@@ -125,10 +127,6 @@ INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group 
         o->lo[i] = (int32_t)(lo * 0x10001u);
     }
 }
-
-/* Keeps the compiler from loading all operands of a group ahead of its loop, for which there are
- * not enough registers. */
-#define RELOAD(o) __asm__("" : "+r"(o))
 
 /* Products of one pair of 4-bit values with high and low activation bytes. */
 INLINE void multiply_narrow(const operands *o, int i, int64_t at, __m256i hi[4], __m256i lo[4]) {

@@ -3,11 +3,9 @@
 #include "kernels_generic.h"
 
 /* One value plane and one kind of scales; both are constants where this is inlined. */
-static inline __attribute__((always_inline)) void gemv_kind(const wina_panel *p,
-                                                            const wina_quads *a, int values,
-                                                            wina_scales kind, int32_t block0,
-                                                            int32_t block1, int32_t strip0,
-                                                            int32_t strip1, float *y) {
+static inline __attribute__((always_inline)) void
+gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina_scales kind, int32_t block0,
+          int32_t block1, int32_t strip0, int32_t strip1, float *y) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
     const int32_t n_subs = block1 * n_sub, n_rows = p->n_rows;
     const int64_t strip_bytes = values == 0 ? 64 : 32;
@@ -47,11 +45,9 @@ static inline __attribute__((always_inline)) void gemv_kind(const wina_panel *p,
         unswap_strip(y + (int64_t)strip * WINA_STRIP);
 }
 
-static inline __attribute__((always_inline)) void gemv_floats_kind(const wina_panel *p,
-                                                                   const wina_act *act,
-                                                                   wina_scales kind, int32_t block0,
-                                                                   int32_t block1, int32_t strip0,
-                                                                   int32_t strip1, float *y) {
+static inline __attribute__((always_inline)) void
+gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind, int32_t block0,
+                 int32_t block1, int32_t strip0, int32_t strip1, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
     for (int32_t k = 0, k1; k < act->n_kept; k = k1) {
         const int32_t block = act->kept[k] / WINA_BLOCK;

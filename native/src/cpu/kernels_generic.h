@@ -188,25 +188,26 @@ static void quantize(const float *x, const int32_t *kept, int32_t n_kept, int32_
 
 static void quantize_row(const wina_batch *b, int32_t token, int which) {
     const int32_t sub = which ? 16 : 32, n_sub = (int32_t)(b->stride / sub);
-    const float *x = b->x + token * b->stride;
-    int8_t *hi = b->hi[which] + token * b->stride, *lo = b->lo[which] + token * b->stride;
-    int16_t *wide = b->x16[which] + token * b->stride;
     for (int32_t s = 0; s < n_sub; s++) {
+        const float *x = b->x + token * b->stride + s * sub;
+        const int64_t at = wina_batch_at(b, s * sub / WINA_BLOCK, token) + s * sub % WINA_BLOCK;
+        int8_t *hi = b->hi[which] + at, *lo = b->lo[which] + at;
+        int16_t *wide = b->x16[which] + at;
         float amax = 0.0f, inverse;
-        for (int32_t i = s * sub; i < (s + 1) * sub; i++) {
+        for (int32_t i = 0; i < sub; i++) {
             float a = fabsf(x[i]);
             amax = a <= amax ? amax : a; /* a NaN gets through */
         }
         int32_t sum = 0;
-        b->scale[which][(int64_t)token * n_sub + s] = activation_scale(amax, &inverse);
-        for (int32_t i = s * sub; i < (s + 1) * sub; i++) {
+        b->scale[which][wina_batch_sub(b, s, token)] = activation_scale(amax, &inverse);
+        for (int32_t i = 0; i < sub; i++) {
             int32_t v = inverse > 0 ? (int32_t)round_even(x[i] * inverse) : 0;
             hi[i] = (int8_t)((v + 128) >> 8);
             lo[i] = (int8_t)(v - 256 * hi[i]);
             wide[i] = (int16_t)v;
             sum += v;
         }
-        b->sum[which][(int64_t)token * n_sub + s] = sum;
+        b->sum[which][wina_batch_sub(b, s, token)] = sum;
     }
 }
 
@@ -357,7 +358,7 @@ static void gemv(const wina_panel *p, const wina_act *act, int32_t block0, int32
 }
 
 static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t block0,
-                        int32_t block1, int32_t strip, float *y, int64_t y_stride) {
+                        int32_t block1, int32_t strip, float *y) {
     const int32_t end = block1 * WINA_BLOCK < p->n_cols ? block1 * WINA_BLOCK : p->n_cols;
     for (int32_t c = block0 * WINA_BLOCK; c < end; c++) {
         float w[WINA_STRIP];
@@ -366,7 +367,7 @@ static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t bl
             strip, w);
         for (int32_t t = 0; t < batch->n_tokens; t++) {
             float x = batch->x[t * batch->stride + c];
-            float *out = y + t * y_stride + (int64_t)strip * WINA_STRIP;
+            float *out = y + (int64_t)t * WINA_STRIP;
             for (int r = 0; r < WINA_STRIP; r++)
                 out[r] = fmaf(w[r], x, out[r]);
         }
@@ -374,9 +375,8 @@ static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t bl
 }
 
 static void gemm_block(const wina_panel *p, const wina_batch *batch, int32_t block, int32_t strip,
-                       float *y, int64_t y_stride) {
+                       float *y) {
     const int sub_width = p->layout->sub, n_sub = WINA_BLOCK / sub_width, which = n_sub - 1;
-    const int64_t subs = (int64_t)p->n_blocks * n_sub;
     uint8_t v[WINA_BLOCK][WINA_STRIP];
     for (int c = 0; c < WINA_BLOCK; c++)
         unpack_strip(p, wina_panel_block(p, block) + (uint64_t)c * p->col_bytes, strip, v[c]);
@@ -384,8 +384,8 @@ static void gemm_block(const wina_panel *p, const wina_batch *batch, int32_t blo
         strip_scales scales;
         load_scales(p, block, j, strip, &scales);
         for (int32_t t = 0; t < batch->n_tokens; t++) {
-            int64_t at = t * batch->stride + block * WINA_BLOCK + j * sub_width;
-            int64_t s = t * subs + (int64_t)block * n_sub + j;
+            int64_t at = wina_batch_at(batch, block, t) + j * sub_width;
+            int64_t s = wina_batch_sub(batch, block * n_sub + j, t);
             int32_t dot[WINA_STRIP] = {0};
             for (int c = 0; c < sub_width; c++) {
                 int32_t x = batch->x16[which][at + c];
@@ -393,22 +393,19 @@ static void gemm_block(const wina_panel *p, const wina_batch *batch, int32_t blo
                     dot[r] += v[j * sub_width + c][r] * x;
             }
             add_block(&scales, has_mins(p), p->layout->offset, dot, batch->scale[which][s],
-                      batch->sum[which][s], y + t * y_stride + (int64_t)strip * WINA_STRIP);
+                      batch->sum[which][s], y + (int64_t)t * WINA_STRIP);
         }
     }
 }
 
 static void gemm(const wina_panel *p, const wina_batch *batch, int32_t block0, int32_t block1,
-                 int32_t strip0, int32_t strip1, float *y, int64_t y_stride) {
-    for (int32_t strip = strip0; strip < strip1; strip++) {
-        for (int32_t t = 0; t < batch->n_tokens; t++)
-            memset(y + t * y_stride + (int64_t)strip * WINA_STRIP, 0, WINA_STRIP * sizeof *y);
-        if (p->layout->low_bits >= 16)
-            gemm_floats(p, batch, block0, block1, strip, y, y_stride);
-        else
-            for (int32_t b = block0; b < block1; b++)
-                gemm_block(p, batch, b, strip, y, y_stride);
-    }
+                 int32_t strip, float *y) {
+    memset(y, 0, (size_t)batch->n_tokens * WINA_STRIP * sizeof *y);
+    if (p->layout->low_bits >= 16)
+        gemm_floats(p, batch, block0, block1, strip, y);
+    else
+        for (int32_t b = block0; b < block1; b++)
+            gemm_block(p, batch, b, strip, y);
 }
 
 static inline void fill_table(wina_kernels *k, const char *name) {

@@ -227,9 +227,10 @@ static void quantize_neon(const float *x, const int32_t *kept, int32_t n_kept, i
 static void quantize_row_neon(const wina_batch *b, int32_t token, int which) {
     const int32_t sub = which ? 16 : 32, n_sub = (int32_t)(b->stride / sub);
     for (int32_t s = 0; s < n_sub; s++) {
-        const int64_t at = token * b->stride + (int64_t)s * sub, i = (int64_t)token * n_sub + s;
+        const int64_t at = wina_batch_at(b, s * sub / WINA_BLOCK, token) + s * sub % WINA_BLOCK;
+        const int64_t i = wina_batch_sub(b, s, token);
         rounded to = {.hi = b->hi[which] + at, .lo = b->lo[which] + at, .x = b->x16[which] + at};
-        round_values(b->x + at, sub, &to);
+        round_values(b->x + token * b->stride + s * sub, sub, &to);
         b->scale[which][i] = to.scale;
         b->sum[which][i] = to.sum;
     }

@@ -263,15 +263,15 @@ void wina_gemv_tiles_neon(const neon_gemv_table table, const wina_panel *panel, 
 
 /* gemm_neon.c */
 void wina_gemm_neon(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                    int32_t block1, int32_t strip0, int32_t strip1, float *y, int64_t y_stride);
-void wina_gemm_strips_neon(const neon_gemm_table table, const wina_panel *panel,
-                           const wina_batch *batch, int32_t block0, int32_t block1, int32_t strip0,
-                           int32_t strip1, float *y, int64_t y_stride);
+                    int32_t block1, int32_t strip, float *y);
+void wina_gemm_strip_neon(const neon_gemm_table table, const wina_panel *panel,
+                          const wina_batch *batch, int32_t block0, int32_t block1, int32_t strip,
+                          float *y);
 
 /* gemm_dotprod.c, gemm_i8mm.c */
 void wina_gemm_dotprod(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                       int32_t block1, int32_t strip0, int32_t strip1, float *y, int64_t y_stride);
+                       int32_t block1, int32_t strip, float *y);
 void wina_gemm_i8mm(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                    int32_t block1, int32_t strip0, int32_t strip1, float *y, int64_t y_stride);
+                    int32_t block1, int32_t strip, float *y);
 
 #endif

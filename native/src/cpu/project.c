@@ -109,8 +109,8 @@ static int find_segments(const job *j, int32_t mask, segment out[WINA_MAX_PROJEC
         int64_t p0 = g->panel_row0[i] / WINA_STRIP, p1 = p0 + g->panels[i].n_rows / WINA_STRIP;
         int64_t a = p0 > m0 ? p0 : m0, b = p1 < m1 ? p1 : m1;
         if (a < b)
-            out[n++] = (segment){&g->panels[i], (int32_t)(a - p0), (int32_t)(b - p0),
-                                 g->panel_row0[i]};
+            out[n++] =
+                (segment){&g->panels[i], (int32_t)(a - p0), (int32_t)(b - p0), g->panel_row0[i]};
     }
     return n;
 }
@@ -131,8 +131,8 @@ static void prepare_act(const job *j, int32_t mask) {
     count(j, 0, mask, a->n_kept);
 }
 
-/* A thread's share of one segment: (part, strip) pairs in that order, so that it reads whole columns
- * where there are as many parts as threads. */
+/* A thread's share of one segment: (part, strip) pairs in that order, so that it reads whole
+ * columns where there are as many parts as threads. */
 static void multiply_share(const job *j, const segment *s, const wina_act *act, int32_t thread,
                            int32_t n_threads) {
     const int64_t n_strips = s->strip1 - s->strip0;
@@ -204,24 +204,23 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     }
 }
 
-/* One strip of every token, part by part. */
-static void multiply_strip(const job *j, const segment *s, int32_t strip, float *part_sums) {
+/* One strip of every token, part by part. The products go through a small buffer, since rows of the
+ * result lie far apart, often by a power of two, which is hard on the cache. */
+static void multiply_strip(const job *j, const segment *s, int32_t strip, float *sums) {
     const wina_cpu *c = j->cpu;
-    float *out = j->out + s->row0;
+    float *out = j->out + s->row0 + (int64_t)strip * WINA_STRIP;
     for (int32_t part = 0; part < s->panel->n_parts; part++) {
         int32_t block0, block1;
         wina_panel_part(s->panel, part, &block0, &block1);
-        if (part == 0) {
-            c->kernels.gemm(s->panel, &c->batch, block0, block1, strip, strip + 1, out,
-                            j->out_stride);
-            continue;
+        c->kernels.gemm(s->panel, &c->batch, block0, block1, strip, sums);
+        for (int32_t t = 0; t < c->n_tokens; t++) {
+            float *to = out + t * j->out_stride;
+            const float *from = sums + (int64_t)t * WINA_STRIP;
+            if (part == 0)
+                memcpy(to, from, WINA_STRIP * sizeof *to);
+            else
+                c->kernels.add(to, from, WINA_STRIP);
         }
-        /* gemm stores at the strip's own rows */
-        c->kernels.gemm(s->panel, &c->batch, block0, block1, strip, strip + 1,
-                        part_sums - (int64_t)strip * WINA_STRIP, WINA_STRIP);
-        for (int32_t t = 0; t < c->n_tokens; t++)
-            c->kernels.add(out + t * j->out_stride + (int64_t)strip * WINA_STRIP,
-                           part_sums + (int64_t)t * WINA_STRIP, WINA_STRIP);
     }
 }
 

@@ -8,8 +8,6 @@
 
 #include "avx2.h"
 
-enum { FEW = 256 };
-
 INLINE __m256i load_bits(const float *score, int32_t i) {
     return _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(score + i)),
                             _mm256_set1_epi32(0x7fffffff));
@@ -42,15 +40,22 @@ static int32_t count_from(const float *score, int32_t n, int32_t bits) {
     return total;
 }
 
-/* Copies the scores in [low, high); returns how many. out has room for eight more than there are. */
-static int32_t copy_between(const float *score, int32_t n, int32_t low, int64_t high,
+/* Copies the scores whose bits are in [low, last]; returns how many. */
+static int32_t copy_between(const float *score, int32_t n, int32_t low, int32_t last,
                             uint32_t *out) {
-    int32_t m = 0;
-    for (int32_t i = 0; i < n; i++) {
-        const int32_t v = bits_of(score + i);
-        out[m] = (uint32_t)v;
-        m += v >= low && v < high;
+    const __m256i below = _mm256_set1_epi32(low - 1), above = _mm256_set1_epi32(last);
+    int32_t i = 0, m = 0;
+    for (; i + 8 <= n; i += 8) {
+        const __m256i v = load_bits(score, i);
+        const __m256i in =
+            _mm256_andnot_si256(_mm256_cmpgt_epi32(v, above), _mm256_cmpgt_epi32(v, below));
+        for (uint32_t mask = (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(in)); mask;
+             mask &= mask - 1)
+            out[m++] = (uint32_t)bits_of(score + i + __builtin_ctz(mask));
     }
+    for (; i < n; i++)
+        if (bits_of(score + i) >= low && bits_of(score + i) <= last)
+            out[m++] = (uint32_t)bits_of(score + i);
     return m;
 }
 
@@ -59,14 +64,14 @@ static int32_t find_threshold(const float *score, int32_t n, int32_t n_keep, uin
                               int32_t *n_equal) {
     int32_t low = 0, n_from = n, n_above = 0; /* scores >= low; >= the range that is left */
     int bit = 30;
-    for (; bit >= 0 && n_from - n_above > FEW; bit--) {
+    for (; bit >= 0 && n_from - n_above > n / 32 + 16; bit--) {
         const int32_t count = count_from(score, n, low | 1 << bit);
         if (count >= n_keep)
             low |= 1 << bit, n_from = count;
         else
             n_above = count;
     }
-    int32_t m = copy_between(score, n, low, (int64_t)low + ((int64_t)1 << (bit + 1)), scratch);
+    int32_t m = copy_between(score, n, low, low | (int32_t)((1u << (bit + 1)) - 1), scratch);
     for (; bit >= 0; bit--) {
         int32_t count = n_above;
         for (int32_t i = 0; i < m; i++)
@@ -83,19 +88,18 @@ static int32_t find_threshold(const float *score, int32_t n, int32_t n_keep, uin
 
 /* Appends base + i for every bit i of the mask. Up to four entries beyond the last are written. */
 INLINE int32_t append_lanes(int32_t *kept, int32_t base, uint32_t mask) {
-    static const int8_t LANES_OF[16][4] = {{0},          {0},       {1},       {0, 1},
-                                           {2},          {0, 2},    {1, 2},    {0, 1, 2},
-                                           {3},          {0, 3},    {1, 3},    {0, 1, 3},
-                                           {2, 3},       {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}};
+    static const int8_t LANES_OF[16][4] = {
+        {0}, {0},    {1},    {0, 1},    {2},    {0, 2},    {1, 2},    {0, 1, 2},
+        {3}, {0, 3}, {1, 3}, {0, 1, 3}, {2, 3}, {0, 2, 3}, {1, 2, 3}, {0, 1, 2, 3}};
     int32_t low, high;
     memcpy(&low, LANES_OF[mask & 15], 4);
     memcpy(&high, LANES_OF[mask >> 4], 4);
     const int32_t n_low = __builtin_popcount(mask & 15);
     _mm_storeu_si128((__m128i *)kept, _mm_add_epi32(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(low)),
                                                     _mm_set1_epi32(base)));
-    _mm_storeu_si128((__m128i *)(kept + n_low),
-                     _mm_add_epi32(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(high)),
-                                   _mm_set1_epi32(base + 4)));
+    _mm_storeu_si128(
+        (__m128i *)(kept + n_low),
+        _mm_add_epi32(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(high)), _mm_set1_epi32(base + 4)));
     return n_low + __builtin_popcount(mask >> 4);
 }
 
@@ -148,8 +152,8 @@ INLINE float largest(const float *x, int32_t n) {
     const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
     __m256i m = _mm256_setzero_si256(); /* magnitudes are ordered like their bits, NaN on top */
     for (int32_t i = 0; i < n; i += 8)
-        m = _mm256_max_epi32(
-            m, _mm256_castps_si256(_mm256_and_ps(_mm256_loadu_ps(x + i), magnitude)));
+        m = _mm256_max_epi32(m,
+                             _mm256_castps_si256(_mm256_and_ps(_mm256_loadu_ps(x + i), magnitude)));
     __m128i s = _mm_max_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
     s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     s = _mm_max_epi32(s, _mm_shuffle_epi32(s, 0xb1));
@@ -193,8 +197,8 @@ void wina_quantize_avx2(const float *x, const int32_t *kept, int32_t n_kept, int
         out->scale[s] = scale_of(largest(v, (m + 7) / 8 * 8), &inverse);
         if (inverse == 0.0f) /* zeros, or NaN and infinity, which the scale carries */
             memset(v, 0, sizeof v);
-        out->sum[s] = round_values(v, (m + 7) / 8 * 8, inverse, out->hi + n, out->lo + n,
-                                   out->x + n);
+        out->sum[s] =
+            round_values(v, (m + 7) / 8 * 8, inverse, out->hi + n, out->lo + n, out->x + n);
         for (; m % 4 != 0; m++)
             out->col[n + (uint32_t)m] = out->col[n + (uint32_t)m - 1];
         n += (uint32_t)m;
@@ -206,13 +210,13 @@ void wina_quantize_row_avx2(const wina_batch *b, int32_t token, int which) {
     const int32_t sub = which ? 16 : 32, n_sub = (int32_t)(b->stride / sub);
     const float zeros[WINA_BLOCK] = {0};
     for (int32_t s = 0; s < n_sub; s++) {
-        const int64_t at = token * b->stride + s * sub, i = (int64_t)token * n_sub + s;
-        const float *x = b->x + at;
+        const int64_t at = wina_batch_at(b, s * sub / WINA_BLOCK, token) + s * sub % WINA_BLOCK;
+        const int64_t i = wina_batch_sub(b, s, token);
+        const float *x = b->x + token * b->stride + s * sub;
         float inverse;
         b->scale[which][i] = scale_of(largest(x, sub), &inverse);
-        b->sum[which][i] =
-            round_values(inverse == 0.0f ? zeros : x, sub, inverse, b->hi[which] + at,
-                         b->lo[which] + at, b->x16[which] + at);
+        b->sum[which][i] = round_values(inverse == 0.0f ? zeros : x, sub, inverse,
+                                        b->hi[which] + at, b->lo[which] + at, b->x16[which] + at);
     }
 }
 
