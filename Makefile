@@ -143,7 +143,8 @@ test-python: native $(VENV)/.installed-dev
 check-layout: native | $(VENV)/bin/python
 	$(VENV)/bin/python tools/check_layout.py . $(BUILD)
 
-test: test-native test-quick-aarch64 check-layout test-python
+# The emulated program wants the model that the Python tests fetch.
+test: test-native check-layout test-python test-quick-aarch64
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check pywina tools tests

@@ -4,8 +4,9 @@
 #
 #   tools/test_emulated.sh ARCH [quick]     ARCH: aarch64 or riscv64
 #
-# "quick" runs of the C tests only those of the kernels, and generates no text. Needs ARCH-linux-gnu-gcc and qemu-ARCH-static (Debian: gcc-ARCH-linux-gnu,
-# qemu-user-static); where they are not, it says so and succeeds, or fails if WINA_NEED_EMULATION=1.
+# "quick" runs of the C tests only those of the kernels, and generates no text. Needs
+# ARCH-linux-gnu-gcc and qemu-ARCH-static (Debian: gcc-ARCH-linux-gnu, qemu-user-static); where they
+# are not, it says so and succeeds, or fails if WINA_NEED_EMULATION=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 arch=$1 quick=${2:-}
