@@ -29,7 +29,9 @@ riscv64) cpus=(rv64) sets=(c) ;;
 *) echo "$0: unknown processor $arch" >&2 && exit 2 ;;
 esac
 
-make -s CROSS="$cross" BUILD="$build" tests static
+# Options of a make above this one (sanitizers, say) are for this machine's build.
+env -u MAKEFLAGS -u MAKEOVERRIDES -u CFLAGS make -s -j"$(nproc)" CROSS="$cross" BUILD="$build" \
+    tests static
 
 # Limits of time and of the process's own memory mean nothing here.
 export WINA_EMULATED=1
