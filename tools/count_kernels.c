@@ -47,7 +47,8 @@ static void multiply_batch(const wina_kernels *k, const wina_panel *p, int32_t n
         for (int32_t t = 0; t < n_tokens; t++)
             k->quantize_row(&b, t, i);
     }
-    k->gemm(p, &b, 0, p->n_blocks, 0, p->n_rows / WINA_STRIP, y, p->n_rows);
+    for (int32_t strip = 0; strip < p->n_rows / WINA_STRIP; strip++)
+        k->gemm(p, &b, 0, p->n_blocks, strip, y + (int64_t)strip * n_tokens * WINA_STRIP);
 }
 
 int main(int argc, char **argv) {
