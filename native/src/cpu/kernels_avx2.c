@@ -2,13 +2,6 @@
 #include "avx2.h"
 #include "kernels_generic.h"
 
-#ifndef TILE
-#define TILE 64
-#endif
-#ifndef FETCH_HINT
-#define FETCH_HINT _MM_HINT_T1
-#endif
-
 /* Adds a finished sub-block to the strip's 64 sums (in stored order). */
 INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scales,
                      const uint8_t *super, int sub, int32_t strip, const __m256i s[SUMS],
@@ -27,39 +20,46 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
     }
 }
 
-/* The lines that the next group of columns will need, fetched in the order of their addresses, a
- * few with every strip of the group before: the memory system sees one long read. */
-enum { GROUP = 4, MAX_SPANS = 8 * GROUP + 2, UNIT = 4 /* lines fetched at a time */ };
+/* Kept columns are multiplied in small groups. The lines that the next group needs are fetched in
+ * the order of their addresses and evenly between the multiplications of the one before: the memory
+ * system sees one long read, and never more requests at once than it takes (others are dropped). */
+enum { GROUP = 3, MAX_SPANS = 8 * GROUP + 2, TILE = 256 /* strips */ };
 
 typedef struct fetch {
     const char *at[MAX_SPANS];
-    int32_t n_units[MAX_SPANS];
+    int32_t n_lines[MAX_SPANS];
     int32_t n_spans, span, n_total;
-    int32_t left; /* units of the span under way */
+    int32_t left; /* lines of the span under way */
     const char *next;
 } fetch;
 
 INLINE void fetch_add(fetch *f, const uint8_t *at, int64_t n_bytes) {
     f->at[f->n_spans] = (const char *)at;
-    f->n_units[f->n_spans] = (int32_t)((n_bytes + 64 * UNIT - 1) / (64 * UNIT));
-    f->n_total += f->n_units[f->n_spans++];
+    f->n_lines[f->n_spans] = (int32_t)((n_bytes + 63) / 64);
+    f->n_total += f->n_lines[f->n_spans++];
 }
 
 INLINE void fetch_start(fetch *f) {
     f->next = f->at[0];
-    f->left = f->n_spans ? f->n_units[0] : 0;
+    f->left = f->n_spans ? f->n_lines[0] : 0;
 }
 
-INLINE void fetch_some(fetch *f, int32_t n) {
-    for (; n > 0 && f->left > 0; n--) {
-        for (int i = 0; i < UNIT; i++)
-            _mm_prefetch(f->next + 64 * i, FETCH_HINT);
-        f->next += 64 * UNIT;
-        if (--f->left == 0 && ++f->span < f->n_spans) {
-            f->next = f->at[f->span];
-            f->left = f->n_units[f->span];
-        }
+/* The next n lines; the last of a span may reach into what follows it. */
+INLINE const char *fetch_next(fetch *f, int32_t n) {
+    const char *lines = f->next;
+    f->next += 64 * (int64_t)n;
+    f->left -= n;
+    if (f->left <= 0 && f->span + 1 < f->n_spans) {
+        f->span++;
+        f->next = f->at[f->span];
+        f->left = f->n_lines[f->span];
     }
+    return lines;
+}
+
+INLINE void fetch_lines(const char *lines, int32_t from, int32_t to) {
+    for (int32_t i = from; i < to; i++)
+        _mm_prefetch(lines + 64 * (int64_t)i, _MM_HINT_T1);
 }
 
 /* Up to GROUP quads of one sub-block: what the kernel multiplies at a time. */
@@ -74,8 +74,9 @@ INLINE bool next_group(const wina_quads *a, int32_t end, group *g) {
     while (g->q0 == a->first[g->sub + 1])
         if (++g->sub == end)
             return false;
-    uint32_t left = a->first[g->sub + 1] - g->q0;
-    g->q1 = g->q0 + (left < GROUP ? left : GROUP);
+    /* As few groups as can be, of even sizes, so that fetching stays even too. */
+    const uint32_t left = a->first[g->sub + 1] - g->q0, n = (left + GROUP - 1) / GROUP;
+    g->q1 = g->q0 + (left + n - 1) / n;
     return true;
 }
 
@@ -128,37 +129,45 @@ INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group 
     }
 }
 
-/* Products of one pair of 4-bit values with high and low activation bytes. */
-INLINE void multiply_narrow(const operands *o, int i, int64_t at, __m256i hi[4], __m256i lo[4]) {
+/* Bytes of a pair of 4-bit columns: rows as interleave() has them. */
+INLINE void load_pair(const operands *o, int i, int64_t at, __m256i pair[4]) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i a = _mm256_loadu_si256((const __m256i *)(o->col[2 * i] + at));
     const __m256i b = _mm256_loadu_si256((const __m256i *)(o->col[2 * i + 1] + at));
     const __m256i ab0 = _mm256_unpacklo_epi8(a, b), ab1 = _mm256_unpackhi_epi8(a, b);
-    const __m256i pair[4] = {_mm256_and_si256(ab0, nibble), _mm256_and_si256(ab1, nibble),
-                             _mm256_and_si256(_mm256_srli_epi16(ab0, 4), nibble),
-                             _mm256_and_si256(_mm256_srli_epi16(ab1, 4), nibble)};
-    const __m256i xh = _mm256_set1_epi32(o->hi[i]), xl = _mm256_set1_epi32(o->lo[i]);
-    for (int k = 0; k < 4; k++) {
-        hi[k] = _mm256_maddubs_epi16(pair[k], xh);
-        lo[k] = _mm256_maddubs_epi16(pair[k], xl);
-    }
+    pair[0] = _mm256_and_si256(ab0, nibble);
+    pair[1] = _mm256_and_si256(ab1, nibble);
+    pair[2] = _mm256_and_si256(_mm256_srli_epi16(ab0, 4), nibble);
+    pair[3] = _mm256_and_si256(_mm256_srli_epi16(ab1, 4), nibble);
+}
+
+/* s += w x, pairs of bytes. Spelt out, because the compiler would form all products of a pair of
+ * columns first and run out of registers. */
+INLINE void multiply_add_bytes(__m256i *s, __m256i w, __m256i x) {
+    __m256i product;
+    __asm__("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0"
+            : "+x"(*s), "=&x"(product)
+            : "x"(w), "x"(x));
 }
 
 /* Sums of n pairs of 4-bit values over one strip, added to `kept` unless they are the first. They
  * stay in 16 bits while they are formed: |sum| grows by at most 2 * 15 * 128 a pair. */
 INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const __m256i *kept,
-                       __m256i s[SUMS]) {
+                       const char *lines, __m256i s[SUMS]) {
     const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
     __m256i hi[4], lo[4];
-    RELOAD(o);
-    multiply_narrow(o, 0, at, hi, lo);
-    for (int i = 1; i < n; i++) {
-        __m256i h[4], l[4];
+    for (int k = 0; k < 4; k++)
+        hi[k] = lo[k] = _mm256_setzero_si256();
+#pragma GCC unroll 1
+    for (int i = 0; i < n; i++) {
+        __m256i pair[4];
         RELOAD(o);
-        multiply_narrow(o, i, at, h, l);
+        load_pair(o, i, at, pair);
+        fetch_lines(lines, i, i + 1);
+        const __m256i xh = _mm256_set1_epi32(o->hi[i]), xl = _mm256_set1_epi32(o->lo[i]);
         for (int k = 0; k < 4; k++) {
-            hi[k] = _mm256_add_epi16(hi[k], h[k]);
-            lo[k] = _mm256_add_epi16(lo[k], l[k]);
+            multiply_add_bytes(&hi[k], pair[k], xh);
+            multiply_add_bytes(&lo[k], pair[k], xl);
         }
     }
     for (int k = 0; k < 4; k++) {
@@ -172,7 +181,7 @@ INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const _
 
 /* The same for wider values, in 32 bits. */
 INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t strip, int values,
-                     bool first, const __m256i *kept, __m256i s[SUMS]) {
+                     bool first, const __m256i *kept, const char *lines, __m256i s[SUMS]) {
     for (int r = 0; r < SUMS; r++)
         s[r] = first ? _mm256_setzero_si256() : _mm256_load_si256(kept + r);
     for (int i = 0; i < n; i++) {
@@ -180,6 +189,7 @@ INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t stri
         RELOAD(o);
         interleave(load_values(o->col[2 * i], p->n_rows, strip, values),
                    load_values(o->col[2 * i + 1], p->n_rows, strip, values), pair);
+        fetch_lines(lines, 2 * i, 2 * i + 2);
         add_pair(s, pair, _mm256_set1_epi32(o->x[i]));
     }
 }
@@ -195,11 +205,12 @@ INLINE void multiply_pairs(const wina_panel *p, const wina_quads *a, const group
     const int32_t n_fetch = (f->n_total + strip1 - strip0 - 1) / (strip1 - strip0);
     for (int32_t strip = strip0; strip < strip1; strip++) {
         __m256i s[SUMS], *kept = kept_sums + (strip - strip0) * SUMS;
+        const char *lines = fetch_next(f, n_fetch);
         if (values == 1)
-            sum_narrow(o, n, (int64_t)strip * 32, first, kept, s);
+            sum_narrow(o, n, (int64_t)strip * 32, first, kept, lines, s);
         else
-            sum_wide(p, o, n, strip, values, first, kept, s);
-        fetch_some(f, n_fetch);
+            sum_wide(p, o, n, strip, values, first, kept, lines, s);
+        fetch_lines(lines, values == 1 ? n : 2 * n, n_fetch);
         if (last)
             add_sums(p, kind, scales, super, g->sub % n_sub, strip, s, a->scale[g->sub],
                      a->sum[g->sub], y + (int64_t)strip * WINA_STRIP);
@@ -253,6 +264,7 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
     for (int32_t strip = strip0; strip < strip1; strip++) {
         float *out = y + (int64_t)strip * WINA_STRIP;
         __m256 s[SUMS];
+        const char *lines = fetch_next(f, n_fetch);
         for (int r = 0; r < SUMS; r++)
             s[r] = _mm256_loadu_ps(out + 8 * r);
         for (int i = 0; i < n; i++) {
@@ -260,8 +272,9 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
             __m256 v = _mm256_set1_ps(x[i]);
             for (int r = 0; r < SUMS; r++)
                 s[r] = _mm256_fmadd_ps(load_floats(w + 8 * r * size, kind), v, s[r]);
+            fetch_lines(lines, i * (int)size, (i + 1) * (int)size);
         }
-        fetch_some(f, n_fetch);
+        fetch_lines(lines, n * (int)size, n_fetch);
         for (int r = 0; r < SUMS; r++)
             _mm256_storeu_ps(out + 8 * r, s[r]);
     }
@@ -337,7 +350,8 @@ static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, 
     }
 }
 
-/* Rows are walked in tiles, so that their sums stay in the first caches. */
+/* Rows are walked in tiles whose sums stay in the second-level cache; short tiles would cut columns
+ * into pieces, which are read slower. */
 static void gemv_avx2(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
                       int32_t strip0, int32_t strip1, float *y) {
     for (int32_t s = strip0; s < strip1; s += TILE)
