@@ -205,8 +205,6 @@ static int32_t load_bias(const wina_gguf *gguf, int32_t layer, int group, wina_g
 static int32_t load_group(const wina_gguf *gguf, wina_threads *threads, int32_t layer, int group,
                           wina_group_weights *g) {
     uint64_t n = (uint64_t)g->n_in;
-    for (int32_t i = 0; i < g->n_panels; i++)
-        WINA_TRY(wina_mem_create_big(g->panels[i].n_bytes, "weights", &g->panels[i].data));
     WINA_TRY(wina_mem_create(n, sizeof(float), "norms", &g->norms));
     double *sums = NULL; /* (2, n_in): of one matrix, of the group */
     WINA_TRY(wina_mem_create(2 * n, sizeof(double), "norms", &sums));
@@ -246,6 +244,24 @@ static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_thre
     return WINA_OK;
 }
 
+/* One block for all panels: small ones would each lie in small pages, and walking columns in those
+ * costs a page walk at every other step. */
+static uint64_t place_panel(wina_panel *p, uint8_t *arena, uint64_t at) {
+    p->data = arena ? arena + at : NULL;
+    return at + (p->n_bytes + 63) / 64 * 64;
+}
+
+static uint64_t place_panels(wina_weights *w) {
+    uint64_t at = place_panel(&w->output, w->arena, 0);
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int group = 0; group < WINA_N_GROUPS; group++) {
+            wina_group_weights *g = &w->layers[i].groups[group];
+            for (int32_t p = 0; p < g->n_panels; p++)
+                at = place_panel(&g->panels[p], w->arena, at);
+        }
+    return at;
+}
+
 int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
                           int32_t (*stop)(float progress, void *user), void *user,
                           wina_weights *w) {
@@ -253,7 +269,9 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, wina_thre
     if (wina_gguf_find_tensor(gguf, "rope_freqs.weight"))
         WINA_TRY(create_vector(gguf, "rope_freqs.weight", c->rope_dim / 2, &w->rope_factors));
     const char *head = c->tied_output ? "token_embd.weight" : "output.weight";
-    WINA_TRY(wina_mem_create_big(w->output.n_bytes, "output weights", &w->output.data));
+    w->arena_bytes = place_panels(w);
+    WINA_TRY(wina_mem_create_big(w->arena_bytes, "weights", &w->arena));
+    place_panels(w);
     WINA_TRY(pack_matrix(gguf, threads, wina_gguf_find_tensor(gguf, head), &w->output, 0, NULL));
     uint64_t done = w->output.n_bytes;
     for (int32_t i = 0; i < c->n_layer; i++) {
@@ -274,8 +292,6 @@ void wina_weights_free(wina_weights *w) {
         wina_layer *layer = &w->layers[i];
         for (int group = 0; group < WINA_N_GROUPS; group++) {
             wina_group_weights *g = &layer->groups[group];
-            for (int32_t p = 0; p < g->n_panels; p++)
-                wina_mem_free_big(g->panels[p].data, g->panels[p].n_bytes);
             for (int32_t p = 0; p < g->n_projections; p++)
                 free(g->projections[p].norms);
             free(g->norms);
@@ -284,7 +300,7 @@ void wina_weights_free(wina_weights *w) {
         free(layer->attn_norm);
         free(layer->ffn_norm);
     }
-    wina_mem_free_big(w->output.data, w->output.n_bytes);
+    wina_mem_free_big(w->arena, w->arena_bytes);
     free(w->output_norm);
     free(w->rope_factors);
     free(w->layers);

@@ -39,6 +39,8 @@ typedef struct wina_layer {
 
 typedef struct wina_weights {
     int32_t n_layer;
+    uint8_t *arena;                     /* all panels, in huge pages where there are any */
+    uint64_t arena_bytes;
     wina_layer *layers;                 /* (n_layer) */
     float *output_norm;                 /* (n_embd) gain */
     float *rope_factors;                /* (rope_dim / 2) frequency divisors or NULL */
