@@ -11,11 +11,9 @@
 #include <immintrin.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "groups.h"
 
 enum { SUMS = 8 }; /* registers of a strip */
-
-#define INLINE static inline __attribute__((always_inline))
 
 /* Keeps the compiler from loading what a pointer leads to ahead of a loop, where there are not
  * enough registers for it. */

@@ -20,91 +20,6 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
     }
 }
 
-/* Kept columns are multiplied in small groups. The lines that the next group needs are fetched in
- * the order of their addresses and evenly between the multiplications of the one before: the memory
- * system sees one long read, and never more requests at once than it takes (others are dropped). */
-enum { GROUP = 3, MAX_SPANS = 8 * GROUP + 2, TILE = 256 /* strips */ };
-
-typedef struct fetch {
-    const char *at[MAX_SPANS];
-    int32_t n_lines[MAX_SPANS];
-    int32_t n_spans, span, n_total;
-    int32_t left; /* lines of the span under way */
-    const char *next;
-} fetch;
-
-INLINE void fetch_add(fetch *f, const uint8_t *at, int64_t n_bytes) {
-    f->at[f->n_spans] = (const char *)at;
-    f->n_lines[f->n_spans] = (int32_t)((n_bytes + 63) / 64);
-    f->n_total += f->n_lines[f->n_spans++];
-}
-
-INLINE void fetch_start(fetch *f) {
-    f->next = f->at[0];
-    f->left = f->n_spans ? f->n_lines[0] : 0;
-}
-
-/* The next n lines; the last of a span may reach into what follows it. */
-INLINE const char *fetch_next(fetch *f, int32_t n) {
-    const char *lines = f->next;
-    f->next += 64 * (int64_t)n;
-    f->left -= n;
-    if (f->left <= 0 && f->span + 1 < f->n_spans) {
-        f->span++;
-        f->next = f->at[f->span];
-        f->left = f->n_lines[f->span];
-    }
-    return lines;
-}
-
-INLINE void fetch_lines(const char *lines, int32_t from, int32_t to) {
-    for (int32_t i = from; i < to; i++)
-        _mm_prefetch(lines + 64 * (int64_t)i, _MM_HINT_T1);
-}
-
-/* Up to GROUP quads of one sub-block: what the kernel multiplies at a time. */
-typedef struct group {
-    int32_t sub;     /* sub-block, of n_sub in a block */
-    uint32_t q0, q1; /* quads */
-} group;
-
-/* The group after g, or false. */
-INLINE bool next_group(const wina_quads *a, int32_t end, group *g) {
-    g->q0 = g->q1;
-    while (g->q0 == a->first[g->sub + 1])
-        if (++g->sub == end)
-            return false;
-    /* As few groups as can be, of even sizes, so that fetching stays even too. */
-    const uint32_t left = a->first[g->sub + 1] - g->q0, n = (left + GROUP - 1) / GROUP;
-    g->q1 = g->q0 + (left + n - 1) / n;
-    return true;
-}
-
-INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
-                        int32_t strip0, int32_t strip1, fetch *f) {
-    const wina_layout *l = p->layout;
-    const int32_t n_strips = strip1 - strip0, block = g->sub / n_sub;
-    const int64_t rows = (int64_t)n_strips * WINA_STRIP, row0 = (int64_t)strip0 * WINA_STRIP;
-    const uint8_t *base = wina_panel_block(p, block), *scales = wina_panel_scales(p, block);
-    f->n_spans = f->span = f->n_total = 0;
-    for (uint32_t i = 4 * g->q0; i < 4 * g->q1; i++)
-        if (i == 4 * g->q0 || a->col[i] != a->col[i - 1]) {
-            const uint8_t *col = base + a->col[i] * p->col_bytes;
-            fetch_add(f, col + row0 * l->low_bits / 8, rows * l->low_bits / 8);
-            if (l->high_bits)
-                fetch_add(f, col + p->n_rows / 2 + row0 * l->high_bits / 8,
-                          rows * l->high_bits / 8);
-        }
-    if (g->q1 == a->first[g->sub + 1]) {
-        const int64_t half = l->scale_bytes == 4 || l->super_bytes > 0 ? l->scale_bytes / 2 : 0;
-        const int64_t size = half ? half : l->scale_bytes;
-        fetch_add(f, scales + row0 * size, rows * size);
-        if (half)
-            fetch_add(f, scales + ((int64_t)p->n_rows + row0) * size, rows * size);
-    }
-    fetch_start(f);
-}
-
 /* What a group multiplies: columns from the first strip on, and activations as they are broadcast.
  */
 typedef struct operands {
@@ -202,7 +117,7 @@ INLINE void multiply_pairs(const wina_panel *p, const wina_quads *a, const group
     const int32_t block = g->sub / n_sub;
     const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
     const bool first = g->q0 == a->first[g->sub], last = g->q1 == a->first[g->sub + 1];
-    const int32_t n_fetch = (f->n_total + strip1 - strip0 - 1) / (strip1 - strip0);
+    const int32_t n_fetch = fetch_rate(f, strip1 - strip0);
     for (int32_t strip = strip0; strip < strip1; strip++) {
         __m256i s[SUMS], *kept = kept_sums + (strip - strip0) * SUMS;
         const char *lines = fetch_next(f, n_fetch);
@@ -229,7 +144,8 @@ INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina
     group g = {.sub = block0 * n_sub, .q1 = a->first[block0 * n_sub]}, next;
     bool more = next_group(a, end, &g);
     while (more) {
-        fetch f = {.n_total = 0};
+        fetch f;
+        fetch_clear(&f);
         next = g;
         more = next_group(a, end, &next);
         if (more)
@@ -244,23 +160,10 @@ INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina
         unswap_strip(y + (int64_t)strip * WINA_STRIP);
 }
 
-/* First entry of a rising list that is at least `value`. */
-static int32_t find_kept(const int32_t *kept, int32_t n, int32_t value) {
-    int32_t low = 0;
-    while (low < n) {
-        int32_t middle = low + (n - low) / 2;
-        if (kept[middle] < value)
-            low = middle + 1;
-        else
-            n = middle;
-    }
-    return low;
-}
-
 INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_scales kind,
                         int32_t strip0, int32_t strip1, fetch *f, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
-    const int32_t n_fetch = (f->n_total + strip1 - strip0 - 1) / (strip1 - strip0);
+    const int32_t n_fetch = fetch_rate(f, strip1 - strip0);
     for (int32_t strip = strip0; strip < strip1; strip++) {
         float *out = y + (int64_t)strip * WINA_STRIP;
         __m256 s[SUMS];
@@ -283,29 +186,16 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
 INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind,
                              int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
                              float *y) {
-    enum { COLUMNS = 8 };
-    const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
     const int32_t end = find_kept(act->kept, act->n_kept, block1 * WINA_BLOCK);
-    const int64_t at = strip0 * 64 * size, n_bytes = (strip1 - strip0) * 64 * size;
-    for (int32_t k = find_kept(act->kept, act->n_kept, block0 * WINA_BLOCK); k < end;) {
+    for (int32_t k = find_kept(act->kept, act->n_kept, block0 * WINA_BLOCK), n; k < end; k += n) {
         const uint8_t *col[COLUMNS];
         float x[COLUMNS];
-        fetch f = {.n_total = 0};
-        const int32_t n = end - k < COLUMNS ? end - k : COLUMNS;
-        for (int32_t i = 0; i < 2 * n && k + i < end; i++) {
-            const int32_t c = act->kept[k + i];
-            const uint8_t *w = wina_panel_block(p, c / WINA_BLOCK) + c % WINA_BLOCK * p->col_bytes;
-            if (i < n)
-                col[i] = w, x[i] = act->x[c];
-            else
-                fetch_add(&f, w + at, n_bytes);
-        }
-        fetch_start(&f);
+        fetch f;
+        n = load_columns(p, act, k, end, strip0, strip1, col, x, &f);
         if (n == COLUMNS)
             add_columns(col, x, COLUMNS, kind, strip0, strip1, &f, y);
         else
             add_columns(col, x, n, kind, strip0, strip1, &f, y);
-        k += n;
     }
 }
 
@@ -350,8 +240,6 @@ static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, 
     }
 }
 
-/* Rows are walked in tiles whose sums stay in the second-level cache; short tiles would cut columns
- * into pieces, which are read slower. */
 static void gemv_avx2(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
                       int32_t strip0, int32_t strip1, float *y) {
     for (int32_t s = strip0; s < strip1; s += TILE)

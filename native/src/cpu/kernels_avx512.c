@@ -1,87 +1,122 @@
 /* AVX-512 (F, BW, DQ, VL, VNNI): one token. For several see gemm_avx512.c. */
 #include "avx512.h"
+#include "groups.h"
 #include "kernels_generic.h"
 
-/* One value plane and one kind of scales; both are constants where this is inlined. */
-static inline __attribute__((always_inline)) void
-gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina_scales kind, int32_t block0,
-          int32_t block1, int32_t strip0, int32_t strip1, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
-    const int32_t n_subs = block1 * n_sub, n_rows = p->n_rows;
-    const int64_t strip_bytes = values == 0 ? 64 : 32;
-    for (int32_t s = block0 * n_sub; s < n_subs; s++) {
-        const uint32_t q0 = a->first[s], q1 = a->first[s + 1];
-        if (q0 == q1)
-            continue;
-        const uint8_t *base = wina_panel_block(p, s / n_sub);
-        const uint8_t *scales = wina_panel_scales(p, s / n_sub);
-        const uint8_t *super = wina_panel_super(p, s / n_sub);
-        /* While this sub-block is multiplied, the next one's kept columns are fetched. */
-        const uint8_t *next = s + 1 < n_subs ? wina_panel_block(p, (s + 1) / n_sub) : base;
-        const uint32_t p0 = s + 1 < n_subs ? a->first[s + 1] : q0;
-        const uint32_t p1 = s + 1 < n_subs ? a->first[s + 2] : q0;
-        for (int32_t strip = strip0; strip < strip1; strip++) {
-            block_sums sums;
-            for (int k = 0; k < 4; k++)
-                sums.hi[k] = sums.lo[k] = _mm512_setzero_si512();
-            for (uint32_t q = q0; q < q1; q++) {
-                const uint8_t *col = a->col + 4 * q;
-                add_quad(&sums, load_values(base + col[0] * p->col_bytes, n_rows, strip, values),
-                         load_values(base + col[1] * p->col_bytes, n_rows, strip, values),
-                         load_values(base + col[2] * p->col_bytes, n_rows, strip, values),
-                         load_values(base + col[3] * p->col_bytes, n_rows, strip, values),
-                         broadcast_quad(a->hi + 4 * q), broadcast_quad(a->lo + 4 * q));
-            }
-            if (values == 0 || strip % 2 == 0)
-                for (uint32_t i = 4 * p0; i < 4 * p1; i++)
-                    _mm_prefetch(
-                        (const char *)(next + a->col[i] * p->col_bytes + strip * strip_bytes),
-                        _MM_HINT_T1);
-            add_sums(p, kind, scales, super, s % n_sub, strip, &sums, a->scale[s], a->sum[s],
-                     y + (int64_t)strip * WINA_STRIP);
+/* What a group multiplies: columns, and the bytes of four activations as they are broadcast. */
+typedef struct operands {
+    const uint8_t *col[4 * GROUP];
+    int32_t hi[GROUP], lo[GROUP];
+} operands;
+
+INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
+                          operands *o) {
+    const uint8_t *base = wina_panel_block(p, g->sub / n_sub);
+    for (uint32_t q = g->q0; q < g->q1; q++) {
+        for (uint32_t i = 0; i < 4; i++)
+            o->col[4 * (q - g->q0) + i] = base + a->col[4 * q + i] * p->col_bytes;
+        memcpy(&o->hi[q - g->q0], a->hi + 4 * q, 4);
+        memcpy(&o->lo[q - g->q0], a->lo + 4 * q, 4);
+    }
+}
+
+/* n quads over a tile of rows. Sums of a sub-block that goes on are kept in `kept_sums`. */
+INLINE void multiply_quads(const wina_panel *p, const wina_quads *a, const group *g,
+                           const operands *o, int n, int values, wina_scales kind, int32_t strip0,
+                           int32_t strip1, fetch *f, __m512i *kept_sums, float *y) {
+    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, per_quad = values == 0 ? 4 : 2;
+    const int32_t block = g->sub / n_sub, n_fetch = fetch_rate(f, strip1 - strip0);
+    const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
+    const bool first = g->q0 == a->first[g->sub], last = g->q1 == a->first[g->sub + 1];
+    for (int32_t strip = strip0; strip < strip1; strip++) {
+        block_sums s;
+        __m512i *kept = kept_sums + (strip - strip0) * 4;
+        const char *lines = fetch_next(f, n_fetch);
+        for (int k = 0; k < 4; k++) {
+            s.hi[k] = _mm512_setzero_si512();
+            s.lo[k] = first ? _mm512_setzero_si512() : _mm512_load_si512(kept + k);
         }
+        for (int q = 0; q < n; q++) {
+            const uint8_t *const *col = o->col + 4 * q;
+            add_quad(&s, load_values(col[0], p->n_rows, strip, values),
+                     load_values(col[1], p->n_rows, strip, values),
+                     load_values(col[2], p->n_rows, strip, values),
+                     load_values(col[3], p->n_rows, strip, values), _mm512_set1_epi32(o->hi[q]),
+                     _mm512_set1_epi32(o->lo[q]));
+            fetch_lines(lines, q * per_quad, (q + 1) * per_quad);
+        }
+        fetch_lines(lines, n * per_quad, n_fetch);
+        if (last)
+            add_sums(p, kind, scales, super, g->sub % n_sub, strip, &s, a->scale[g->sub],
+                     a->sum[g->sub], y + (int64_t)strip * WINA_STRIP);
+        else
+            for (int k = 0; k < 4; k++)
+                _mm512_store_si512(kept + k,
+                                   _mm512_add_epi32(_mm512_slli_epi32(s.hi[k], 8), s.lo[k]));
+    }
+}
+
+/* One value plane and one kind of scales; both are constants where this is inlined. */
+INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina_scales kind,
+                      int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y) {
+    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
+    const int32_t end = block1 * n_sub;
+    __m512i kept_sums[TILE * 4];
+    group g = {.sub = block0 * n_sub, .q1 = a->first[block0 * n_sub]}, next;
+    bool more = next_group(a, end, &g);
+    while (more) {
+        fetch f;
+        operands o;
+        fetch_clear(&f);
+        next = g;
+        more = next_group(a, end, &next);
+        if (more)
+            fetch_group(p, a, &next, n_sub, strip0, strip1, &f);
+        load_operands(p, a, &g, n_sub, &o);
+        multiply_quads(p, a, &g, &o, (int)(g.q1 - g.q0), values, kind, strip0, strip1, &f,
+                       kept_sums, y);
+        g = next;
     }
     for (int32_t strip = strip0; strip < strip1; strip++)
         unswap_strip(y + (int64_t)strip * WINA_STRIP);
 }
 
-static inline __attribute__((always_inline)) void
-gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind, int32_t block0,
-                 int32_t block1, int32_t strip0, int32_t strip1, float *y) {
+INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_scales kind,
+                        int32_t strip0, int32_t strip1, fetch *f, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
-    for (int32_t k = 0, k1; k < act->n_kept; k = k1) {
-        const int32_t block = act->kept[k] / WINA_BLOCK;
-        if (block < block0 || block >= block1) {
-            k1 = k + 1;
-            continue;
+    const int32_t n_fetch = fetch_rate(f, strip1 - strip0);
+    for (int32_t strip = strip0; strip < strip1; strip++) {
+        float *out = y + (int64_t)strip * WINA_STRIP;
+        __m512 s[4];
+        const char *lines = fetch_next(f, n_fetch);
+        for (int k = 0; k < 4; k++)
+            s[k] = _mm512_loadu_ps(out + 16 * k);
+        for (int i = 0; i < n; i++) {
+            const uint8_t *w = col[i] + strip * 64 * size;
+            const __m512 v = _mm512_set1_ps(x[i]);
+            for (int k = 0; k < 4; k++)
+                s[k] = _mm512_fmadd_ps(load_floats(w + 16 * k * size, kind), v, s[k]);
+            fetch_lines(lines, i * (int)size, (i + 1) * (int)size);
         }
-        const uint8_t *base = wina_panel_block(p, block);
-        for (k1 = k; k1 < act->n_kept && act->kept[k1] / WINA_BLOCK == block;)
-            k1++;
-        const int32_t ahead = k1 + (k1 - k) < act->n_kept ? k1 + (k1 - k) : act->n_kept;
-        for (int32_t strip = strip0; strip < strip1; strip++) {
-            float *out = y + (int64_t)strip * WINA_STRIP;
-            __m512 s0 = _mm512_loadu_ps(out), s1 = _mm512_loadu_ps(out + 16);
-            __m512 s2 = _mm512_loadu_ps(out + 32), s3 = _mm512_loadu_ps(out + 48);
-            for (int32_t i = k; i < k1; i++) {
-                const uint8_t *col =
-                    base + (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes + strip * 64 * size;
-                __m512 x = _mm512_set1_ps(act->x[act->kept[i]]);
-                s0 = _mm512_fmadd_ps(load_floats(col, kind), x, s0);
-                s1 = _mm512_fmadd_ps(load_floats(col + 16 * size, kind), x, s1);
-                s2 = _mm512_fmadd_ps(load_floats(col + 32 * size, kind), x, s2);
-                s3 = _mm512_fmadd_ps(load_floats(col + 48 * size, kind), x, s3);
-            }
-            for (int32_t i = k1; i < ahead; i++) {
-                const uint8_t *col = wina_panel_block(p, act->kept[i] / WINA_BLOCK) +
-                                     (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes +
-                                     strip * 64 * size;
-                _mm_prefetch((const char *)col, _MM_HINT_T1);
-                _mm_prefetch((const char *)col + 64, _MM_HINT_T1);
-            }
-            _mm512_storeu_ps(out, s0), _mm512_storeu_ps(out + 16, s1);
-            _mm512_storeu_ps(out + 32, s2), _mm512_storeu_ps(out + 48, s3);
-        }
+        fetch_lines(lines, n * (int)size, n_fetch);
+        for (int k = 0; k < 4; k++)
+            _mm512_storeu_ps(out + 16 * k, s[k]);
+    }
+}
+
+INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind,
+                             int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
+                             float *y) {
+    const int32_t end = find_kept(act->kept, act->n_kept, block1 * WINA_BLOCK);
+    for (int32_t k = find_kept(act->kept, act->n_kept, block0 * WINA_BLOCK), n; k < end; k += n) {
+        const uint8_t *col[COLUMNS];
+        float x[COLUMNS];
+        fetch f;
+        n = load_columns(p, act, k, end, strip0, strip1, col, x, &f);
+        if (n == COLUMNS)
+            add_columns(col, x, COLUMNS, kind, strip0, strip1, &f, y);
+        else
+            add_columns(col, x, n, kind, strip0, strip1, &f, y);
     }
 }
 
@@ -126,13 +161,10 @@ static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, 
     }
 }
 
-/* Rows are walked in tiles: a block of 32 inputs of a tile is 256 KiB, so that it and the next one,
- * which is being fetched, fit into the second-level cache together with the sums. */
 static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
                         int32_t strip0, int32_t strip1, float *y) {
-    const int32_t tile = (int32_t)(1024 / wina_layout_bits(p->layout));
-    for (int32_t s = strip0; s < strip1; s += tile)
-        gemv_tile(p, act, block0, block1, s, s + tile < strip1 ? s + tile : strip1, y);
+    for (int32_t s = strip0; s < strip1; s += TILE)
+        gemv_tile(p, act, block0, block1, s, s + TILE < strip1 ? s + TILE : strip1, y);
 }
 
 void wina_kernels_init_avx512(wina_kernels *k) {
