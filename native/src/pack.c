@@ -179,33 +179,61 @@ static void store_u16(uint8_t *p, uint16_t v) {
     p[1] = (uint8_t)(v >> 8);
 }
 
+/* Swaps what lies in `mask` of b with what lies `shift` higher in a. */
+static inline void swap_parts(uint64_t *a, uint64_t *b, int shift, uint64_t mask) {
+    uint64_t t = (*a >> shift ^ *b) & mask;
+    *b ^= t;
+    *a ^= t << shift;
+}
+
+/* (64 rows, 32 inputs) to (32 inputs, 64 rows), in tiles of 8 x 8 bytes: halves, then quarters, then
+ * eighths change places. */
+static void transpose(const uint8_t q[WINA_STRIP][WINA_BLOCK], uint8_t t[WINA_BLOCK][WINA_STRIP]) {
+    for (int r = 0; r < WINA_STRIP; r += 8)
+        for (int c = 0; c < WINA_BLOCK; c += 8) {
+            uint64_t w[8];
+            for (int i = 0; i < 8; i++)
+                memcpy(&w[i], &q[r + i][c], 8);
+            for (int i = 0; i < 4; i++)
+                swap_parts(&w[i], &w[i + 4], 32, 0x00000000ffffffffu);
+            for (int i = 0; i < 8; i += i % 2 ? 3 : 1)
+                swap_parts(&w[i], &w[i + 2], 16, 0x0000ffff0000ffffu);
+            for (int i = 0; i < 8; i += 2)
+                swap_parts(&w[i], &w[i + 1], 8, 0x00ff00ff00ff00ffu);
+            for (int i = 0; i < 8; i++)
+                memcpy(&t[c + i][r], &w[i], 8);
+        }
+}
+
 /* Values of one strip and block: (64 rows, 32 inputs) transposed into planes. */
 static void store_values(const wina_panel *p, uint8_t *block, int32_t strip,
                          const uint8_t q[WINA_STRIP][WINA_BLOCK]) {
     const wina_layout *l = p->layout;
     uint64_t low_bytes = (uint64_t)p->n_rows * l->low_bits / 8;
+    uint8_t t[WINA_BLOCK][WINA_STRIP];
+    transpose(q, t);
     for (int c = 0; c < WINA_BLOCK; c++) {
         uint8_t *col = block + (uint64_t)c * p->col_bytes;
+        const uint8_t *v = t[c];
         if (l->low_bits == 8) {
-            for (int r = 0; r < 64; r++)
-                col[strip * 64 + r] = q[r][c];
+            memcpy(col + strip * 64, v, 64);
             continue;
         }
         for (int r = 0; r < 32; r++)
-            col[strip * 32 + r] = (uint8_t)((q[r][c] & 15) | (q[r + 32][c] & 15) << 4);
+            col[strip * 32 + r] = (uint8_t)((v[r] & 15) | (v[r + 32] & 15) << 4);
         uint8_t *high = col + low_bytes;
         if (l->high_bits == 1) {
             for (int r = 0; r < 64; r += 8) {
-                uint8_t bits = 0;
-                for (int i = 0; i < 8; i++)
-                    bits |= (uint8_t)((q[r + i][c] >> 4 & 1) << i);
-                high[strip * 8 + r / 8] = bits;
+                uint64_t w; /* bit 4 of eight bytes, gathered into the top one */
+                memcpy(&w, v + r, 8);
+                high[strip * 8 + r / 8] =
+                    (uint8_t)((w >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
             }
         } else if (l->high_bits == 2) {
             for (int r = 0; r < 16; r++)
-                high[strip * 16 + r] =
-                    (uint8_t)((q[r][c] >> 4 & 3) | (q[r + 16][c] >> 4 & 3) << 2 |
-                              (q[r + 32][c] >> 4 & 3) << 4 | (q[r + 48][c] >> 4 & 3) << 6);
+                high[strip * 16 + r] = (uint8_t)((v[r] >> 4 & 3) | (v[r + 16] >> 4 & 3) << 2 |
+                                                 (v[r + 32] >> 4 & 3) << 4 |
+                                                 (v[r + 48] >> 4 & 3) << 6);
         }
     }
 }
