@@ -188,11 +188,12 @@ static void test_gemm(const wina_kernels *c, const wina_kernels *k, const fixtur
     wina_act a = {
         .kept = kept, .by32 = create_quads((int32_t)stride), .by16 = create_quads((int32_t)stride)};
     for (int32_t t = 0; t < n_tokens; t++) {
-        float *x = b.x + t * stride;
+        float *x = calloc((size_t)stride, sizeof *x);
         a.n_kept = 0;
         for (int32_t i = 0; i < f->cols; i++)
             if (t == 0 || check_random(&seed) % 2) {
                 x[i] = random_unit();
+                b.x[wina_batch_at(&b, i / WINA_BLOCK, t) + i % WINA_BLOCK] = x[i];
                 kept[a.n_kept++] = i;
             }
         a.x = x;
@@ -205,6 +206,7 @@ static void test_gemm(const wina_kernels *c, const wina_kernels *k, const fixtur
         CHECK_MSG(memcmp(one + t * n_rows, all, (size_t)n_rows * 4) == 0,
                   "%s: blocks %d to %d differ from c: %d x %d (type %u)", k->name, block0, block1,
                   f->rows, f->cols, f->panel.layout->dtype);
+        free(x);
     }
     memset(all, 0xff, (size_t)(n_rows * n_tokens) * 4);
     float *strip = malloc((size_t)n_tokens * WINA_STRIP * sizeof *strip);

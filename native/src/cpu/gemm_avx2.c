@@ -146,20 +146,31 @@ INLINE void convert_block(const wina_panel *p, wina_scales kind, int32_t block, 
     }
 }
 
+/* As fetch_block, for floats. */
+INLINE void fetch_floats(const wina_panel *p, wina_scales kind, int32_t block, int32_t strip) {
+    const int64_t size = kind == WINA_SCALES_F32 ? 256 : 128;
+    const uint8_t *base = wina_panel_block(p, block) + strip * size;
+    for (int c = 0; c < WINA_BLOCK; c++)
+        for (int64_t at = 0; at < size; at += 64)
+            _mm_prefetch((const char *)(base + (uint64_t)c * p->col_bytes + at), _MM_HINT_T1);
+}
+
 INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t block0,
                         int32_t block1, int32_t strip, float *y, int64_t y_stride) {
     _Alignas(64) float w[WINA_BLOCK * WINA_STRIP];
     for (int32_t block = block0; block < block1; block++) {
         int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
         convert_block(p, kind, block, strip, n, w);
+        if (block + 1 < block1)
+            fetch_floats(p, kind, block + 1, strip);
         for (int at = 0; at < WINA_STRIP; at += 8 * F_REGS) {
-            const float *x = b->x + (int64_t)block * WINA_BLOCK;
+            const float *x = b->x + wina_batch_at(b, block, 0);
             int32_t t = 0;
             for (; t + F_TOKENS <= b->n_tokens; t += F_TOKENS)
-                add_floats(w + at, n, x + t * b->stride, b->stride, F_TOKENS, y + t * y_stride + at,
-                           y_stride);
+                add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, F_TOKENS,
+                           y + t * y_stride + at, y_stride);
             for (; t < b->n_tokens; t++)
-                add_floats(w + at, n, x + t * b->stride, b->stride, 1, y + t * y_stride + at,
+                add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, 1, y + t * y_stride + at,
                            y_stride);
         }
     }

@@ -134,12 +134,12 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0
                                                                      (uint64_t)c * p->col_bytes +
                                                                      (strip * 64 + 16 * k) * size,
                                                                  kind));
-        const float *x = b->x + (int64_t)block * WINA_BLOCK;
+        const float *x = b->x + wina_batch_at(b, block, 0);
         int32_t t = 0;
         for (; t + 4 <= b->n_tokens; t += 4)
-            add_floats(w, n, x + t * b->stride, b->stride, 4, y + t * y_stride, y_stride);
+            add_floats(w, n, x + t * WINA_BLOCK, WINA_BLOCK, 4, y + t * y_stride, y_stride);
         for (; t < b->n_tokens; t++)
-            add_floats(w, n, x + t * b->stride, b->stride, 1, y + t * y_stride, y_stride);
+            add_floats(w, n, x + t * WINA_BLOCK, WINA_BLOCK, 1, y + t * y_stride, y_stride);
     }
 }
 

@@ -198,12 +198,12 @@ WINA_INLINE void gemm_floats_kind(const wina_panel *p, const wina_batch *b, wina
                 vst1q_f32(w[c] + r, v.val[0]);
                 vst1q_f32(w[c] + r + 4, v.val[1]);
             }
-        const float *x = b->x + (int64_t)block * WINA_BLOCK;
+        const float *x = b->x + wina_batch_at(b, block, 0);
         int32_t t = 0;
         for (; t + TOKENS <= b->n_tokens; t += TOKENS)
-            add_floats(w, n, x + t * b->stride, b->stride, TOKENS, y + t * y_stride, y_stride);
+            add_floats(w, n, x + t * WINA_BLOCK, WINA_BLOCK, TOKENS, y + t * y_stride, y_stride);
         for (; t < b->n_tokens; t++)
-            add_floats(w, n, x + t * b->stride, b->stride, 1, y + t * y_stride, y_stride);
+            add_floats(w, n, x + t * WINA_BLOCK, WINA_BLOCK, 1, y + t * y_stride, y_stride);
     }
 }
 

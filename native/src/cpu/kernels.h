@@ -41,7 +41,7 @@ typedef struct wina_act {
 typedef struct wina_batch {
     int32_t n_tokens;
     int64_t stride;        /* n_cols rounded up to 32 */
-    float *x;              /* (n_tokens, stride) masked */
+    float *x;              /* (n_blocks, n_tokens, 32) masked */
     int8_t *hi[2], *lo[2]; /* [0]: sub-blocks of 32, [1]: of 16; (n_blocks, n_tokens, 32) */
     int16_t *x16[2];       /* 256 hi + lo */
     float *scale[2];       /* (n_sub, n_tokens) */
@@ -72,7 +72,7 @@ typedef struct wina_kernels {
     /* Rounds the kept inputs to 16 bits; sub is 32 or 16. */
     void (*quantize)(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
                      int32_t sub, wina_quads *out);
-    /* The same for one token of a batch, from its row of batch->x; which is 0 or 1. */
+    /* The same for one token of a batch, from its values in batch->x; which is 0 or 1. */
     void (*quantize_row)(const wina_batch *batch, int32_t token, int which);
 
     /* See sparse/select.h. */

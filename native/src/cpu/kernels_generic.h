@@ -189,8 +189,8 @@ static void quantize(const float *x, const int32_t *kept, int32_t n_kept, int32_
 static void quantize_row(const wina_batch *b, int32_t token, int which) {
     const int32_t sub = which ? 16 : 32, n_sub = (int32_t)(b->stride / sub);
     for (int32_t s = 0; s < n_sub; s++) {
-        const float *x = b->x + token * b->stride + s * sub;
         const int64_t at = wina_batch_at(b, s * sub / WINA_BLOCK, token) + s * sub % WINA_BLOCK;
+        const float *x = b->x + at;
         int8_t *hi = b->hi[which] + at, *lo = b->lo[which] + at;
         int16_t *wide = b->x16[which] + at;
         float amax = 0.0f, inverse;
@@ -366,7 +366,7 @@ static void gemm_floats(const wina_panel *p, const wina_batch *batch, int32_t bl
             p, wina_panel_block(p, c / WINA_BLOCK) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes,
             strip, w);
         for (int32_t t = 0; t < batch->n_tokens; t++) {
-            float x = batch->x[t * batch->stride + c];
+            float x = batch->x[wina_batch_at(batch, c / WINA_BLOCK, t) + c % WINA_BLOCK];
             float *out = y + (int64_t)t * WINA_STRIP;
             for (int r = 0; r < WINA_STRIP; r++)
                 out[r] = fmaf(w[r], x, out[r]);

@@ -230,7 +230,7 @@ static void quantize_row_neon(const wina_batch *b, int32_t token, int which) {
         const int64_t at = wina_batch_at(b, s * sub / WINA_BLOCK, token) + s * sub % WINA_BLOCK;
         const int64_t i = wina_batch_sub(b, s, token);
         rounded to = {.hi = b->hi[which] + at, .lo = b->lo[which] + at, .x = b->x16[which] + at};
-        round_values(b->x + token * b->stride + s * sub, sub, &to);
+        round_values(b->x + at, sub, &to);
         b->scale[which][i] = to.scale;
         b->sum[which][i] = to.sum;
     }

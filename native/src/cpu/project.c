@@ -177,6 +177,22 @@ void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t
 
 /* ---- several tokens ----------------------------------------------------------------------- */
 
+/* The kept ones of a token's n inputs, and zeros. */
+static void store_masked(const wina_batch *b, int32_t token, const float *x, int32_t n,
+                         const int32_t *kept, int32_t n_kept) {
+    const int32_t n_blocks = (int32_t)(b->stride / WINA_BLOCK);
+    for (int32_t block = 0; block < n_blocks; block++) {
+        float *to = b->x + wina_batch_at(b, block, token);
+        const int32_t left = n - block * WINA_BLOCK;
+        if (n_kept == n && left >= WINA_BLOCK)
+            memcpy(to, x + block * WINA_BLOCK, WINA_BLOCK * sizeof *to);
+        else
+            memset(to, 0, WINA_BLOCK * sizeof *to);
+    }
+    for (int32_t i = n_kept == n ? n / WINA_BLOCK * WINA_BLOCK : 0; i < n_kept; i++)
+        b->x[wina_batch_at(b, kept[i] / WINA_BLOCK, token) + kept[i] % WINA_BLOCK] = x[kept[i]];
+}
+
 static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     const job *j = arg;
     wina_cpu *c = j->cpu;
@@ -188,15 +204,7 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
         const float *x = j->in + t * j->in_stride;
         int32_t n_kept = select_inputs(j, s, x, (int32_t)t, j->mask, s->kept);
         c->n_kept[t] = n_kept;
-        float *row = c->batch.x + t * c->batch.stride;
-        if (n_kept == n) {
-            memcpy(row, x, (size_t)n * sizeof *row);
-            memset(row + n, 0, (size_t)(c->batch.stride - n) * sizeof *row);
-        } else {
-            memset(row, 0, (size_t)c->batch.stride * sizeof *row);
-            for (int32_t i = 0; i < n_kept; i++)
-                row[s->kept[i]] = x[s->kept[i]];
-        }
+        store_masked(&c->batch, (int32_t)t, x, n, s->kept, n_kept);
         if (j->by32)
             c->kernels.quantize_row(&c->batch, (int32_t)t, 0);
         if (j->by16)

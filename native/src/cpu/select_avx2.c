@@ -212,7 +212,7 @@ void wina_quantize_row_avx2(const wina_batch *b, int32_t token, int which) {
     for (int32_t s = 0; s < n_sub; s++) {
         const int64_t at = wina_batch_at(b, s * sub / WINA_BLOCK, token) + s * sub % WINA_BLOCK;
         const int64_t i = wina_batch_sub(b, s, token);
-        const float *x = b->x + token * b->stride + s * sub;
+        const float *x = b->x + at;
         float inverse;
         b->scale[which][i] = scale_of(largest(x, sub), &inverse);
         b->sum[which][i] = round_values(inverse == 0.0f ? zeros : x, sub, inverse,
