@@ -5,8 +5,9 @@
 #include "avx2.h"
 
 enum { PAIRS = WINA_BLOCK / 2 };
-enum { TOKENS = 4, REGS = 2 };     /* integers: 8 sums, 4 activations, weights, a product */
-enum { F_TOKENS = 3, F_REGS = 4 }; /* floats: 12 sums, 3 activations, weights */
+enum { TOKENS = 4, REGS = 2 }; /* integers: 8 sums, 4 activations, weights, a product */
+enum { MOST_TOKENS = 64, F_MOST_TOKENS = 128 }; /* whose sums fit into the first-level cache */
+enum { F_TOKENS = 3, F_REGS = 4 };             /* floats: 12 sums, 3 activations, weights */
 
 /* One block of one strip: 16 pairs of inputs, 8 x 8 rows each. */
 typedef struct strip_block {
@@ -70,8 +71,7 @@ INLINE void multiply_add(__m256i *s, __m256i v, __m256i x) {
 
 /* Tokens [t, t + n) of the batch times one block, REGS registers of rows. */
 INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
-                            wina_scales kind, int32_t block, int r0, int32_t t, int n, float *y,
-                            int64_t y_stride) {
+                            wina_scales kind, int32_t block, int r0, int32_t t, int n, float *y) {
     const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
     const int16_t *x = b->x16[which] + wina_batch_at(b, block, t);
     for (int sub = 0; sub < n_sub; sub++) {
@@ -93,37 +93,38 @@ INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const stri
         for (int i = 0; i < n; i++) {
             int64_t at = wina_batch_sub(b, block * n_sub + sub, t + i);
             finish_token(w, kind, sub, r0, p->layout->offset, s[i], b->scale[which][at],
-                         b->sum[which][at], y + (t + i) * y_stride);
+                         b->sum[which][at], y + (int64_t)(t + i) * WINA_STRIP);
         }
     }
 }
 
 INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind,
-                      int32_t block0, int32_t block1, int32_t strip, float *y, int64_t y_stride) {
+                      int32_t block0, int32_t block1, int32_t strip, int32_t t0, int32_t t1,
+                      float *y) {
     for (int32_t block = block0; block < block1; block++) {
         strip_block w;
         load_block(p, values, kind, block, strip, &w);
         if (block + 1 < block1)
             fetch_block(p, values, block + 1, strip);
-        int32_t t = 0;
-        for (; t + TOKENS <= b->n_tokens; t += TOKENS)
+        int32_t t = t0;
+        for (; t + TOKENS <= t1; t += TOKENS)
             for (int r = 0; r < SUMS; r += REGS)
-                multiply_tokens(p, b, &w, kind, block, r, t, TOKENS, y, y_stride);
-        for (; t < b->n_tokens; t++)
+                multiply_tokens(p, b, &w, kind, block, r, t, TOKENS, y);
+        for (; t < t1; t++)
             for (int r = 0; r < SUMS; r += REGS)
-                multiply_tokens(p, b, &w, kind, block, r, t, 1, y, y_stride);
+                multiply_tokens(p, b, &w, kind, block, r, t, 1, y);
     }
-    for (int32_t t = 0; t < b->n_tokens; t++)
-        unswap_strip(y + t * y_stride);
+    for (int32_t t = t0; t < t1; t++)
+        unswap_strip(y + t * WINA_STRIP);
 }
 
 /* Float panels: a block is converted once, three tokens keep 32 sums each in registers. */
 INLINE void add_floats(const float *w, int n_cols, const float *x, int64_t x_stride, int n,
-                       float *y, int64_t y_stride) {
+                       float *y) {
     __m256 s[F_TOKENS][F_REGS];
     for (int i = 0; i < n; i++)
         for (int r = 0; r < F_REGS; r++)
-            s[i][r] = _mm256_loadu_ps(y + i * y_stride + 8 * r);
+            s[i][r] = _mm256_loadu_ps(y + i * WINA_STRIP + 8 * r);
     for (int c = 0; c < n_cols; c++)
         for (int i = 0; i < n; i++) {
             __m256 v = _mm256_set1_ps(x[i * x_stride + c]);
@@ -132,7 +133,7 @@ INLINE void add_floats(const float *w, int n_cols, const float *x, int64_t x_str
         }
     for (int i = 0; i < n; i++)
         for (int r = 0; r < F_REGS; r++)
-            _mm256_storeu_ps(y + i * y_stride + 8 * r, s[i][r]);
+            _mm256_storeu_ps(y + i * WINA_STRIP + 8 * r, s[i][r]);
 }
 
 INLINE void convert_block(const wina_panel *p, wina_scales kind, int32_t block, int32_t strip,
@@ -156,7 +157,7 @@ INLINE void fetch_floats(const wina_panel *p, wina_scales kind, int32_t block, i
 }
 
 INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t block0,
-                        int32_t block1, int32_t strip, float *y, int64_t y_stride) {
+                        int32_t block1, int32_t strip, int32_t t0, int32_t t1, float *y) {
     _Alignas(64) float w[WINA_BLOCK * WINA_STRIP];
     for (int32_t block = block0; block < block1; block++) {
         int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
@@ -165,53 +166,52 @@ INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales ki
             fetch_floats(p, kind, block + 1, strip);
         for (int at = 0; at < WINA_STRIP; at += 8 * F_REGS) {
             const float *x = b->x + wina_batch_at(b, block, 0);
-            int32_t t = 0;
-            for (; t + F_TOKENS <= b->n_tokens; t += F_TOKENS)
+            int32_t t = t0;
+            for (; t + F_TOKENS <= t1; t += F_TOKENS)
                 add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, F_TOKENS,
-                           y + t * y_stride + at, y_stride);
-            for (; t < b->n_tokens; t++)
-                add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, 1, y + t * y_stride + at,
-                           y_stride);
+                           y + t * WINA_STRIP + at);
+            for (; t < t1; t++)
+                add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, 1, y + t * WINA_STRIP + at);
         }
     }
 }
 
 static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                       int32_t strip, float *y, int64_t y_stride) {
+                       int32_t strip, int32_t t0, int32_t t1, float *y) {
     const wina_layout *l = p->layout;
     const bool five = l->high_bits == 1;
     switch (l->scales) {
     case WINA_SCALES_F32:
-        gemm_floats(p, b, WINA_SCALES_F32, block0, block1, strip, y, y_stride);
+        gemm_floats(p, b, WINA_SCALES_F32, block0, block1, strip, t0, t1, y);
         break;
     case WINA_SCALES_F16:
-        gemm_floats(p, b, WINA_SCALES_F16, block0, block1, strip, y, y_stride);
+        gemm_floats(p, b, WINA_SCALES_F16, block0, block1, strip, t0, t1, y);
         break;
     case WINA_SCALES_BF16:
-        gemm_floats(p, b, WINA_SCALES_BF16, block0, block1, strip, y, y_stride);
+        gemm_floats(p, b, WINA_SCALES_BF16, block0, block1, strip, t0, t1, y);
         break;
     case WINA_SCALES_D:
         if (l->low_bits == 8)
-            gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, t0, t1, y);
         else if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, t0, t1, y);
         else
-            gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, t0, t1, y);
         break;
     case WINA_SCALES_DM:
         if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, t0, t1, y);
         else
-            gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, t0, t1, y);
         break;
     case WINA_SCALES_K_DM:
         if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, t0, t1, y);
         else
-            gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, y, y_stride);
+            gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, t0, t1, y);
         break;
     case WINA_SCALES_K_D16:
-        gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, y, y_stride);
+        gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, t0, t1, y);
         break;
     }
 }
@@ -219,5 +219,8 @@ static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t block0,
 void wina_gemm_avx2(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                     int32_t strip, float *y) {
     memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
-    gemm_strip(p, b, block0, block1, strip, y, WINA_STRIP);
+    const int32_t most = p->layout->low_bits < 16 ? MOST_TOKENS : F_MOST_TOKENS;
+    for (int32_t t = 0; t < b->n_tokens; t += most)
+        gemm_strip(p, b, block0, block1, strip, t, t + most < b->n_tokens ? t + most : b->n_tokens,
+                   y);
 }
