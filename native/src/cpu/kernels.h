@@ -3,8 +3,9 @@
  *
  * Every implementation computes the same bits. Integer sums are exact; float sums have one written
  * order: multiply-adds are fused, reductions run in 16 lanes (element i in lane i % 16) that are
- * folded 16 -> 8 -> 4 -> 2 -> 1, and a row's blocks are added in rising order. So results depend
- * neither on the instruction set, nor on the number of threads, nor on how tokens are batched.
+ * folded 16 -> 8 -> 4 -> 2 -> 1, and a row's blocks are added in rising order inside a part of a
+ * panel (wina_panel_part), then the parts. So results depend neither on the instruction set, nor on
+ * the number of threads, nor on how tokens are batched.
  *
  * Quantised matrices multiply activations rounded to 16 bits per sub-block (32 inputs, or 16 for
  * Q6_K): x = scale * (256 hi + lo), both signed bytes, |256 hi + lo| <= 32512. Two byte products
