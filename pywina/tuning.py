@@ -5,15 +5,20 @@ docs/method.md says what each of them means, native/src/tuning.h how files hold 
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._native import ffi
-from .errors import ArgumentError
+from .errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
     from .model import Model
@@ -24,6 +29,30 @@ GROUPS = ("qkv", "o", "gate_up", "down")
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 _GROUP_OF = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 _TABLES = ("targets", "kept", "kept_projections", "thresholds")
+
+
+def _packed(norms: Array) -> dict[str, Any]:
+    data = np.ascontiguousarray(norms, dtype="<f4")
+    return {"shape": list(data.shape), "float32": base64.b64encode(data.tobytes()).decode()}
+
+
+def _unpacked(content: dict[str, Any]) -> Array:
+    data = np.frombuffer(base64.b64decode(content["float32"], validate=True), dtype="<f4")
+    return data.reshape(content["shape"]).astype(np.float32)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file, whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error}") from error
 
 
 @dataclass
@@ -56,6 +85,32 @@ class Tuning:
             yield f"wina.norms.{name}", np.ascontiguousarray(norms, dtype=np.float32).ravel()
         if self.norms:
             yield "wina.exponents", np.asarray(self.exponents, dtype=np.float32)
+
+    def save(self, path: Path, notes: dict[str, Any] | None = None) -> None:
+        """Writes a JSON file that :meth:`load` reads; notes go into it as they are."""
+        content: dict[str, Any] = {"version": 1, "notes": notes or {}}
+        for name in _TABLES:
+            table = getattr(self, name)
+            if table is not None:
+                content[name] = np.asarray(table, dtype=np.float64).round(6).tolist()
+        content["norms"] = {name: _packed(norms) for name, norms in self.norms.items()}
+        content["exponents"] = [float(e) for e in self.exponents]
+        write_text(path, json.dumps(content, indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> Tuning:
+        """Reads what :meth:`save` wrote."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            tables = {
+                name: np.array(content[name], np.float32) for name in _TABLES if name in content
+            }
+            norms = {name: _unpacked(norms) for name, norms in content["norms"].items()}
+            return cls(**tables, norms=norms, exponents=np.array(content["exponents"], np.float32))
+        except OSError as error:
+            raise FileError(f"cannot read {path}: {error}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArgumentError(f"{path} holds no tuning: {error!r}") from error
 
     def _array(self, name: str, value: Any, shape: tuple[int, ...], alive: list[Any]) -> Any:
         """A pointer to a float32 copy of value, which must have this shape."""

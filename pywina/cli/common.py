@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from ..api import load
+from ..errors import FileError
 from ..generation import GenerateOptions, Stream, Timings
 from ..model import Model
 from ..sparsity import Sparsity
@@ -34,6 +36,14 @@ def load_model(args: argparse.Namespace) -> Model:
         n_batch=args.n_batch,
         sparsity=sparsity_of(args),
     )
+
+
+def read_text(path: Path) -> str:
+    """A text file as it is; bytes that are no UTF-8 become U+FFFD."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error}") from error
 
 
 def generate_options(args: argparse.Namespace) -> GenerateOptions:

@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..generation import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
-from . import chat, demo, fetch, run
+from . import chat, convert, demo, fetch, run
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -131,6 +131,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--system", metavar="TEXT", help="system message")
     _add_sampling(command, n=-1, temp=Params.temperature)
     _add_sparsity(command)
+
+    command = add(
+        "convert", "Store norms and budgets in a file, or rotate its weights.", convert.main
+    )
+    convert.add_arguments(command)
 
     command = add("fetch", "Fetch known models, or list them.", fetch.main)
     command.add_argument("names", nargs="*", metavar="NAME", help="none: list all")

@@ -1,0 +1,1 @@
+"""Calibration: budgets, norms and thresholds from a text, for a model whose weights stay."""

@@ -1,0 +1,72 @@
+"""pywina convert: the same model with norms and budgets in the file, or with rotated weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..api import load
+from ..convert import convert
+from ..convert.transform import Rotation, eigenbasis, second_moment
+from ..errors import ArgumentError
+from ..eval.windows import cut_windows
+from ..hub.fetch import resolve
+from ..model import Model
+from ..tuning import Tuning
+from .common import read_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="IN", help="a GGUF file or the name of a known model")
+    parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument(
+        "--tuning", type=Path, metavar="FILE", help="what `pywina calibrate` found (JSON)"
+    )
+    parser.add_argument(
+        "--transform", choices=("none", "global"), default="none",
+        help="global: rotate the residual stream into the basis of its energy; needs -f",
+    )  # fmt: skip
+    parser.add_argument(
+        "--type", choices=tuple(convert.TYPES), default="F16",
+        help="of transformed matrices; default F16",
+    )  # fmt: skip
+    parser.add_argument(
+        "-f", "--file", type=Path, metavar="TEXT", help="text that a transform is made from"
+    )
+    parser.add_argument("--windows", type=int, default=16, metavar="N", help="of 512 tokens; 16")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
+
+
+def _rotation(model: Model, args: argparse.Namespace) -> Rotation:
+    if args.file is None:
+        raise ArgumentError("--transform needs -f TEXT, a text to measure activations on")
+    windows = cut_windows(model, read_text(args.file), min(512, model.info.n_ctx), args.windows)
+    with tqdm(total=len(windows), desc="measuring", unit="window", disable=None) as bar:
+        return Rotation(model, eigenbasis(second_moment(model, windows, bar.update)))
+
+
+def main(args: argparse.Namespace) -> int:
+    source = resolve(args.source)
+    convert.check_paths(source, args.target)
+    tuning = Tuning.load(args.tuning) if args.tuning else None
+    with load(source, n_threads=args.threads) as model:
+        if tuning is not None:
+            model.set_tuning(tuning)  # refuses what does not belong to this model
+        if args.transform == "none":
+            plan = convert.plan_tuned(model, tuning)
+        else:
+            plan = convert.plan_rotated(model, _rotation(model, args), args.type, tuning)
+        for line in plan.lines:
+            print(line)
+        if args.dry_run:
+            return 0
+        with tqdm(
+            total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None
+        ) as bar:
+            convert.run(plan, args.target, bar.update)
+    print(f"pywina: wrote {args.target}", file=sys.stderr)
+    return 0

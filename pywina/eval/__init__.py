@@ -1,0 +1,1 @@
+"""Measuring what sparsity costs: perplexity, divergence from the dense model, and tasks."""

@@ -1,0 +1,201 @@
+"""pywina convert: what is written is what was there, plus what was asked for, or nothing at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from tinymodel import ROLES
+
+import pywina
+from pywina.cli import main
+from pywina.convert import convert, gguffile
+from pywina.convert.transform import Rotation, eigenbasis, second_moment
+from pywina.tuning import Tuning
+
+IDS = [int(t) for t in np.random.default_rng(9).integers(0, 250, 48)]
+TEXT = "The rain in the garden is over, and all of it was seen again by the woman there. " * 20
+
+
+def test_norms_are_stored_and_change_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    assert main(["convert", str(tiny_model), str(target)]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["out.gguf"]
+    with pywina.load(tiny_model) as plain, pywina.load(target) as tuned:
+        assert "calibrated norm" in tuned.describe_rule(0.5)
+        for mask in ("group", "projection"):
+            for sparsity in (0.0, 0.5):
+                np.testing.assert_array_equal(
+                    plain.logits(IDS, sparsity=sparsity, mask=mask),
+                    tuned.logits(IDS, sparsity=sparsity, mask=mask),
+                )
+
+
+def test_everything_else_keeps_its_bytes(write_model: Callable[..., Path], tmp_path: Path) -> None:
+    source = write_model(types=dict.fromkeys(ROLES, "Q4_0"), tied=False, extra={"a.b": 3})
+    target = tmp_path / "out.gguf"
+    assert main(["convert", str(source), str(target)]) == 0
+    old, new = gguf.GGUFReader(source), gguf.GGUFReader(target)
+    assert [t.name for t in old.tensors] == [t.name for t in new.tensors]
+    for a, b in zip(old.tensors, new.tensors, strict=True):
+        assert a.tensor_type == b.tensor_type and tuple(a.shape) == tuple(b.shape)
+        np.testing.assert_array_equal(a.data, b.data)
+    for key, field in old.fields.items():
+        if not key.startswith("GGUF."):
+            assert new.fields[key].contents() == field.contents()
+    added = set(new.fields) - set(old.fields)
+    assert added and all(key.startswith("wina.") for key in added)
+    again = tmp_path / "again.gguf"
+    assert main(["convert", str(target), str(again)]) == 0
+    assert again.read_bytes() == target.read_bytes()
+
+
+def test_a_tuning_is_stored(tiny_model: Path, tmp_path: Path) -> None:
+    kept = np.random.default_rng(1).uniform(0.2, 0.9, (1, 2, 4)).astype(np.float32)
+    tuning = Tuning(targets=np.array([0.5], np.float32), kept=kept)
+    tuning.save(tmp_path / "t.json", {"why": "a test"})
+    target = tmp_path / "out.gguf"
+    options = ["--tuning", str(tmp_path / "t.json")]
+    assert main(["convert", str(tiny_model), str(target), *options]) == 0
+    with pywina.load(tiny_model) as model, pywina.load(target) as stored:
+        model.set_tuning(tuning)
+        np.testing.assert_array_equal(
+            model.logits(IDS, sparsity=0.5), stored.logits(IDS, sparsity=0.5)
+        )
+        assert "calibrated budgets" in stored.describe_rule(0.5)
+
+
+def test_a_tuning_of_another_model_is_refused(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = np.full((1, 3, 4), 0.5, dtype=np.float32)
+    Tuning(targets=np.array([0.5]), kept=kept).save(tmp_path / "t.json")
+    target = tmp_path / "out.gguf"
+    assert (
+        main(["convert", str(tiny_model), str(target), "--tuning", str(tmp_path / "t.json")]) == 2
+    )
+    assert "kept has shape" in capsys.readouterr().err and not target.exists()
+    (tmp_path / "t.json").write_text('{"norms": 3}')
+    assert (
+        main(["convert", str(tiny_model), str(target), "--tuning", str(tmp_path / "t.json")]) == 2
+    )
+    assert "holds no tuning" in capsys.readouterr().err
+
+
+def test_dry_run_writes_nothing(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(tiny_model), str(tmp_path / "out.gguf"), "--dry-run"]) == 0
+    assert "wina.norms.gate_up" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_input_is_never_the_output(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tiny_model.read_bytes()
+    link = tmp_path / "link.gguf"
+    link.symlink_to(tiny_model)
+    hard = tiny_model.parent / "hard.gguf"
+    os.link(tiny_model, hard)
+    for target in (tiny_model, link, hard):
+        assert main(["convert", str(tiny_model), str(target)]) == 2
+        assert "the input itself" in capsys.readouterr().err
+    hard.unlink()
+    assert tiny_model.read_bytes() == before
+    for wrong in (tmp_path, tmp_path / "none" / "out.gguf"):
+        assert main(["convert", str(tiny_model), str(wrong)]) == 2
+
+
+def test_a_failure_leaves_the_old_file(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.gguf"
+    target.write_bytes(b"what was here before")
+    with pywina.load(tiny_model) as model:
+        plan = convert.plan_tuned(model, None)
+
+        def fail(n: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            convert.run(plan, target, fail)
+        monkeypatch.setattr(plan.content.tensors[3], "n_bytes", 12)
+        with pytest.raises(pywina.FormatError):
+            convert.run(plan, target)
+    assert target.read_bytes() == b"what was here before"
+    assert [p.name for p in tmp_path.iterdir()] == ["out.gguf"]
+
+
+@pytest.mark.parametrize("data", [b"GGUF", b"GGML\3\0\0\0", b"GGUF\3\0\0\0" + b"\xff" * 40])
+def test_no_gguf_file(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(pywina.FormatError):
+        gguffile.read(tmp_path / "bad.gguf")
+
+
+# ---- transforms ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_rotated_model_computes_the_same(
+    write_model: Callable[..., Path], tmp_path: Path, architecture: str, tied: bool
+) -> None:
+    source, target = write_model(architecture=architecture, tied=tied), tmp_path / "out.gguf"
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    options = ["--transform", "global", "--type", "F32", "-f", str(text)]
+    assert main(["convert", str(source), str(target), *options]) == 0
+    with pywina.load(source) as plain, pywina.load(target) as rotated:
+        wanted, ours = plain.logits(IDS), rotated.logits(IDS)
+        off = np.linalg.norm(ours - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert off.max() < 1e-4
+        assert not rotated.info.tied_output
+        assert (
+            np.abs(plain.logits(IDS, sparsity=0.5) - rotated.logits(IDS, sparsity=0.5)).max() > 0.01
+        )
+
+
+def test_the_basis_orders_energy(tiny: pywina.Model) -> None:
+    windows = [IDS, IDS[::-1]]
+    moment = second_moment(tiny, windows)
+    assert np.trace(moment) == pytest.approx(tiny.info.n_embd, rel=0.01)  # normed: mean square 1
+    basis = eigenbasis(moment)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(64), atol=1e-5)
+    energy = np.diag(basis.T @ moment @ basis)
+    assert (np.diff(energy) <= 1e-6).all() and energy[0] > 1.5 * energy[-1]
+
+
+def test_rotated_quantised_weights(tiny_model: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    for kind, limit in (("Q8_0", 0.05), ("F16", 2e-3)):
+        target = tmp_path / f"{kind}.gguf"
+        options = ["--transform", "global", "--type", kind, "-f", str(text)]
+        assert main(["convert", str(tiny_model), str(target), *options]) == 0
+        with pywina.load(tiny_model) as plain, pywina.load(target) as rotated:
+            assert rotated.tensors["blk.0.ffn_down.weight"].type == kind
+            wanted = plain.logits(IDS)
+            off = np.linalg.norm(rotated.logits(IDS) - wanted) / np.linalg.norm(wanted)
+            assert off < limit
+
+
+def test_a_transform_needs_a_text(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = str(tmp_path / "out.gguf")
+    assert main(["convert", str(tiny_model), target, "--transform", "global"]) == 2
+    assert "-f" in capsys.readouterr().err
+
+
+def test_other_architectures_cannot_be_rotated(tiny: pywina.Model) -> None:
+    class Other:
+        info = type("Info", (), {"architecture": "gemma3"})
+
+    with pytest.raises(pywina.UnsupportedError, match="gemma3"):
+        Rotation(Other(), np.eye(4, dtype=np.float32))  # type: ignore[arg-type]
