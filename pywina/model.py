@@ -543,13 +543,16 @@ class Model:
 
     def keep_counts(self, sparsity: float | Sparsity | None = None) -> NDArray[np.int32]:
         """Inputs kept, (n_layer, 4, 3): by layer, group and kept list; 0 where there is none."""
-        native = ffi.new("wina_sparsity *")
-        self.sparsity.replace(sparsity=sparsity)._store(native[0])
         out = np.empty((self.info.n_layer, 4, 3), dtype=np.int32)
-        with self._handle.borrow() as model:
-            buffer = ffi.from_buffer("int32_t[]", out)
-            check(lib.wina_model_get_keep(model, native, buffer))
+        with self._handle.run() as session:
+            self._begin(session, self.sparsity.replace(sparsity=sparsity))
+            check(lib.wina_session_get_keep(session, ffi.from_buffer("int32_t[]", out)))
         return out
+
+    def kept_fractions(self, sparsity: float | Sparsity | None = None) -> NDArray[np.float64]:
+        """(n_layer, 4) share of its inputs that each group keeps, with group masks."""
+        widths = np.array([self.width(group) for group in _GROUPS], dtype=np.float64)
+        return self.keep_counts(sparsity)[:, :, 0] / widths
 
     def width(self, group: Group) -> int:
         """Number of inputs of a group."""

@@ -261,10 +261,6 @@ typedef struct wina_tuning {
 int32_t wina_model_describe_rule(const wina_model *model, const wina_sparsity *sparsity, char *text,
                                  size_t cap);
 
-/* Inputs that are kept, (n_layer, 4, 3): by layer, group and kept list (one per group, or one per
- * projection); 0 where there is no list. */
-int32_t wina_model_get_keep(const wina_model *model, const wina_sparsity *sparsity, int32_t *out);
-
 /* ---- session ----------------------------------------------------------------------------- */
 
 typedef struct wina_session_params {
@@ -286,6 +282,10 @@ int32_t wina_session_set_sparsity(wina_session *session, const wina_sparsity *sp
 
 /* Another tuning than the file's; everything is copied. NULL: the file's again. */
 int32_t wina_session_set_tuning(wina_session *session, const wina_tuning *tuning);
+
+/* Inputs that the rule in force keeps, (n_layer, 4, 3): by layer, group and kept list (one per
+ * group, or one per projection); 0 where there is no list. With thresholds: on average. */
+int32_t wina_session_get_keep(const wina_session *session, int32_t *out);
 
 /* Called before a group multiplies its input: x (n_tokens, n_in), as it is before anything is
  * skipped. For calibration; NULL switches it off. */

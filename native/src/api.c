@@ -244,17 +244,6 @@ int32_t wina_model_describe_rule(const wina_model *m, const wina_sparsity *spars
     return wina_rules_describe(&rules, sparsity, text, cap);
 }
 
-int32_t wina_model_get_keep(const wina_model *m, const wina_sparsity *sparsity, int32_t *out) {
-    WINA_TRY(need_plan(m));
-    const wina_rule_model model = wina_model_rules(m, NULL);
-    wina_rules rules;
-    WINA_TRY(wina_rules_create(&model, sparsity, &rules));
-    for (int32_t i = 0; i < rules.n_layer * WINA_RULE_GROUPS * WINA_RULE_MASKS; i++)
-        out[i] = rules.rules[i].n_keep;
-    wina_rules_free(&rules);
-    return WINA_OK;
-}
-
 /* ---- tokenizer ---------------------------------------------------------------------------- */
 
 static int32_t need_tokenizer(const wina_model *m) {

@@ -115,6 +115,12 @@ int32_t wina_session_set_tuning(wina_session *s, const wina_tuning *tuning) {
     return status;
 }
 
+int32_t wina_session_get_keep(const wina_session *s, int32_t *out) {
+    for (int32_t i = 0; i < s->rules.n_layer * WINA_RULE_GROUPS * WINA_RULE_MASKS; i++)
+        out[i] = s->rules.rules[i].n_keep;
+    return WINA_OK;
+}
+
 int32_t wina_session_set_tap(wina_session *s, wina_tap_fn tap, void *user) {
     s->tap = tap;
     s->tap_user = user;

@@ -1,0 +1,183 @@
+"""A calibration from beginning to end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..convert.convert import l2_norms
+from ..errors import ArgumentError
+from ..eval.windows import cut_windows
+from ..model import Model
+from ..sparsity import Sparsity
+from ..tuning import GROUPS, Tuning
+from . import thresholds
+from .graph import Graph
+from .greedy import greedy
+from .norms import loss_norms
+from .objective import Objective
+from .search import Log, Shape, search
+
+Allocate = Literal["uniform", "profile", "greedy", "global"]
+NormKind = Literal["l2", "loss"]
+
+Array = NDArray[np.float32]
+#: exponents of norms where they are not searched: l2 as published, loss-weighted against ones
+_EXPONENTS = {"l2": 1.0, "loss": 0.5}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """targets: sparsities, rising. windows of size tokens from the text's beginning; gradients use
+    as many windows after these."""
+
+    targets: tuple[float, ...] = (0.5,)
+    allocate: Allocate = "global"
+    norms: NormKind = "l2"
+    windows: int = 8
+    size: int = 256
+    thresholds: bool = False
+
+    def __post_init__(self) -> None:
+        if self.allocate not in get_args(Allocate) or self.norms not in get_args(NormKind):
+            raise ArgumentError(f"unknown allocation {self.allocate!r} or norms {self.norms!r}")
+        if not self.targets or not all(0 < t < 1 for t in self.targets):
+            raise ArgumentError(f"targets are {self.targets}; give sparsities in (0, 1)")
+        if list(self.targets) != sorted(set(self.targets)):
+            raise ArgumentError(f"targets are {self.targets}; give each once, rising")
+        if self.windows < 1 or self.size < 64:
+            raise ArgumentError("at least one window of 64 tokens is needed")
+
+
+@dataclass
+class Result:
+    tuning: Tuning
+    notes: dict[str, Any]
+
+
+class _Run:
+    """One calibration under way."""
+
+    def __init__(
+        self, model: Model, text: str, settings: Settings, log: Path, note: Callable[[str], object]
+    ) -> None:
+        self.model, self.settings, self.note = model, settings, note
+        both = cut_windows(model, text, min(settings.size, model.info.n_ctx), 2 * settings.windows)
+        self.windows, rest = both[: settings.windows], both[settings.windows :]
+        self.gradient_windows = rest or self.windows
+        file = Path(model.path)
+        key = asdict(settings) | {
+            "model": file.name,
+            "model_bytes": file.stat().st_size,
+            "text": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        key["targets"] = list(settings.targets)
+        self.log = Log(log, key)
+        self._graph: Graph | None = None
+
+    def graph(self) -> Graph:
+        if self._graph is None:
+            self._graph = Graph(self.model)
+        return self._graph
+
+    def norms(self) -> dict[str, Array]:
+        """Norms to store; none for l2, which the library has."""
+        if self.settings.norms == "l2":
+            return {}
+        n_layer = self.model.info.n_layer
+        widths = [self.model.width(group) for group in GROUPS]
+        ends = np.cumsum([n_layer * width for width in widths])[:-1]
+
+        def measure() -> list[float]:
+            self.note("gradients")
+            found = loss_norms(self.graph(), self.gradient_windows)
+            return [float(x) for group in GROUPS for x in found[group].ravel()]
+
+        flat = np.array(self.log.get("loss norms", measure), dtype=np.float32)
+        parts = zip(GROUPS, np.split(flat, ends), widths, strict=True)
+        return {group: part.reshape(n_layer, width) for group, part, width in parts}
+
+    def budgets(self, norms: dict[str, Array]) -> tuple[Array | None, list[float], list[Shape]]:
+        """(n_targets, n_layer, 4), exponents by target, and the shapes searched for."""
+        settings, exponent = self.settings, _EXPONENTS[self.settings.norms]
+        n_targets, n_layer = len(settings.targets), self.model.info.n_layer
+        exponents = [exponent] * n_targets
+        if settings.allocate == "uniform":
+            rows = [np.full((n_layer, 4), 1 - target) for target in settings.targets]
+            return np.array(rows, dtype=np.float32), exponents, []
+        if settings.allocate == "profile":
+            return None, exponents, []
+        if settings.allocate == "greedy":
+            weights = {g: w**exponent for g, w in (norms or l2_norms(self.model).norms).items()}
+            self.note("greedy")
+            shape = (n_targets, n_layer, 4)
+
+            def measure() -> list[float]:
+                few = [window[:128] for window in self.windows[:2]]
+                table = greedy(self.model, self.graph(), few, weights, settings.targets)
+                return [float(x) for x in table.ravel()]
+
+            table = np.array(self.log.get("greedy", measure)).reshape(shape)
+            return table.astype(np.float32), exponents, []
+        objective = Objective(self.model, self.windows)
+        shapes, start = [], Shape(exponent=exponent)
+        for target in settings.targets:
+            start = search(objective, norms, target, start, self.log, self.note)
+            shapes.append(start)
+        return (
+            np.concatenate([shape.kept(n_layer) for shape in shapes]),
+            [shape.exponent for shape in shapes],
+            shapes,
+        )
+
+    def thresholds(self, tuning: Tuning) -> Array:
+        """(n_targets, n_layer, 4)"""
+        norms = tuning.norms or l2_norms(self.model).norms
+        powers = dict(zip(GROUPS, tuning.exponents, strict=True))
+        weights = {group: norms[group] ** powers[group] for group in GROUPS}
+        self.model.set_tuning(tuning)
+        rows = []
+        for target in self.settings.targets:
+            self.note(f"thresholds at {target:g}")
+            rule = Sparsity(target)
+            kept = self.model.kept_fractions(rule)
+            rows.append(thresholds.measure(self.model, self.windows, weights, rule, kept))
+        return np.stack(rows)
+
+
+def calibrate(
+    model: Model,
+    text: str,
+    settings: Settings,
+    log: Path,
+    note: Callable[[str], object] = lambda text: None,
+) -> Result:
+    """Finds a tuning. What was measured is kept in the JSON file `log` as it comes, so that a
+    calibration that was stopped goes on where it was."""
+    run = _Run(model, text, settings, log, note)
+    norms = run.norms()
+    kept, exponents, shapes = run.budgets(norms)
+    # One exponent serves all targets: the one of the target in the middle of what was asked for.
+    middle = exponents[len(exponents) // 2]
+    if not norms and (middle != 1 or settings.thresholds):
+        norms = l2_norms(model).norms
+    tuning = Tuning(
+        targets=None if kept is None else np.array(settings.targets, dtype=np.float32),
+        kept=kept,
+        norms=norms,
+        exponents=np.full(4, middle, dtype=np.float32),
+    )
+    if settings.thresholds and kept is not None:
+        tuning.thresholds = run.thresholds(tuning)
+    model.set_tuning(None)
+    notes = {"settings": asdict(settings), "shapes": [asdict(shape) for shape in shapes]}
+    notes["divergence"] = {
+        key: float(np.mean(v)) for key, v in run.log.results.items() if ":" in key
+    }
+    return Result(tuning, notes)

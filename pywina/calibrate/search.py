@@ -1,0 +1,116 @@
+"""Budgets from a bounded search over few numbers, on the real objective.
+
+A budget's shape is given by log-odds of sparsity: one offset per kind of group (that of gate_up is
+0, since a common shift is what equal bytes take away), one slope over the depth of the model, and
+the exponent of the norms. Each is moved up and down by a step that halves from round to round; a
+move that lowers the mean divergence is kept. Measured once, adding up losses of single groups
+and blocks was a disaster: losses interact, and an optimum over many noisy numbers picks the noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ArgumentError
+from ..sparsity import Sparsity
+from ..tuning import Tuning, write_text
+from .objective import Objective
+
+#: log-odds of sparsity of the built-in profile against gate_up
+_PROFILE = {"qkv": 0.041, "o": 0.687, "down": 1.118}
+_LIMITS = {"qkv": 2.5, "o": 2.5, "down": 2.5, "slope": 1.0}
+ROUNDS, FIRST_STEP = 3, 0.5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One point of the search."""
+
+    qkv: float = _PROFILE["qkv"]
+    o: float = _PROFILE["o"]
+    down: float = _PROFILE["down"]
+    slope: float = 0.0
+    exponent: float = 1.0
+
+    def kept(self, n_layer: int) -> NDArray[np.float32]:
+        """(1, n_layer, 4) kept fractions, before they are moved to the wanted bytes."""
+        depth = np.linspace(-1, 1, n_layer) if n_layer > 1 else np.zeros(1)
+        odds = np.array([self.qkv, self.o, 0.0, self.down]) + self.slope * depth[:, None]
+        return (1 / (1 + np.exp(odds)))[None].astype(np.float32)
+
+    def key(self, target: float) -> str:
+        names = ("qkv", "o", "down", "slope", "exponent")
+        return f"{target:g}: " + " ".join(f"{n}={getattr(self, n):.4f}" for n in names)
+
+
+class Log:
+    """Results by key in a JSON file: what was measured once is not measured again."""
+
+    def __init__(self, path: Path, setting: dict[str, Any]) -> None:
+        self.path, self.setting = path, setting
+        self.results: dict[str, list[float]] = {}
+        if path.exists():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                same = content["setting"] == setting
+                if same:
+                    self.results = dict(content["results"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ArgumentError(f"{path} cannot be resumed ({error!r}); remove it") from error
+            if not same:
+                raise ArgumentError(f"{path} is of another calibration; remove it, or use another")
+
+    def get(self, key: str, measure: Callable[[], list[float]]) -> list[float]:
+        if key not in self.results:
+            self.results[key] = measure()
+            content = {"setting": self.setting, "results": self.results}
+            write_text(self.path, json.dumps(content, indent=1))
+        return self.results[key]
+
+
+def search(
+    objective: Objective,
+    norms: dict[str, NDArray[np.float32]],
+    target: float,
+    start: Shape,
+    log: Log,
+    note: Callable[[str], object] = lambda text: None,
+) -> Shape:
+    """The best shape found for a target; norms may be empty (l2 norms)."""
+    n_layer = objective.model.info.n_layer
+
+    def value(shape: Shape) -> float:
+        def measure() -> list[float]:
+            kept = shape.kept(n_layer)
+            tuning = Tuning(np.array([target], np.float32), kept, norms=norms)
+            return objective(tuning, Sparsity(target, exponent=shape.exponent))
+
+        mean = float(np.mean(log.get(shape.key(target), measure)))
+        note(f"{target:g}: {mean:.4f} nats")
+        return mean
+
+    best, least = start, value(start)
+    step = FIRST_STEP
+    for _ in range(ROUNDS):
+        for name in ("down", "o", "qkv", "exponent", "slope"):
+            for sign in (1, -1):
+                trial = _moved(best, name, sign * step)
+                if trial != best and (new := value(trial)) < least:
+                    best, least = trial, new
+                    break
+        step /= 2
+    return best
+
+
+def _moved(shape: Shape, name: str, by: float) -> Shape:
+    if name == "exponent":
+        return replace(shape, exponent=float(np.clip(shape.exponent + by / 2, 0, 2)))
+    limit = _LIMITS[name]
+    return replace(shape, **{name: float(np.clip(getattr(shape, name) + by, -limit, limit))})

@@ -1,0 +1,74 @@
+"""pywina calibrate: budgets, norms and thresholds for a model, from a text."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from tqdm import tqdm
+
+from ..api import load
+from ..calibrate.run import Allocate, NormKind, Settings, calibrate
+from ..convert import convert
+from ..errors import ArgumentError
+from ..hub.fetch import resolve
+from .common import read_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a GGUF file or the name of a known model")
+    parser.add_argument("-f", "--file", type=Path, required=True, metavar="TEXT", help="the text")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT",
+        help="OUT.json: the tuning; OUT.gguf: the model with it, and OUT.json beside it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", default="0.5", metavar="S,S", help="sparsities to calibrate for; default 0.5"
+    )
+    parser.add_argument("--allocate", choices=get_args(Allocate), default="global")
+    parser.add_argument(
+        "--norms", choices=get_args(NormKind), default="l2",
+        help="l2 norms of weights, or loss-weighted ones (needs torch: pywina[calibrate])",
+    )  # fmt: skip
+    parser.add_argument("--windows", type=int, default=8, metavar="N", help="of the text; 8")
+    parser.add_argument("--size", type=int, default=256, metavar="N", help="tokens of each; 256")
+    parser.add_argument("--thresholds", action="store_true", help="calibrate thresholds, too")
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+
+
+def _targets(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ArgumentError(f"--target: {text!r} is no list of numbers") from error
+
+
+def main(args: argparse.Namespace) -> int:
+    if args.output.suffix not in (".json", ".gguf"):
+        raise ArgumentError(f"{args.output} must end in .json or .gguf")
+    source = resolve(args.model)
+    convert.check_paths(source, args.output)
+    settings = Settings(
+        _targets(args.target), args.allocate, args.norms, args.windows, args.size, args.thresholds
+    )
+    log = args.output.with_suffix(".log.json")
+    text = read_text(args.file)
+    with load(source, n_threads=args.threads, n_ctx=None) as model:
+        with tqdm(desc="calibrating", unit="step", disable=None) as bar:
+
+            def note(what: str) -> None:
+                bar.set_postfix_str(what, refresh=False)
+                bar.update()
+
+            result = calibrate(model, text, settings, log, note)
+        result.tuning.save(args.output.with_suffix(".json"), result.notes)
+        if args.output.suffix == ".gguf":
+            plan = convert.plan_tuned(model, result.tuning)
+            with tqdm(total=plan.n_bytes, unit="B", unit_scale=True, disable=None) as bar:
+                convert.run(plan, args.output, bar.update)
+    for shape in result.notes["shapes"]:
+        print(", ".join(f"{name} {value:.3f}" for name, value in shape.items()))
+    print(f"pywina: wrote {args.output}; {log} may be removed", file=sys.stderr)
+    return 0

@@ -1,0 +1,176 @@
+"""pywina calibrate: that it lowers what it minimises, stores it, resumes, and refuses nonsense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinymodel import ROLES
+
+import pywina
+from pywina.calibrate.objective import Objective
+from pywina.calibrate.run import Settings, calibrate
+from pywina.calibrate.search import Shape
+from pywina.cli import main
+from pywina.eval.windows import cut_windows, log_probabilities
+from pywina.tuning import Tuning
+
+RNG = np.random.default_rng(2)
+WORDS = "the in and there an of on a woman at sea is seen with all to rest far over".split()
+TEXT = " ".join(RNG.choice(WORDS, 3000))
+QUICK = {"windows": 2, "size": 64}
+
+
+@pytest.fixture(scope="module")
+def path(write_model: Callable[..., Path]) -> Path:
+    return write_model(architecture="qwen2", n_layer=3, types=dict.fromkeys(ROLES, "Q8_0"))
+
+
+def test_a_search_lowers_the_divergence(path: Path, tmp_path: Path) -> None:
+    with pywina.load(path, n_threads=1) as model:
+        settings = Settings(targets=(0.4, 0.6), **QUICK)
+        result = calibrate(model, TEXT, settings, tmp_path / "log.json")
+        objective = Objective(model, cut_windows(model, TEXT, 64, 2))
+        for target in settings.targets:
+            tuned = np.mean(objective(result.tuning, pywina.Sparsity(target)))
+            profile = np.mean(objective(None, pywina.Sparsity(target)))
+            assert tuned <= profile + 1e-3
+            model.logits(list(range(40, 80)), sparsity=target)
+            assert model.stats.kept_fraction == pytest.approx(1 - target, abs=0.01)
+        start = Shape()
+        first = np.mean(json.loads((tmp_path / "log.json").read_text())["results"][start.key(0.4)])
+        best = min(v for k, v in result.notes["divergence"].items() if k.startswith("0.4:"))
+        assert best < first
+
+
+def test_the_divergence_is_that_of_the_distributions(path: Path) -> None:
+    with pywina.load(path, n_threads=1) as model:
+        windows = cut_windows(model, TEXT, 64, 1)
+        (value,) = Objective(model, windows)(None, pywina.Sparsity(0.5))
+        dense = log_probabilities(model, windows[0], pywina.Sparsity(), first=16).astype(float)
+        own = log_probabilities(model, windows[0], pywina.Sparsity(0.5), first=16).astype(float)
+        assert value == pytest.approx((np.exp(dense) * (dense - own)).sum(1).mean(), rel=0.01)
+        (zero,) = Objective(model, windows)(None, pywina.Sparsity(0.0))
+        assert abs(zero) < 1e-4 < value
+
+
+def test_a_stopped_calibration_goes_on(path: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.json"
+    with pywina.load(path, n_threads=1) as model:
+        settings = Settings(**QUICK)
+        steps = []
+
+        def stop(text: str) -> None:
+            steps.append(text)
+            if len(steps) == 5:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, TEXT, settings, log, stop)
+        assert len(json.loads(log.read_text())["results"]) == 5
+        resumed = calibrate(model, TEXT, settings, log)
+        fresh = calibrate(model, TEXT, settings, tmp_path / "other.json")
+        np.testing.assert_array_equal(resumed.tuning.kept, fresh.tuning.kept)
+        with pytest.raises(pywina.ArgumentError, match="another calibration"):
+            calibrate(model, TEXT, Settings(targets=(0.6,), **QUICK), log)
+        log.write_text("{}")
+        with pytest.raises(pywina.ArgumentError, match="cannot be resumed"):
+            calibrate(model, TEXT, settings, log)
+
+
+def test_uniform_and_thresholds_in_a_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    target = tmp_path / "out.gguf"
+    arguments = ["calibrate", str(path), "-f", str(tmp_path / "text.txt"), "-o", str(target)]
+    arguments += [
+        "--allocate",
+        "uniform",
+        "-t",
+        "1",
+        "--windows",
+        "3",
+        "--size",
+        "128",
+        "--thresholds",
+    ]
+    assert main([*arguments, "--target", "0.3,0.6"]) == 0
+    with pywina.load(target, n_threads=1) as model, pywina.load(path, n_threads=1) as plain:
+        ids = model.tokenize(TEXT)[2000:2200]
+        uniform = pywina.Sparsity(0.6, budget="uniform", exponent=1.0)
+        np.testing.assert_array_equal(
+            model.logits(ids, sparsity=0.6), plain.logits(ids, sparsity=uniform)
+        )
+        for sparsity in (0.3, 0.6):
+            model.logits(ids, sparsity=pywina.Sparsity(sparsity, select="threshold"))
+            assert model.stats.kept_fraction == pytest.approx(1 - sparsity, abs=0.04)
+    tuning = Tuning.load(target.with_suffix(".json"))
+    assert tuning.kept.shape == (2, 3, 4)
+    assert tuning.thresholds is not None and (np.diff(tuning.thresholds, axis=0) > 0).all()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_gradients_and_greedy(
+    write_model: Callable[..., Path], tmp_path: Path, architecture: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    from pywina.calibrate.graph import Graph
+    from pywina.calibrate.norms import loss_norms
+
+    path = write_model(architecture=architecture, tied=False)
+    with pywina.load(path, n_threads=1) as model:
+        graph, ids = Graph(model), cut_windows(model, TEXT, 48, 1)[0]
+        logs = log_probabilities(model, ids, pywina.Sparsity(), first=0)
+        loss = float(graph.loss(ids, lambda layer, group, x: x).detach())
+        assert loss == pytest.approx(-logs[np.arange(47), ids[1:]].sum(), rel=1e-3)
+
+        # One input of one group moved by a little: the loss moves by its gradient.
+        found = loss_norms(graph, [ids[:2]])  # one token, so that norms are slopes
+        assert all(np.square(n).mean(axis=1) == pytest.approx(1, abs=1e-3) for n in found.values())
+
+        def loss_with(by: float, index: int) -> float:
+            def hook(layer: int, group: str, x: object) -> object:
+                if (layer, group) == (1, "down"):
+                    assert isinstance(x, torch.Tensor)
+                    x = x.clone()
+                    x[:, index] += by
+                return x
+
+            return float(graph.loss(ids[:2], hook).detach())
+
+        slopes = [abs(loss_with(0.02, i) - loss_with(-0.02, i)) for i in range(128)]
+        assert np.corrcoef(slopes, found["down"][1])[0, 1] > 0.999
+
+        settings = Settings(targets=(0.3, 0.5), allocate="greedy", norms="loss", **QUICK)
+        result = calibrate(model, TEXT, settings, tmp_path / "log.json")
+        kept = result.tuning.kept
+        sizes = np.array([64 * (64 + 32 + 32), 64 * 64, 2 * 64 * 128, 64 * 128])
+        np.testing.assert_allclose(kept @ (sizes / sizes.sum()), [[0.7] * 2, [0.5] * 2], atol=1e-5)
+        assert (kept[1] <= kept[0] + 1e-6).all() and kept.std() > 0.02
+        assert set(result.tuning.norms) == {"qkv", "o", "gate_up", "down"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"targets": ()}, {"targets": (0.5, 0.4)}, {"targets": (1.0,)}, {"allocate": "best"},
+     {"norms": "l1"}, {"windows": 0}, {"size": 8}],
+)  # fmt: skip
+def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
+    with pytest.raises(pywina.ArgumentError):
+        Settings(**wrong)
+
+
+def test_wrong_arguments(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("short")
+    for out, extra, message in (
+        ("out.bin", [], "must end in"),
+        ("out.json", ["--target", "a"], "no list"),
+        ("out.json", [], "one window needs"),
+    ):
+        arguments = ["calibrate", str(path), "-f", str(text), "-o", str(tmp_path / out), *extra]
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
