@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..generation import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
-from . import calibrate, chat, convert, demo, fetch, run
+from . import calibrate, chat, convert, demo, eval, fetch, run
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -139,6 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("calibrate", "Find budgets, norms and thresholds.", calibrate.main)
     calibrate.add_arguments(command)
+
+    command = add("eval", "Measure what sparsity costs.", eval.main)
+    eval.add_arguments(command)
 
     command = add("fetch", "Fetch known models, or list them.", fetch.main)
     command.add_argument("names", nargs="*", metavar="NAME", help="none: list all")
