@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..generation import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
-from . import calibrate, chat, convert, demo, eval, fetch, run
+from . import calibrate, chat, convert, demo, eval, fetch, report, run
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -142,6 +142,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("eval", "Measure what sparsity costs.", eval.main)
     eval.add_arguments(command)
+
+    command = add("report", "A page about one model's sparsity.", report.main)
+    report.add_arguments(command)
 
     command = add("fetch", "Fetch known models, or list them.", fetch.main)
     command.add_argument("names", nargs="*", metavar="NAME", help="none: list all")

@@ -115,8 +115,19 @@ def choose(n: int, limit: int | None, seed: int) -> list[int]:
 class Evaluation:
     """One model, one data folder, one file of results."""
 
-    def __init__(self, model: Model, folder: Path, results: Results, dense_prefix: int = 5) -> None:
+    def __init__(
+        self,
+        model: Model,
+        folder: Path,
+        results: Results,
+        dense_prefix: int = 5,
+        *,
+        text: str | None = None,
+        keep: bool = True,
+    ) -> None:
+        """text: in place of WikiText-2's. keep: write the results to their file."""
         self.model, self.folder, self.results = model, folder, results
+        self.text, self.keep = text, keep
         self.dense_prefix = dense_prefix
         self._loaded: dict[str, Sequence[Item | list[int]]] = {}
 
@@ -126,7 +137,8 @@ class Evaluation:
         if task not in self._loaded:
             if task in TEXT_TASKS:
                 size = min(WINDOW, self.model.info.n_ctx)
-                found = windows.cut_windows(self.model, test_text(self.folder), size)
+                text = test_text(self.folder) if self.text is None else self.text
+                found = windows.cut_windows(self.model, text, size)
             else:
                 found = load_items(task, self.folder)
             self._loaded = {task: found}
@@ -149,9 +161,11 @@ class Evaluation:
         try:
             for number in choose(len(items), limit, seed):
                 self._item(task, items[number], str(number), rules, progress)
-                self.results.save()
+                if self.keep:
+                    self.results.save()
         finally:
-            self.results.save(now=True)
+            if self.keep:
+                self.results.save(now=True)
 
     def _item(
         self,

@@ -1,0 +1,144 @@
+"""The figures of a report, as PNG files. matplotlib is the optional extra ``pywina[report]``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..errors import LibraryError
+from ..tuning import GROUPS
+from .measure import Measurements
+
+_SIZE = (6.4, 4.0)
+
+
+def import_pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise LibraryError("a report needs matplotlib: pip install 'pywina[report]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _png(draw: Callable[[Any], object], size: tuple[float, float] = _SIZE) -> bytes:
+    pyplot = import_pyplot()
+    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+    try:
+        draw(axes)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+        return buffer.getvalue()
+    finally:
+        pyplot.close(figure)
+
+
+def quality(m: Measurements) -> bytes:
+    """Loss over dense against sparsity, a line per method."""
+
+    def draw(axes: Any) -> None:
+        for method in dict.fromkeys(row.method for row in m.quality):
+            rows = [row for row in m.quality if row.method == method]
+            axes.errorbar(
+                [row.sparsity for row in rows],
+                [row.nats.value for row in rows],
+                [np.nan_to_num(row.nats.error) for row in rows],
+                marker="o", capsize=3, label=method,
+            )  # fmt: skip
+        axes.set(xlabel="sparsity", ylabel="loss over dense (nats a token)", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return _png(draw)
+
+
+def speed(m: Measurements) -> bytes:
+    """Tokens per second against sparsity, and what reading fewer bytes alone would give."""
+
+    def draw(axes: Any) -> None:
+        x = [row.sparsity for row in m.speed]
+        axes.plot(x, [row.tokens_s for row in m.speed], marker="o", label="measured")
+        dense = m.speed[0]
+        ideal = [dense.tokens_s * dense.mb_per_token / row.mb_per_token for row in m.speed]
+        axes.plot(x, ideal, linestyle="--", label="by bytes read")
+        axes.set(xlabel="sparsity", ylabel="decoded tokens per second", ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return _png(draw)
+
+
+def frontier(m: Measurements) -> bytes:
+    """Loss against speed-up, for the best method of each sparsity."""
+    rates = {row.sparsity: row.tokens_s / m.speed[0].tokens_s for row in m.speed}
+
+    def draw(axes: Any) -> None:
+        for method in dict.fromkeys(row.method for row in m.quality):
+            rows = [row for row in m.quality if row.method == method]
+            points = [(rates[row.sparsity], row.nats.value) for row in rows]
+            axes.plot(*zip(*points, strict=True), marker="o", label=method)
+            for row, point in zip(rows, points, strict=True):
+                axes.annotate(
+                    f"{row.sparsity:.0%}", point, textcoords="offset points", xytext=(5, 4)
+                )
+        axes.set(xlabel="speed-up of decoding (at wina's rule)", ylabel="loss over dense (nats)")
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return _png(draw)
+
+
+def heat_map(m: Measurements, sparsity: float) -> bytes:
+    """Kept fraction by block and group."""
+
+    def draw(axes: Any) -> None:
+        kept = m.kept[sparsity]
+        image = axes.imshow(kept.T, aspect="auto", vmin=0, vmax=1, cmap="viridis")
+        axes.set_yticks(range(4), GROUPS)
+        axes.set(xlabel="block", title=f"kept fraction at sparsity {sparsity:g}")
+        for block in range(len(kept)):
+            for group in range(4):
+                axes.text(
+                    block, group, f"{kept[block, group]:.2f}"[1:], ha="center", va="center",
+                    fontsize=6, color="white" if kept[block, group] < 0.6 else "black",
+                )  # fmt: skip
+        axes.figure.colorbar(image)
+
+    return _png(draw, (9.0, 2.6))
+
+
+def scores(m: Measurements) -> bytes:
+    """Distribution of log2 |x| norm by group, all blocks together."""
+
+    def draw(axes: Any) -> None:
+        from ..calibrate.thresholds import _LOW, _PER_OCTAVE
+
+        counts = m.histogram.counts.sum(axis=0)
+        step = _PER_OCTAVE // 4
+        for group, row in zip(GROUPS, counts, strict=True):
+            bins = row.reshape(-1, step).sum(axis=1) / max(1, row.sum())
+            x = _LOW + (np.arange(len(bins)) + 0.5) * step / _PER_OCTAVE
+            shown = bins > 1e-5
+            axes.plot(x[shown], bins[shown], label=group)
+        axes.set(xlabel="log2 of |x| times l2 norm", ylabel="share of inputs")
+        axes.grid(alpha=0.3)
+        axes.legend()
+
+    return _png(draw)
+
+
+def draw_all(m: Measurements) -> dict[str, bytes]:
+    """PNG files by name."""
+    sparsities = list(m.kept)
+    return {
+        "quality": quality(m),
+        "speed": speed(m),
+        "frontier": frontier(m),
+        "kept": heat_map(m, sparsities[len(sparsities) // 2]),
+        "scores": scores(m),
+    }
