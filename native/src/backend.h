@@ -25,8 +25,9 @@ typedef struct wina_backend_ops {
      * are dense, the others follow *rules, which stay as they are until the batch has ended. */
     void (*begin)(wina_backend *backend, const int32_t *tokens, int32_t n_tokens, int32_t pos,
                   int32_t n_dense, const wina_rules *rules);
-    void (*attn_norm)(wina_backend *backend, int32_t layer); /* h = rms_norm(x) */
-    void (*ffn_norm)(wina_backend *backend, int32_t layer);  /* h = rms_norm(x) */
+    void (*rotate)(wina_backend *backend, int32_t layer, wina_site site); /* x = R x; may be NULL */
+    void (*attn_norm)(wina_backend *backend, int32_t layer);              /* h = rms_norm(x) */
+    void (*ffn_norm)(wina_backend *backend, int32_t layer);               /* h = rms_norm(x) */
     /* Kept inputs times the group's weights: qkv = W h + bias; x += W_o att; gate_up = W h;
      * x += W_down ff */
     void (*project)(wina_backend *backend, int32_t layer, wina_group group);

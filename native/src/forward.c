@@ -10,18 +10,31 @@ static void project(wina_backend *b, const wina_forward *f, int32_t layer, wina_
     b->ops->project(b, layer, group);
 }
 
+/* x = R x where the model has such a matrix. */
+static int32_t rotate(wina_backend *b, int32_t layer, wina_site site) {
+    if (!b->model->weights.layers[layer].rotations[site].n_panels)
+        return WINA_OK;
+    if (!b->ops->rotate)
+        return wina_fail(WINA_E_UNSUPPORTED, "backend %s cannot run models whose basis changes",
+                         b->ops->name);
+    b->ops->rotate(b, layer, site);
+    return WINA_OK;
+}
+
 int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
     const wina_backend_ops *op = b->ops;
     op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->rules);
     for (int32_t layer = 0; layer < b->model->config.n_layer; layer++) {
         if (atomic_load_explicit(f->cancel, memory_order_relaxed))
             return wina_fail(WINA_E_CANCELLED, "the evaluation was cancelled");
+        WINA_TRY(rotate(b, layer, WINA_SITE_ATTN));
         op->attn_norm(b, layer);
         project(b, f, layer, WINA_GROUP_QKV);
         op->rope_store(b, layer);
         op->attend(b, layer);
         project(b, f, layer, WINA_GROUP_O);
 
+        WINA_TRY(rotate(b, layer, WINA_SITE_FFN));
         op->ffn_norm(b, layer);
         project(b, f, layer, WINA_GROUP_GATE_UP);
         op->swiglu(b, layer);

@@ -92,6 +92,46 @@ static int32_t plan_group(const wina_gguf *gguf, const wina_config *c, int32_t l
     return WINA_OK;
 }
 
+static const char *const SITE_TENSORS[WINA_N_SITES] = {"attn_rot", "ffn_rot"};
+
+/* A rotation as a group of one projection; none is fine. */
+static int32_t plan_rotation(const wina_gguf *gguf, const wina_config *c, int32_t layer, int site,
+                             wina_group_weights *g) {
+    char name[64];
+    const wina_gguf_tensor *t;
+    layer_name(name, sizeof name, layer, SITE_TENSORS[site], "weight");
+    if (!wina_gguf_find_tensor(gguf, name))
+        return WINA_OK;
+    WINA_TRY(get_tensor(gguf, name, c->n_embd, c->n_embd, &t));
+    const wina_layout *l = wina_layout_find(t->dtype->id);
+    if (!l)
+        return wina_fail(WINA_E_UNSUPPORTED, "tensor %s: type %s is not supported here", name,
+                         t->dtype->name);
+    WINA_TRY(wina_panel_plan(t->dtype->id, c->n_embd, c->n_embd, &g->panels[0]));
+    g->n_in = c->n_embd;
+    g->n_out = g->panels[0].n_rows;
+    g->n_projections = g->n_panels = 1;
+    g->projections[0] = (wina_projection){.n_rows = c->n_embd, .row_bits = wina_layout_bits(l)};
+    return WINA_OK;
+}
+
+static int32_t plan_layer(const wina_gguf *gguf, const wina_config *c, int32_t i, wina_weights *w) {
+    wina_layer *layer = &w->layers[i];
+    for (int group = 0; group < WINA_N_GROUPS; group++) {
+        wina_group_weights *g = &layer->groups[group];
+        WINA_TRY(plan_group(gguf, c, i, group, g));
+        for (int32_t p = 0; p < g->n_panels; p++) {
+            w->sparse_bytes += g->panels[p].n_bytes;
+            w->total_bytes += g->panels[p].n_bytes;
+        }
+    }
+    for (int site = 0; site < WINA_N_SITES; site++) {
+        WINA_TRY(plan_rotation(gguf, c, i, site, &layer->rotations[site]));
+        w->total_bytes += layer->rotations[site].panels[0].n_bytes;
+    }
+    return WINA_OK;
+}
+
 int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *c, wina_weights *out) {
     wina_weights w = {.n_layer = c->n_layer};
     const wina_gguf_tensor *t;
@@ -103,19 +143,13 @@ int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *c, wina_weig
     WINA_TRY(wina_panel_plan(t->dtype->id, c->n_vocab, c->n_embd, &w.output));
     WINA_TRY(wina_mem_create((uint64_t)c->n_layer, sizeof *w.layers, "layers", &w.layers));
     w.total_bytes = w.output.n_bytes;
-    for (int32_t i = 0; i < c->n_layer; i++)
-        for (int group = 0; group < WINA_N_GROUPS; group++) {
-            wina_group_weights *g = &w.layers[i].groups[group];
-            int32_t status = plan_group(gguf, c, i, group, g);
-            if (status != WINA_OK) {
-                free(w.layers);
-                return status;
-            }
-            for (int32_t p = 0; p < g->n_panels; p++) {
-                w.sparse_bytes += g->panels[p].n_bytes;
-                w.total_bytes += g->panels[p].n_bytes;
-            }
+    for (int32_t i = 0; i < c->n_layer; i++) {
+        int32_t status = plan_layer(gguf, c, i, &w);
+        if (status != WINA_OK) {
+            free(w.layers);
+            return status;
         }
+    }
     *out = w;
     return WINA_OK;
 }
@@ -230,6 +264,14 @@ static int32_t load_group(const wina_gguf *gguf, wina_threads *threads, int32_t 
     return status;
 }
 
+static int32_t load_rotation(const wina_gguf *gguf, wina_threads *threads, int32_t layer, int site,
+                             wina_group_weights *g) {
+    char name[64];
+    layer_name(name, sizeof name, layer, SITE_TENSORS[site], "weight");
+    WINA_TRY(wina_mem_create_big(g->panels[0].n_bytes, "weights", &g->panels[0].data));
+    return pack_matrix(gguf, threads, wina_gguf_find_tensor(gguf, name), &g->panels[0], 0, NULL);
+}
+
 static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
                           int32_t i, wina_layer *layer) {
     char name[64];
@@ -239,6 +281,9 @@ static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_thre
     WINA_TRY(create_vector(gguf, name, c->n_embd, &layer->ffn_norm));
     for (int group = 0; group < WINA_N_GROUPS; group++)
         WINA_TRY(load_group(gguf, threads, i, group, &layer->groups[group]));
+    for (int site = 0; site < WINA_N_SITES; site++)
+        if (layer->rotations[site].n_panels)
+            WINA_TRY(load_rotation(gguf, threads, i, site, &layer->rotations[site]));
     if (c->arch->qkv_bias)
         WINA_TRY(load_bias(gguf, i, WINA_GROUP_QKV, &layer->groups[WINA_GROUP_QKV]));
     return WINA_OK;
@@ -297,6 +342,9 @@ void wina_weights_free(wina_weights *w) {
             free(g->norms);
             free(g->bias);
         }
+        for (int site = 0; site < WINA_N_SITES; site++)
+            wina_mem_free_big(layer->rotations[site].panels[0].data,
+                              layer->rotations[site].panels[0].n_bytes);
         free(layer->attn_norm);
         free(layer->ffn_norm);
     }

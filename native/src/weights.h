@@ -31,10 +31,17 @@ typedef struct wina_group_weights {
     float *bias;                              /* (n_out) or NULL */
 } wina_group_weights;
 
+/* Where the residual stream can change its basis: x = R x, R (n_embd, n_embd) orthogonal. Files
+ * that pywina transforms have such matrices (blk.N.attn_rot.weight, blk.N.ffn_rot.weight). */
+typedef enum wina_site { WINA_SITE_ATTN, WINA_SITE_FFN } wina_site;
+enum { WINA_N_SITES = 2 };
+
 typedef struct wina_layer {
     wina_group_weights groups[WINA_N_GROUPS]; /* by wina_group */
-    float *attn_norm;                         /* (n_embd) gain */
-    float *ffn_norm;                          /* (n_embd) gain */
+    wina_group_weights
+        rotations[WINA_N_SITES]; /* before the norms; n_panels 0: none. Never sparse */
+    float *attn_norm;            /* (n_embd) gain */
+    float *ffn_norm;             /* (n_embd) gain */
 } wina_layer;
 
 typedef struct wina_weights {

@@ -1,8 +1,8 @@
 """Budgets from a bounded search over few numbers, on the real objective.
 
 A budget's shape is given by log-odds of sparsity: one offset per kind of group (that of gate_up is
-0, since a common shift is what equal bytes take away), one slope over the depth of the model, and
-the exponent of the norms. Each is moved up and down by a step that halves from round to round; a
+0, since a common shift is what equal bytes take away), a slope and a curve over the depth of the
+model, and the exponent of the norms. Each is moved up and down by a step that halves from round to round; a
 move that lowers the mean divergence is kept. Measured once, adding up losses of single groups
 and blocks was a disaster: losses interact, and an optimum over many noisy numbers picks the noise.
 """
@@ -25,7 +25,7 @@ from .objective import Objective
 
 #: log-odds of sparsity of the built-in profile against gate_up
 _PROFILE = {"qkv": 0.041, "o": 0.687, "down": 1.118}
-_LIMITS = {"qkv": 2.5, "o": 2.5, "down": 2.5, "slope": 1.0}
+_LIMITS = {"qkv": 2.5, "o": 2.5, "down": 2.5, "slope": 1.0, "curve": 1.0}
 ROUNDS, FIRST_STEP = 3, 0.5
 
 
@@ -37,16 +37,18 @@ class Shape:
     o: float = _PROFILE["o"]
     down: float = _PROFILE["down"]
     slope: float = 0.0
+    curve: float = 0.0
     exponent: float = 1.0
 
     def kept(self, n_layer: int) -> NDArray[np.float32]:
         """(1, n_layer, 4) kept fractions, before they are moved to the wanted bytes."""
         depth = np.linspace(-1, 1, n_layer) if n_layer > 1 else np.zeros(1)
-        odds = np.array([self.qkv, self.o, 0.0, self.down]) + self.slope * depth[:, None]
+        bend = self.slope * depth + self.curve * (1.5 * depth**2 - 0.5)
+        odds = np.array([self.qkv, self.o, 0.0, self.down]) + bend[:, None]
         return (1 / (1 + np.exp(odds)))[None].astype(np.float32)
 
     def key(self, target: float) -> str:
-        names = ("qkv", "o", "down", "slope", "exponent")
+        names = ("qkv", "o", "down", "slope", "curve", "exponent")
         return f"{target:g}: " + " ".join(f"{n}={getattr(self, n):.4f}" for n in names)
 
 
@@ -99,7 +101,7 @@ def search(
     best, least = start, value(start)
     step = FIRST_STEP
     for _ in range(ROUNDS):
-        for name in ("down", "o", "qkv", "exponent", "slope"):
+        for name in ("exponent", "curve", "slope", "down", "o", "qkv"):
             for sign in (1, -1):
                 trial = _moved(best, name, sign * step)
                 if trial != best and (new := value(trial)) < least:

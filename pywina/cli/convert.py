@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..api import load
 from ..convert import convert
-from ..convert.transform import Rotation, eigenbasis, second_moment
+from ..convert.transform import Rotation, make_bases
 from ..errors import ArgumentError
 from ..eval.windows import cut_windows
 from ..hub.fetch import resolve
@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tuning", type=Path, metavar="FILE", help="what `pywina calibrate` found (JSON)"
     )
     parser.add_argument(
-        "--transform", choices=("none", "global"), default="none",
-        help="global: rotate the residual stream into the basis of its energy; needs -f",
+        "--transform", metavar="NAME",
+        help="rotate the residual stream: global (one basis, free at run time), segments:K, "
+        "blocks, or paper; all but the last need -f",
     )  # fmt: skip
     parser.add_argument(
         "--type", choices=tuple(convert.TYPES), default="F16",
@@ -42,11 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rotation(model: Model, args: argparse.Namespace) -> Rotation:
-    if args.file is None:
-        raise ArgumentError("--transform needs -f TEXT, a text to measure activations on")
-    windows = cut_windows(model, read_text(args.file), min(512, model.info.n_ctx), args.windows)
+    windows: list[list[int]] = []
+    if args.transform != "paper":
+        if args.file is None:
+            raise ArgumentError("--transform needs -f TEXT, a text to measure activations on")
+        size = min(512, model.info.n_ctx)
+        windows = cut_windows(model, read_text(args.file), size, args.windows)
     with tqdm(total=len(windows), desc="measuring", unit="window", disable=None) as bar:
-        return Rotation(model, eigenbasis(second_moment(model, windows, bar.update)))
+        return Rotation(model, make_bases(model, args.transform, windows, bar.update))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -56,10 +60,11 @@ def main(args: argparse.Namespace) -> int:
     with load(source, n_threads=args.threads) as model:
         if tuning is not None:
             model.set_tuning(tuning)  # refuses what does not belong to this model
-        if args.transform == "none":
+        if args.transform is None:
             plan = convert.plan_tuned(model, tuning)
         else:
-            plan = convert.plan_rotated(model, _rotation(model, args), args.type, tuning)
+            rotation = _rotation(model, args)
+            plan = convert.plan_rotated(model, rotation, args.transform, args.type, tuning)
         for line in plan.lines:
             print(line)
         if args.dry_run:

@@ -63,26 +63,29 @@ def plan_tuned(model: Model, tuning: Tuning | None) -> Plan:
     return Plan(lines + _describe(content), content)
 
 
-def plan_rotated(model: Model, rotation: Rotation, kind: str, tuning: Tuning | None) -> Plan:
+def plan_rotated(
+    model: Model, rotation: Rotation, transform: str, kind: str, tuning: Tuning | None
+) -> Plan:
     """All matrices rotated and written in one type (vectors stay F32)."""
     if kind not in TYPES:
         raise ArgumentError(f"type {kind!r} cannot be written; choose one of {', '.join(TYPES)}")
     content = gguffile.read(Path(model.path))
     content.drop("wina.")
     content.set("general.file_type", TYPES[kind])
-    content.set("wina.transform", "global")
-    old = {tensor.name: tensor for tensor in content.tensors}
+    content.set("wina.transform", transform)
     content.tensors = []
-    for name in rotation.names():
-        shape = old[name].shape if name in old else old["token_embd.weight"].shape
+    for name, shape in rotation.shapes().items():
         own = _type_for(shape, kind)
         size = gguffile.tensor_bytes(shape, own)
-        content.tensors.append(
-            Tensor(name, shape, own, size, partial(_encode, rotation, name, own))
-        )
+        read = partial(_encode, rotation, name, own)
+        content.tensors.append(Tensor(name, shape, own, size, read))
     if tuning is not None:
         _store(content, tuning)
-    lines = [f"weights: rotated by one basis, matrices as {kind}, {len(content.tensors)} tensors"]
+    lines = [
+        f"weights: rotated ({transform}), matrices as {kind}, {len(content.tensors)} tensors",
+        f"changes of basis at run time: {len(rotation.changes())}"
+        + (" (llama.cpp cannot load such a file)" if rotation.changes() else ""),
+    ]
     return Plan(lines + _describe(content), content)
 
 

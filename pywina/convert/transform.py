@@ -2,10 +2,14 @@
 
 RMSNorm does not see an orthogonal change of basis once its gain is folded into the matrices that
 follow. So with Q (n_embd, n_embd) orthogonal, embeddings E become E Q, matrices that read the
-stream W diag(gain) Q, and matrices that write to it Q' W; nothing is left to do at run time. Q is
-the eigenbasis of the normed stream's second moment, in which its energy lies in few coordinates:
-that is what choosing inputs gains from. Tied embeddings become two matrices, because only one of
-them takes up the last gain.
+stream W diag(gain) Q, and matrices that write to it Q' W. One Q for the whole model leaves nothing
+to do at run time. Several cost a matrix Q_new' Q_old wherever the basis changes, which the library
+multiplies by and counts. Tied embeddings become two matrices, because only one of them takes up
+the last gain.
+
+A *site* is a place where the stream is read and written: two per block, attention (2 i) and
+feed-forward (2 i + 1). PCA bases are eigenbases of the normed stream's second moment: in them its
+energy lies in few coordinates, which is what choosing inputs gains from.
 """
 
 from __future__ import annotations
@@ -15,10 +19,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UnsupportedError
+from ..errors import ArgumentError, UnsupportedError
 from ..model import Group, Model
 
 Array = NDArray[np.float32]
+Moment = NDArray[np.float64]
 
 _READERS = {
     "attn_q": "attn_norm",
@@ -31,69 +36,167 @@ _WRITERS = ("attn_output", "ffn_down")
 _ARCHITECTURES = ("llama", "qwen2")
 
 
-def second_moment(
+def second_moments(
     model: Model, windows: Sequence[list[int]], progress: Callable[[int], object] = lambda n: None
-) -> NDArray[np.float64]:
-    """(n_embd, n_embd) mean over tokens and norms of the normed stream, gains taken out."""
-    n = model.info.n_embd
-    total = np.zeros((n, n))
+) -> Moment:
+    """(n_sites, n_embd, n_embd) mean over tokens of the normed stream's outer product, gains taken
+    out."""
+    n, n_layer = model.info.n_embd, model.info.n_layer
+    total = np.zeros((2 * n_layer, n, n))
+    names = {"qkv": "attn_norm", "gate_up": "ffn_norm"}
     gains = {
         (layer, group): model.read_tensor(f"blk.{layer}.{name}.weight").ravel()
-        for layer in range(model.info.n_layer)
-        for group, name in (("qkv", "attn_norm"), ("gate_up", "ffn_norm"))
+        for layer in range(n_layer)
+        for group, name in names.items()
     }
 
     def add(layer: int, group: Group, x: Array) -> None:
         gain = gains.get((layer, group))
         if gain is not None:
             plain = np.divide(x, gain, out=np.zeros_like(x), where=np.abs(gain) > 1e-8)
-            np.add(total, plain.T @ plain, out=total)
+            total[2 * layer + (group == "gate_up")] += plain.T @ plain
 
     for window in windows:
         with model.tap(add):
             model.logits(window, start=len(window) - 1, method="dense")
         progress(1)
-    return total / max(1, sum(map(len, windows)) * len(gains))
+    return total / sum(map(len, windows))
 
 
-def eigenbasis(moment: NDArray[np.float64]) -> Array:
+def eigenbasis(moment: Moment) -> Array:
     """Orthogonal Q (n, n), columns by falling energy."""
     return np.ascontiguousarray(np.linalg.eigh(moment)[1][:, ::-1]).astype(np.float32)
 
 
-class Rotation:
-    """One basis for the whole stream: gives every tensor of the rotated model."""
+def global_bases(moments: Moment) -> list[Array]:
+    """One basis for all sites."""
+    return [eigenbasis(moments.sum(axis=0))] * len(moments)
 
-    def __init__(self, model: Model, basis: Array) -> None:
+
+def block_bases(moments: Moment) -> list[Array]:
+    """A basis for every site."""
+    return [eigenbasis(moment) for moment in moments]
+
+
+def _spread(moments: Moment, basis: Array) -> float:
+    """Energy of all sites outside the half of the basis that serves each of them best."""
+    energy = np.einsum("ij,sik,kj->sj", basis, moments, basis, optimize=True)
+    energy.sort(axis=1)
+    return float(energy[:, : energy.shape[1] // 2].sum())
+
+
+def segment_bases(moments: Moment, n_segments: int) -> list[Array]:
+    """A basis for each of several runs of blocks, cut where most energy fits into half of the
+    coordinates (all cuts are tried: shortest path over pairs of blocks)."""
+    n_layer = len(moments) // 2
+    if not 1 <= n_segments <= n_layer:
+        raise ArgumentError(f"{n_segments} segments: give 1 to {n_layer}, the number of blocks")
+    cost = np.full((n_layer + 1, n_layer + 1), np.inf)
+    for begin in range(n_layer):
+        for end in range(begin + 1, n_layer + 1):
+            part = moments[2 * begin : 2 * end]
+            cost[begin, end] = _spread(part, eigenbasis(part.sum(axis=0)))
+    least = np.full((n_segments + 1, n_layer + 1), np.inf)
+    before = np.zeros((n_segments + 1, n_layer + 1), dtype=int)
+    least[0, 0] = 0
+    for k in range(1, n_segments + 1):
+        for end in range(k, n_layer + 1):
+            options = least[k - 1, :end] + cost[:end, end]
+            before[k, end] = int(options.argmin())
+            least[k, end] = options.min()
+    cuts, end = [], n_layer
+    for k in range(n_segments, 0, -1):
+        cuts.append((int(before[k, end]), end))
+        end = int(before[k, end])
+    bases: list[Array] = []
+    for begin, stop in reversed(cuts):
+        basis = eigenbasis(moments[2 * begin : 2 * stop].sum(axis=0))
+        bases += [basis] * (2 * (stop - begin))
+    return bases
+
+
+def paper_bases(model: Model) -> list[Array]:
+    """The published choice: right singular vectors of W_k and W_gate, gains folded in."""
+    bases = []
+    for layer in range(model.info.n_layer):
+        for name in ("attn_k", "ffn_gate"):
+            gain = model.read_tensor(f"blk.{layer}.{_READERS[name]}.weight").ravel()
+            weight = (model.read_tensor(f"blk.{layer}.{name}.weight") * gain).astype(np.float64)
+            bases.append(eigenbasis(weight.T @ weight))
+    return bases
+
+
+class Rotation:
+    """Gives every tensor of the rotated model. bases: one per site; where two that follow each
+    other are not the same object, a matrix goes between them."""
+
+    def __init__(self, model: Model, bases: Sequence[Array]) -> None:
         if model.info.architecture not in _ARCHITECTURES:
             raise UnsupportedError(
                 f"architecture {model.info.architecture!r} cannot be transformed "
                 f"(supported: {', '.join(_ARCHITECTURES)})"
             )
-        self.model, self.basis = model, basis
+        if any(name.endswith("_rot.weight") for name in model.tensors):
+            raise ArgumentError(f"{model.path} is transformed already")
+        self.model, self.bases = model, bases
 
-    def names(self) -> list[str]:
-        """Names of all tensors of the result; the tied head becomes a tensor of its own."""
-        names = list(self.model.tensors)
-        return names + (["output.weight"] if "output.weight" not in names else [])
+    def changes(self) -> dict[str, int]:
+        """Names of the matrices between bases, and the site each stands before."""
+        names = ("attn_rot", "ffn_rot")
+        return {
+            f"blk.{site // 2}.{names[site % 2]}.weight": site
+            for site in range(1, len(self.bases))
+            if self.bases[site] is not self.bases[site - 1]
+        }
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """All tensors of the result; the tied head becomes one of its own."""
+        tensors = self.model.tensors
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        shapes.setdefault("output.weight", tensors["token_embd.weight"].shape)
+        n = self.model.info.n_embd
+        return shapes | dict.fromkeys(self.changes(), (n, n))
 
     def tensor(self, name: str) -> Array:
         """A tensor of the result."""
-        read, basis = self.model.read_tensor, self.basis
-        role = name.split(".")[-2]
-        if role.endswith("_norm") or role == "output_norm":
+        read, role = self.model.read_tensor, name.split(".")[-2]
+        if role.endswith("_rot"):
+            site = self.changes()[name]
+            return self.bases[site].T @ self.bases[site - 1]
+        if role.endswith("_norm"):
             return np.ones_like(read(name))
         if role == "token_embd":
-            return read(name) @ basis
+            return read(name) @ self.bases[0]
         if role == "output":
             tied = name not in self.model.tensors
             head = read("token_embd.weight" if tied else name)
-            return (head * read("output_norm.weight")) @ basis
-        if name.endswith(".bias") and role in _WRITERS:
+            return (head * read("output_norm.weight")) @ self.bases[-1]
+        if role not in _READERS and role not in _WRITERS:
+            return read(name)
+        layer = int(name.split(".")[1])
+        basis = self.bases[2 * layer + role.startswith("ffn")]
+        if role in _WRITERS:
             return basis.T @ read(name)
-        if name.endswith(".weight") and role in _READERS:
-            layer = name.split(".")[1]
-            return (read(name) * read(f"blk.{layer}.{_READERS[role]}.weight")) @ basis
-        if name.endswith(".weight") and role in _WRITERS:
-            return basis.T @ read(name)
-        return read(name)
+        if name.endswith(".bias"):
+            return read(name)
+        return (read(name) * read(f"blk.{layer}.{_READERS[role]}.weight")) @ basis
+
+
+def make_bases(
+    model: Model,
+    transform: str,
+    windows: Sequence[list[int]],
+    progress: Callable[[int], object] = lambda n: None,
+) -> list[Array]:
+    """Bases of a transform by name: global, segments:K, blocks or paper (which needs no text)."""
+    name, _, number = transform.partition(":")
+    if name == "paper" and not number:
+        return paper_bases(model)
+    if name == "segments" and number.isdecimal():
+        return segment_bases(second_moments(model, windows, progress), int(number))
+    if name in ("global", "blocks") and not number:
+        moments = second_moments(model, windows, progress)
+        return global_bases(moments) if name == "global" else block_bases(moments)
+    raise ArgumentError(
+        f"transform {transform!r} is unknown; choose global, segments:K, blocks or paper"
+    )

@@ -119,6 +119,18 @@ def test_thresholds_keep_what_scores_more(tuned: Path) -> None:
             model.logits(IDS, sparsity=pywina.Sparsity(0.5, method="teal", select="threshold"))
 
 
+@pytest.mark.parametrize("rule", [
+    pywina.Sparsity(0.5), pywina.Sparsity(0.5, mask="projection"), pywina.Sparsity(0.3, "cats"),
+    pywina.Sparsity(0.5, exponent=0.5), pywina.Sparsity(0.5, select="threshold"),
+])  # fmt: skip
+def test_tokens_one_by_one_are_tokens_in_a_batch(tuned: Path, rule: pywina.Sparsity) -> None:
+    with pywina.load(tuned) as batched, pywina.load(tuned, n_batch=1) as single:
+        np.testing.assert_array_equal(
+            batched.logits(IDS, sparsity=rule), single.logits(IDS, sparsity=rule)
+        )
+        assert batched.stats.sparse_read == single.stats.sparse_read
+
+
 def test_what_a_plain_file_lacks(tiny: pywina.Model) -> None:
     for rule in (
         pywina.Sparsity(0.5, budget="calibrated"),

@@ -218,6 +218,7 @@ static const wina_backend_ops CPU_OPS = {
     .name = "cpu",
     .free = cpu_free,
     .begin = begin,
+    .rotate = wina_cpu_rotate,
     .attn_norm = attn_norm,
     .ffn_norm = ffn_norm,
     .project = wina_cpu_project,

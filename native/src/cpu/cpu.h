@@ -61,6 +61,7 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group);
 void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t row0, int64_t row1,
                          float *y);
 const float *wina_cpu_input(wina_backend *backend, wina_group group);
+void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site);
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
 
 /* attention.c */

@@ -303,6 +303,27 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     run(&j);
 }
 
+void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site) {
+    wina_cpu *c = (wina_cpu *)backend;
+    const wina_group_weights *g = &backend->model->weights.layers[layer].rotations[site];
+    const int32_t n_dense = c->n_dense;
+    job j = {.cpu = c,
+             .group = g,
+             .in = c->x,
+             .in_stride = g->n_in,
+             .out = c->out,
+             .out_stride = g->n_out,
+             .n_masks = 1};
+    c->n_dense = c->n_tokens; /* every token is dense here */
+    run(&j);
+    c->n_dense = n_dense;
+    if (c->n_tokens == 1)
+        wina_cpu_join_parts(c, g, 0, g->n_out, c->out);
+    for (int32_t t = 0; t < c->n_tokens; t++)
+        memcpy(c->x + (int64_t)t * g->n_in, c->out + (int64_t)t * g->n_out,
+               (size_t)g->n_in * sizeof *c->x);
+}
+
 /* The output matrix is a group of one projection that is never sparse. */
 static wina_group_weights output_group(const wina_model *model) {
     const wina_weights *w = &model->weights;
