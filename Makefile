@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make lint     ruff, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
+#   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
 #   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
 #   make static   build/bin/wina-static, which needs no library
 #
@@ -59,7 +60,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+.PHONY: eval-full all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-python demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
@@ -136,6 +137,10 @@ fetch: native $(VENV)/.installed
 # llama.cpp is built on first use, which takes a while; BENCH="--models 1b-Q4_0 --quick" is a start.
 bench-peers: native $(VENV)/.installed-dev
 	$(USE) $(VENV)/bin/python tools/bench_peers.py --setup-if-missing $(BENCH)
+
+# The measurements of docs/method.md, resumable: make eval-full MODEL=smollm2-135m
+eval-full: native $(VENV)/.installed
+	@$(USE) tools/eval_full.sh $(MODEL)
 
 test-python: native $(VENV)/.installed-dev
 	$(USE) $(VENV)/bin/python -m pytest $(PYTEST)

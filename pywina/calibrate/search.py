@@ -2,9 +2,10 @@
 
 A budget's shape is given by log-odds of sparsity: one offset per kind of group (that of gate_up is
 0, since a common shift is what equal bytes take away), a slope and a curve over the depth of the
-model, and the exponent of the norms. Each is moved up and down by a step that halves from round to round; a
-move that lowers the mean divergence is kept. Measured once, adding up losses of single groups
-and blocks was a disaster: losses interact, and an optimum over many noisy numbers picks the noise.
+model, and the exponent of the norms. Each is moved up and down by a step that halves from round to
+round; a move that lowers the mean divergence is kept. Measured once, adding up losses of single
+groups and blocks was a disaster: losses interact, and an optimum over many noisy numbers picks the
+noise.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,6 +15,8 @@ from ..eval.runner import Evaluation, Results, make_rules
 from ..eval.summary import table
 from ..eval.tasks import TASKS
 from ..hub.fetch import resolve
+from ..model import Model
+from ..sparsity import Sparsity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +58,18 @@ def _numbers(text: str) -> list[float]:
         raise ArgumentError(f"--sparsity: {text!r} is no list of numbers") from error
 
 
+def _possible(model: Model, rules: dict[str, Sparsity]) -> dict[str, Sparsity]:
+    """The rules that this model can follow; the others are named."""
+    found = {}
+    for name, rule in rules.items():
+        try:
+            model.describe_rule(rule)
+            found[name] = rule
+        except ArgumentError as error:
+            print(f"pywina: left out: {name}: {error}", file=sys.stderr)
+    return found
+
+
 def main(args: argparse.Namespace) -> int:
     if args.data is None or not Path(args.data).is_dir():
         raise FileError(f"{args.data} is no folder of data: give --data DIR, or set PYWINA_DATA")
@@ -70,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
     setting["dense_prefix"] = args.dense_prefix
     results = Results.open(args.json, setting)
     with load(path, n_threads=args.threads) as model:
+        rules = _possible(model, rules)
         evaluation = Evaluation(model, Path(args.data), results, args.dense_prefix)
         for task in tasks:
             total = evaluation.count(task, args.limit) * len(rules)

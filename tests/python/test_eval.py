@@ -182,6 +182,10 @@ def test_a_whole_run(
     shown = capsys.readouterr().out
     assert "| arc_easy | wina 0.4 | acc_norm |" in shown and "teal 0.4" in shown
 
+    assert main([*arguments, "--limit", "1", "--method", "cats"]) == 0
+    assert "left out: cats 0.6" in capsys.readouterr().err
+    assert list(json.loads(out.read_text())["items"]["arc_easy"])[-1] == "cats 0.4"
+
     # More items: what was there stays, and is not measured again.
     spoiled = json.loads(out.read_text())
     kept = next(iter(spoiled["items"]["arc_easy"]["dense"]))
