@@ -3,10 +3,11 @@
 A budget's shape is given by log-odds of sparsity: one offset per kind of group (that of gate_up is
 0, since a common shift is what equal bytes take away), a slope and a curve over the depth of the
 model, and the exponent of the norms. Each is moved up and down by a step that halves from round to
-round; a move is kept if it lowers the mean divergence by more than the standard error of the paired
-difference over windows. (Sparse models are chaotic: other rounding in a kernel alone moved the mean
-of six windows of smollm2 by 0.016 of 0.44 nats.) Measured once, adding up losses of single groups and
-blocks was a disaster: losses interact, and an optimum over many noisy numbers picks the noise.
+round; a move is kept if it lowers the mean divergence by more than the standard error of the
+paired difference over windows. (Sparse models are chaotic: other rounding in a kernel moved the
+mean of six windows of smollm2 by 0.016 of 0.44 nats.) Measured once, adding up losses of single
+groups and blocks was a disaster: losses interact, and an optimum over many noisy numbers picks the
+noise.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from ..api import load
 from ..convert import convert
+from ..convert.checkpoint import plan_checkpoint
+from ..convert.convert import Plan
 from ..convert.transform import Rotation, make_bases
 from ..errors import ArgumentError
 from ..eval.windows import cut_windows
@@ -20,7 +22,11 @@ from .common import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="IN", help="a GGUF file or the name of a known model")
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="a GGUF file, a known model's name, or a Hugging Face checkpoint folder",
+    )
     parser.add_argument("target", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument(
         "--tuning", type=Path, metavar="FILE", help="what `pywina calibrate` found (JSON)"
@@ -32,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--type", choices=tuple(convert.TYPES), default="F16",
-        help="of transformed matrices; default F16",
+        help="of the matrices of transformed models and checkpoints; default F16",
     )  # fmt: skip
     parser.add_argument(
         "-f", "--file", type=Path, metavar="TEXT", help="text that a transform is made from"
@@ -53,7 +59,24 @@ def _rotation(model: Model, args: argparse.Namespace) -> Rotation:
         return Rotation(model, make_bases(model, args.transform, windows, bar.update))
 
 
+def _write(plan: Plan, target: Path, dry_run: bool) -> int:
+    for line in plan.lines:
+        print(line)
+    if dry_run:
+        return 0
+    bar = tqdm(total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None)
+    with bar:
+        convert.run(plan, target, bar.update)
+    print(f"pywina: wrote {target}", file=sys.stderr)
+    return 0
+
+
 def main(args: argparse.Namespace) -> int:
+    if Path(args.source).is_dir():
+        if args.transform or args.tuning:
+            raise ArgumentError("convert the checkpoint first, then the GGUF file it becomes")
+        convert.check_paths(Path(args.source), args.target)
+        return _write(plan_checkpoint(Path(args.source), args.type), args.target, args.dry_run)
     source = resolve(args.source)
     convert.check_paths(source, args.target)
     tuning = Tuning.load(args.tuning) if args.tuning else None
@@ -65,13 +88,4 @@ def main(args: argparse.Namespace) -> int:
         else:
             rotation = _rotation(model, args)
             plan = convert.plan_rotated(model, rotation, args.transform, args.type, tuning)
-        for line in plan.lines:
-            print(line)
-        if args.dry_run:
-            return 0
-        with tqdm(
-            total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None
-        ) as bar:
-            convert.run(plan, args.target, bar.update)
-    print(f"pywina: wrote {args.target}", file=sys.stderr)
-    return 0
+        return _write(plan, args.target, args.dry_run)

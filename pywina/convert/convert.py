@@ -75,7 +75,7 @@ def plan_rotated(
     content.set("wina.transform", transform)
     content.tensors = []
     for name, shape in rotation.shapes().items():
-        own = _type_for(shape, kind)
+        own = type_for(shape, kind)
         size = gguffile.tensor_bytes(shape, own)
         read = partial(_encode, rotation, name, own)
         content.tensors.append(Tensor(name, shape, own, size, read))
@@ -89,7 +89,9 @@ def plan_rotated(
     return Plan(lines + _describe(content), content)
 
 
-def _type_for(shape: tuple[int, ...], kind: str) -> int:
+def type_for(shape: tuple[int, ...], kind: str) -> int:
+    """ggml's number of the type that a tensor is written in: vectors in F32, and rows that are no
+    whole number of blocks in F16."""
     number = gguf.GGMLQuantizationType[kind]
     if len(shape) < 2:
         return int(gguf.GGMLQuantizationType.F32)
