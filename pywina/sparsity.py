@@ -51,7 +51,7 @@ class Sparsity:
     """What a model skips. Wherever a call takes ``sparsity=``, a number or one of these will do.
 
     sparsity: share of the bytes of the sparsified weights that is skipped, 0 <= sparsity < 1.
-    method: ``"wina"`` keeps the largest ``|x_i| * norm_i``, ``"teal"`` the largest ``|x_i|``,
+    method: ``"wina"`` keeps the largest ``|x_i| * norm_i**e``, ``"teal"`` the largest ``|x_i|``,
         ``"cats"`` the largest activated gates (down and up only), ``"dense"`` everything.
     mask: ``"group"`` chooses once for the projections that share an input (qkv, o, gate_up,
         down), ``"projection"`` for each matrix on its own.
@@ -62,7 +62,8 @@ class Sparsity:
         other methods. The bytes are the same.
     norms: ``"l2"`` norms of weight columns or ``"calibrated"`` ones; ``"auto"``: the latter where
         the model has them.
-    exponent: of the norms; None: the best that is known.
+    exponent: e, of the norms; None: the best that is known (calibrated, else 0). The published
+        rule has 1.
     select: ``"topk"`` keeps exactly the budget, ``"threshold"`` what scores above a calibrated
         number.
     """

@@ -335,7 +335,7 @@ def main() -> None:
     parser.add_argument("--mask", choices=MASKS, default="group")
     parser.add_argument("--n-dense", type=int, default=0)
     parser.add_argument("--budget", choices=("uniform", "profile"), default="profile")
-    parser.add_argument("--exponent", type=float, default=1.0)
+    parser.add_argument("--exponent", type=float, default=0.0)
     args = parser.parse_args()
     last = Reference(args.model).logits(
         args.tokens,

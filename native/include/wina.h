@@ -195,7 +195,7 @@ int32_t wina_token_is_special(const wina_model *model, int32_t token);
 
 typedef enum wina_method {
     WINA_METHOD_DENSE = 0,
-    WINA_METHOD_WINA = 1, /* keep the largest |x_i| * norm_i */
+    WINA_METHOD_WINA = 1, /* keep the largest |x_i| * norm_i^exponent */
     WINA_METHOD_TEAL = 2, /* keep the largest |x_i| */
     WINA_METHOD_CATS = 3  /* keep the largest |silu(gate_i)|: columns of down, and rows of up (which
                            * this layout reads all the same); everything else is dense */
@@ -237,7 +237,8 @@ typedef struct wina_sparsity {
     int32_t prefill;   /* 1: prompts are sparse too (evaluation); default 0 */
     int32_t budget;    /* wina_budget_source; default WINA_BUDGET_AUTO */
     int32_t norms;     /* wina_norm_source; default WINA_NORMS_AUTO */
-    float exponent;    /* of the norms, at most 4; default -1: the best that is known */
+    float exponent;    /* of the norms, at most 4; default -1: the best that is known, which is the
+                        * calibration's, else 0. The published rule has 1 */
     int32_t selection; /* wina_selection; default WINA_SELECT_TOPK */
 } wina_sparsity;
 

@@ -126,7 +126,7 @@ class _Run:
             table = np.array(self.log.get("greedy", measure)).reshape(shape)
             return table.astype(np.float32), exponents, []
         objective = Objective(self.model, self.windows)
-        shapes, start = [], Shape(exponent=exponent)
+        shapes, start = [], Shape(exponent=exponent if norms else 0.0)
         for target in settings.targets:
             start = search(objective, norms, target, start, self.log, self.note)
             shapes.append(start)

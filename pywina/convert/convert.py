@@ -34,7 +34,8 @@ class Plan:
 
 
 def l2_norms(model: Model) -> Tuning:
-    """The norms that the library computes at load, by group and by projection."""
+    """The norms that the library computes at load, by group and by projection, with the exponent
+    that it gives them."""
     norms = {}
     groups: dict[Group, tuple[str, ...]] = {g: names for g, (_, names) in _GROUPS.items()}
     for group, projections in groups.items():
@@ -42,7 +43,7 @@ def l2_norms(model: Model) -> Tuning:
         norms[group] = np.stack([model.norms(layer, group) for layer in layers])
         for name in projections if len(projections) > 1 else ():
             norms[name] = np.stack([model.norms(layer, group, name) for layer in layers])
-    return Tuning(norms=norms)
+    return Tuning(norms=norms, exponents=np.zeros(4, dtype=np.float32))
 
 
 def check_paths(source: Path, target: Path) -> None:

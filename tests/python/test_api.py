@@ -194,7 +194,8 @@ def test_methods_and_masks_differ(tiny: pywina.Model) -> None:
     results = [tiny.logits(TEXT)]
     for method in ("wina", "teal"):
         for mask in ("group", "projection"):
-            results.append(tiny.logits(TEXT, sparsity=0.5, method=method, mask=mask))
+            rule = pywina.Sparsity(0.5, method, mask, exponent=1.0)
+            results.append(tiny.logits(TEXT, sparsity=rule))
             assert tiny.stats.kept_fraction == pytest.approx(0.5, abs=0.02)
     for i, one in enumerate(results):
         for other in results[i + 1 :]:

@@ -40,7 +40,7 @@ def test_a_search_lowers_the_divergence(path: Path, tmp_path: Path) -> None:
             assert tuned <= profile + 1e-3
             model.logits(list(range(40, 80)), sparsity=target)
             assert model.stats.kept_fraction == pytest.approx(1 - target, abs=0.01)
-        start = Shape()
+        start = Shape(exponent=0.0)
         first = np.mean(json.loads((tmp_path / "log.json").read_text())["results"][start.key(0.4)])
         best = min(v for k, v in result.notes["divergence"].items() if k.startswith("0.4:"))
         assert best < first

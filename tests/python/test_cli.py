@@ -252,7 +252,10 @@ def test_perplexity_options(wina: Run, tiny_model: Path, text_file: Path) -> Non
     assert run("--sparsity", 0.5, "-t", 1, "-b", 7) == sparse  # neither changes a result
     teal = run("--sparsity", 0.5, "--method", "teal")
     assert teal["ppl"] != sparse["ppl"] and teal["method"] == "teal"
-    assert run("--sparsity", 0.5, "--mask", "projection")["ppl"] != sparse["ppl"]
+    norms = run("--sparsity", 0.5, "--exponent", 1)
+    assert norms["ppl"] != sparse["ppl"] and norms["exponent"] == 1
+    masks = run("--sparsity", 0.5, "--exponent", 1, "--mask", "projection")
+    assert masks["ppl"] != norms["ppl"] and masks["mask"] == "projection"
     same = ["ppl", "ppl_stderr", "nll_per_window", "n_tokens", "kld"]
     whole = run("--sparsity", 0.5, "--dense-prefix", 64)
     named = run("--sparsity", 0.5, "--method", "dense")

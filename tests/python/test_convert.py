@@ -33,13 +33,14 @@ def test_norms_are_stored_and_change_nothing(tiny_model: Path, tmp_path: Path) -
     assert main(["convert", str(tiny_model), str(target)]) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out.gguf"]
     with pywina.load(tiny_model) as plain, pywina.load(target) as tuned:
-        assert "calibrated norm" in tuned.describe_rule(0.5)
-        for mask in ("group", "projection"):
-            for sparsity in (0.0, 0.5):
+        for exponent in (None, 1.0):
+            for mask in ("group", "projection"):
+                rule = pywina.Sparsity(0.5, mask=mask, exponent=exponent)
                 np.testing.assert_array_equal(
-                    plain.logits(IDS, sparsity=sparsity, mask=mask),
-                    tuned.logits(IDS, sparsity=sparsity, mask=mask),
+                    plain.logits(IDS, sparsity=rule), tuned.logits(IDS, sparsity=rule)
                 )
+        assert "calibrated norm" in tuned.describe_rule(rule)
+        np.testing.assert_array_equal(plain.logits(IDS), tuned.logits(IDS))
 
 
 def test_everything_else_keeps_its_bytes(write_model: Callable[..., Path], tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def test_tiny_model(tiny_model: Path, method: str, mask: str, sparsity: float) -
     want = Reference(tiny_model).logits(
         tokens, sparsity=sparsity, method=method, mask=mask, budget=budget, n_dense=5, kv_f16=True
     )
-    with pywina.load(tiny_model, sparsity=sparsity, method=method, mask=mask) as model:
+    rule = pywina.Sparsity(sparsity, method, mask, exponent=1.0)
+    with pywina.load(tiny_model, sparsity=rule) as model:
         got = model.logits(tokens, dense_prefix=5)
         dense = model.logits(tokens, method="dense")
     assert np.abs(got - want).max() < 1e-3 * np.abs(want).max()

@@ -51,7 +51,9 @@ def test_calibrated_rule_against_the_reference(tuned: Path, mask: str, sparsity:
     row = min(list(tuning.targets).index(min(sparsity, 0.75)), 2)
     with pywina.load(tuned) as model:
         ours = model.logits(IDS, sparsity=sparsity, mask=mask, dense_prefix=5)
-        plain = model.logits(IDS, sparsity=pywina.Sparsity(sparsity, norms="l2"), dense_prefix=5)
+        plain = model.logits(
+            IDS, sparsity=pywina.Sparsity(sparsity, norms="l2", exponent=0.5), dense_prefix=5
+        )
     wanted = Reference(tuned).logits(
         IDS, sparsity=sparsity, mask=mask, budget=tuning.kept[row], exponent=0.5,
         norms=tuning.norms, n_dense=5, kv_f16=True,
