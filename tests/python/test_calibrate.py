@@ -13,7 +13,7 @@ from tinymodel import ROLES
 import pywina
 from pywina.calibrate.objective import Objective
 from pywina.calibrate.run import Settings, calibrate
-from pywina.calibrate.search import Shape
+from pywina.calibrate.search import Shape, vertex
 from pywina.cli import main
 from pywina.eval.windows import cut_windows, log_probabilities
 from pywina.tuning import Tuning
@@ -70,7 +70,7 @@ def test_a_stopped_calibration_goes_on(path: Path, tmp_path: Path) -> None:
 
         with pytest.raises(KeyboardInterrupt):
             calibrate(model, TEXT, settings, log, stop)
-        assert len(json.loads(log.read_text())["results"]) == 5
+        assert len(json.loads(log.read_text())["results"]) == 4
         resumed = calibrate(model, TEXT, settings, log)
         fresh = calibrate(model, TEXT, settings, tmp_path / "other.json")
         np.testing.assert_array_equal(resumed.tuning.kept, fresh.tuning.kept)
@@ -109,6 +109,12 @@ def test_uniform_and_thresholds_in_a_file(path: Path, tmp_path: Path) -> None:
     tuning = Tuning.load(target.with_suffix(".json"))
     assert tuning.kept.shape == (2, 3, 4)
     assert tuning.thresholds is not None and (np.diff(tuning.thresholds, axis=0) > 0).all()
+
+
+def test_the_vertex_of_a_parabola() -> None:
+    assert vertex([(x - 0.3) ** 2 for x in (1, 0, -1)]) == pytest.approx(0.3)
+    assert vertex([1.0, 2.0, 3.0]) == 0 and vertex([0.0, 1.0, 0.0]) == 0  # no least value inside
+    assert vertex([0.0, 1.0, 2.1]) == 1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
