@@ -125,7 +125,7 @@ def scores(m: Measurements) -> bytes:
             x = _LOW + (np.arange(len(bins)) + 0.5) * step / _PER_OCTAVE
             shown = bins > 1e-5
             axes.plot(x[shown], bins[shown], label=group)
-        axes.set(xlabel="log2 of |x| times l2 norm", ylabel="share of inputs")
+        axes.set(xlabel="log2 of |x| times l2 norm", ylabel="share of inputs", xlim=(-20, None))
         axes.grid(alpha=0.3)
         axes.legend()
 
