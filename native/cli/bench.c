@@ -166,7 +166,7 @@ int cli_bench(const cli_options *o) {
     wina_model_info info;
     if (status == WINA_OK) {
         wina_model_get_info(model, &info);
-        b.backend = strcmp(info.backend, "cpu") == 0 ? wina_cpu_name() : info.backend;
+        b.backend = cli_backend_name(model);
         b.n_vocab = info.n_vocab;
         uint32_t state = 1;
         for (int64_t i = 0; i < need; i++) {

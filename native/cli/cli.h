@@ -63,6 +63,9 @@ typedef enum cli_choice {
 } cli_choice;
 const char *cli_choice_name(cli_choice choice, int32_t value);
 
+/* What runs the model: "cuda", or the instruction set. */
+const char *cli_backend_name(const wina_model *model);
+
 double cli_now(void); /* seconds */
 
 /* From cli_catch_interrupt on the first SIGINT is noted, and ends the evaluation under way in the

@@ -65,6 +65,12 @@ void cli_json_sparsity(json *j, const wina_sparsity *s) {
         json_float(j, "exponent", s->exponent);
 }
 
+const char *cli_backend_name(const wina_model *model) {
+    wina_model_info info;
+    wina_model_get_info(model, &info);
+    return strcmp(info.backend, "cuda") == 0 ? "cuda" : wina_cpu_name();
+}
+
 void cli_print_clean(const char *text, int width) {
     int n = 0;
     for (const char *p = text; *p; p++) {
