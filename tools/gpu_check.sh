@@ -24,20 +24,16 @@ for step in "$@"; do
         WINA_CUBLAS=none "$BUILD/tests/time_cuda" Q4_0 0 || failed=1
         ;;
     sanitize)
-        for tool in memcheck racecheck initcheck synccheck; do
+        for tool in ${TOOLS:-memcheck initcheck synccheck}; do # racecheck: hours, every barrier spins
             compute-sanitizer --tool $tool --error-exitcode 1 "$BUILD/tests/check_cuda" quick \
                 >"/tmp/sanitize.$tool" 2>&1 || { failed=1; head -40 "/tmp/sanitize.$tool"; }
             echo "$tool: $(tail -1 "/tmp/sanitize.$tool")"
         done
         ;;
-    profile) # every kernel of a token alone, after the warm-up
+    profile) # where a token's time goes
         for type in ${TYPES:-F16 Q4_0}; do
-            for s in 0 0.65; do
-                echo "-- $type, sparsity $s"
-                ncu --clock-control none --graph-profiling node --launch-skip 800 \
-                    --launch-count 12 --metrics gpu__time_duration.sum,dram__bytes_read.sum \
-                    --print-summary none "$BUILD/tests/time_cuda" "$type" "$s" 2>&1 |
-                    grep -E "^ +[a-z].*kernel|duration|bytes_read"
+            for s in 0 0.5 0.65; do
+                WINA_CUDA_PROFILE=1 "$BUILD/tests/time_cuda" "$type" "$s" || failed=1
             done
         done
         ;;

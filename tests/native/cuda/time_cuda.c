@@ -79,6 +79,8 @@ int main(int argc, char **argv) {
     const int32_t depth = argc > 3 ? atoi(argv[3]) : 0;
     for (size_t t = 0; t < sizeof ALL / sizeof ALL[0]; t++) {
         const char *name = wina_dtype_find(ALL[t])->name, *at = strstr(types, name);
+        if (at && at > types && at[-1] != ',')
+            at = NULL; /* "F16" is in "BF16" */
         if (!at || (at[strlen(name)] && at[strlen(name)] != ','))
             continue;
         fake_spec spec = {ALL[t],           32,    4096,  14336, 32, 8, 128, 32000,
