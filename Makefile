@@ -3,6 +3,7 @@
 #   make          the library and the program, in build/
 #   make demo     everything from nothing to generated text (see README.md)
 #   make test     all tests
+#   make cuda     build/lib/libwina_cuda.so, the GPU backend; needs nvcc
 #   make lint     ruff, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
@@ -30,7 +31,7 @@ WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-pro
 # Results must not depend on what the compiler fuses: a multiply-add is fused where we say so.
 BASE    := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
            -pthread -Inative/include -Inative/src $(WARN)
-LIBS    := -lm -pthread
+LIBS    := -lm -pthread -ldl
 
 # Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
@@ -60,7 +61,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: eval-full all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+.PHONY: eval-full cuda cuda-tests all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-python demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
@@ -105,6 +106,39 @@ test-aarch64 test-riscv64: test-%: native
 	$(USE) tools/test_emulated.sh $*
 test-quick-aarch64: native
 	$(USE) tools/test_emulated.sh aarch64 quick
+
+# ---- CUDA ------------------------------------------------------------------------------------
+
+# CUDA_ARCHS="90" builds for one GPU only, which is what to do while working on it.
+NVCC       ?= nvcc
+CUDA_ARCHS ?= 80 86 89 90
+CUDA_LAST  := $(lastword $(CUDA_ARCHS))
+CUDA_HOME  ?= /usr/local/cuda
+CUDA_FLAGS := -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden -Inative/include -Inative/src \
+              $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+              -gencode arch=compute_$(CUDA_LAST),code=compute_$(CUDA_LAST)
+CUDA_OBJ   := $(patsubst native/src/%,$(BUILD)/obj/%.o,$(wildcard native/src/cuda/*.cu native/src/cuda/*.c))
+
+cuda: $(BUILD)/lib/libwina_cuda.so
+
+$(BUILD)/obj/cuda/%.cu.o: native/src/cuda/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) $(CUDA_FLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/obj/cuda/%.c.o: native/src/cuda/%.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP -c $< -o $@
+
+$(BUILD)/lib/libwina_cuda.so: $(CUDA_OBJ)
+	@mkdir -p $(@D)
+	$(NVCC) -shared -cudart static -Xlinker -z,relro,-z,now $(CUDA_OBJ) -o $@
+
+# Programs that need a GPU: tools/gpu_check.sh runs them.
+CUDA_TESTS := $(patsubst tests/native/cuda/%.c,$(BUILD)/tests/%,$(wildcard tests/native/cuda/*.c))
+cuda-tests: cuda $(CUDA_TESTS)
+$(BUILD)/tests/%: tests/native/cuda/%.c tests/native/cuda/fake.h $(BUILD)/lib/libwina.a
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP $< $(BUILD)/lib/libwina.a -o $@ $(LIBS)
 
 # ---- Python ----------------------------------------------------------------------------------
 

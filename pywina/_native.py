@@ -97,6 +97,7 @@ _CLASSES: dict[int, type[errors.WinaError]] = {
     lib.WINA_E_NUMERIC: errors.NumericError,
     lib.WINA_E_CANCELLED: errors.CancelledError,
     lib.WINA_E_STATE: errors.StateError,
+    lib.WINA_E_DEVICE: errors.DeviceError,
 }
 
 

@@ -7,7 +7,7 @@ from os import PathLike
 
 from .errors import ArgumentError
 from .generation import GenerateOptions, Params, split_options
-from .model import Model
+from .model import Backend, Model
 from .sparsity import Mask, Method, Sparsity
 
 
@@ -22,6 +22,8 @@ def load(
     mask: Mask | None = None,
     sparse_prefill: bool | None = None,
     progress: Callable[[float], object] | None = None,
+    backend: Backend = "auto",
+    n_gpu_layers: int | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -33,6 +35,8 @@ def load(
     sparsity, method, mask, sparse_prefill: what is skipped unless a call says otherwise; see
         :class:`pywina.Sparsity`.
     progress: called with 0.0 to 1.0 during the load; an exception in it stops the load.
+    backend: "auto" (on the GPU if there is one and the model fits), "cpu" or "cuda" (or an error).
+    n_gpu_layers: layers on the GPU; default: all. 0: none.
     """
     return Model(
         path_or_alias,
@@ -44,6 +48,8 @@ def load(
         mask=mask,
         sparse_prefill=sparse_prefill,
         progress=progress,
+        backend=backend,
+        n_gpu_layers=n_gpu_layers,
     )
 
 

@@ -55,6 +55,10 @@ class NumericError(WinaError, ArithmeticError):
     hint = "the weights may be damaged; fetch the file again"
 
 
+class DeviceError(WinaError, RuntimeError):
+    """The GPU or its driver failed, or there is none although the caller wants one."""
+
+
 class CancelledError(WinaError):
     """The computation was stopped from outside."""
 

@@ -27,6 +27,13 @@ from .tuning import Tuning
 
 Group = Literal["qkv", "o", "gate_up", "down"]
 Tap = Callable[[int, Group, NDArray[np.float32]], object]
+Backend = Literal["auto", "cpu", "cuda"]
+
+_BACKENDS: dict[str, int] = {
+    "auto": lib.WINA_BACKEND_AUTO,
+    "cpu": lib.WINA_BACKEND_CPU,
+    "cuda": lib.WINA_BACKEND_CUDA,
+}
 
 _GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
     "qkv": (lib.WINA_GROUP_QKV, ("q", "k", "v")),
@@ -59,6 +66,10 @@ class ModelInfo:
     weight_bytes: int
     sparse_bytes: int
     kv_bytes_per_token: int
+    backend: str  # "cpu" or "cuda"
+    device: str  # name of the GPU, "" without one
+    backend_note: str  # why the model is not on a GPU although that was wanted
+    gpu_bytes: int
     n_ctx: int
     n_threads: int
 
@@ -116,6 +127,12 @@ class _Progress:
         self.error = error
 
 
+def _backend(name: str) -> int:
+    if name not in _BACKENDS:
+        raise ArgumentError(f"backend is {name!r}; it must be one of {', '.join(_BACKENDS)}")
+    return _BACKENDS[name]
+
+
 def _create(
     path: str,
     n_ctx: int,
@@ -123,12 +140,17 @@ def _create(
     n_batch: int,
     sparsity: Sparsity,
     progress: Callable[[float], object] | None,
+    backend: Backend,
+    n_gpu_layers: int | None,
 ) -> Handle:
     params = ffi.new("wina_model_params *")
     lib.wina_model_params_init(params)
     report = _Progress(progress)
     params.n_threads = n_threads
     params.progress = report.callback
+    params.backend = _backend(backend)
+    if n_gpu_layers is not None:
+        params.n_gpu_layers = _values.integer("n_gpu_layers", n_gpu_layers, 0, 1 << 20)
     model, session = ffi.new("wina_model **"), ffi.new("wina_session **")
     encoded = os.fsencode(path)
     if b"\0" in encoded:
@@ -172,6 +194,8 @@ class Model:
         mask: Mask | None = None,
         sparse_prefill: bool | None = None,
         progress: Callable[[float], object] | None = None,
+        backend: Backend = "auto",
+        n_gpu_layers: int | None = None,
     ) -> None:
         started = time.perf_counter()
         self._n_batch = 128 if n_batch is None else _values.integer("n_batch", n_batch, 1, 1 << 16)
@@ -182,7 +206,9 @@ class Model:
             sparsity=sparsity, method=method, mask=mask, prefill=sparse_prefill
         )
         self.path = str(resolve(path))
-        self._handle = _create(self.path, ctx, threads, self._n_batch, self.sparsity, progress)
+        self._handle = _create(
+            self.path, ctx, threads, self._n_batch, self.sparsity, progress, backend, n_gpu_layers
+        )
         self._finalizer = weakref.finalize(self, self._handle.close)
         self._finalizer.atexit = False
         self._compiled: ChatTemplate | None = None  # the chat template used last
@@ -201,6 +227,9 @@ class Model:
                 "eos_token": info.eos_token if info.eos_token >= 0 else None,
                 "add_bos": bool(info.add_bos),
                 "tied_output": bool(info.tied_output),
+                "backend": _text(info.backend),
+                "device": _text(info.device),
+                "backend_note": _text(info.backend_note),
                 "n_ctx": lib.wina_session_n_ctx(session),
                 "n_threads": lib.wina_session_n_threads(session),
             }

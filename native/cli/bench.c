@@ -15,6 +15,7 @@ typedef struct bench {
     wina_session *session;
     const int32_t *tokens; /* enough of them */
     int32_t n_vocab;
+    const char *backend;
     json *json; /* NULL: a table */
 } bench;
 
@@ -89,7 +90,7 @@ static void print_row(const bench *b, const char *test, float sparsity, double m
     json_number(b->json, "bytes_per_token", s.bytes_per_token);
     json_number(b->json, "gb_s", gb_s);
     json_text(b->json, "logits_hash", hash);
-    json_text(b->json, "backend", wina_cpu_name());
+    json_text(b->json, "backend", b->backend);
     cli_json_sparsity(b->json, &b->o->sparsity);
     json_int(b->json, "depth", b->o->depth);
     json_close(b->json, '}');
@@ -162,9 +163,10 @@ int cli_bench(const cli_options *o) {
         wina_model_free(model);
         return cli_no_memory("tokens");
     }
+    wina_model_info info;
     if (status == WINA_OK) {
-        wina_model_info info;
         wina_model_get_info(model, &info);
+        b.backend = cli_backend_name(model);
         b.n_vocab = info.n_vocab;
         uint32_t state = 1;
         for (int64_t i = 0; i < need; i++) {

@@ -17,6 +17,8 @@ typedef struct cli_options {
     int64_t n_predict; /* -1: to the end */
     int64_t n_prompt;  /* of bench */
     int64_t ctx, threads, batch, repetitions, depth, chunks, dense_prefix;
+    int64_t gpu_layers; /* -1: as many as fit */
+    int32_t backend;    /* wina_backend_kind */
     wina_sampler_params sampler;
     wina_sparsity sparsity;
     const char *sparsities; /* list, of bench */
@@ -51,8 +53,18 @@ int32_t *cli_tokens(const wina_model *model, const char *text, size_t n_bytes, i
 
 /* Options whose values have names; the names of a choice are numbered from 0, NULL after the last.
  */
-typedef enum cli_choice { CLI_METHOD, CLI_MASK, CLI_BUDGET, CLI_NORMS, CLI_SELECT } cli_choice;
+typedef enum cli_choice {
+    CLI_METHOD,
+    CLI_MASK,
+    CLI_BUDGET,
+    CLI_NORMS,
+    CLI_SELECT,
+    CLI_BACKEND
+} cli_choice;
 const char *cli_choice_name(cli_choice choice, int32_t value);
+
+/* What runs the model: "cuda", or the instruction set. */
+const char *cli_backend_name(const wina_model *model);
 
 double cli_now(void); /* seconds */
 

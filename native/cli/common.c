@@ -39,13 +39,14 @@ double cli_now(void) {
 }
 
 /* Names of a choice's values in the order of their numbers. */
+static const char *const BACKENDS[] = {"auto", "cpu", "cuda", NULL};
 static const char *const MASKS[] = {"group", "projection", NULL};
 static const char *const BUDGETS[] = {"auto", "uniform", "profile", "calibrated", NULL};
 static const char *const NORMS[] = {"auto", "l2", "calibrated", NULL};
 static const char *const SELECTIONS[] = {"topk", "threshold", NULL};
 
 const char *cli_choice_name(cli_choice choice, int32_t value) {
-    static const char *const *const NAMES[] = {NULL, MASKS, BUDGETS, NORMS, SELECTIONS};
+    static const char *const *const NAMES[] = {NULL, MASKS, BUDGETS, NORMS, SELECTIONS, BACKENDS};
     if (choice == CLI_METHOD)
         return wina_method_name(value);
     for (int32_t i = 0; NAMES[choice][i]; i++)
@@ -62,6 +63,12 @@ void cli_json_sparsity(json *j, const wina_sparsity *s) {
     json_text(j, "select", cli_choice_name(CLI_SELECT, s->selection));
     if (s->exponent >= 0)
         json_float(j, "exponent", s->exponent);
+}
+
+const char *cli_backend_name(const wina_model *model) {
+    wina_model_info info;
+    wina_model_get_info(model, &info);
+    return strcmp(info.backend, "cuda") == 0 ? "cuda" : wina_cpu_name();
 }
 
 void cli_print_clean(const char *text, int width) {
@@ -86,6 +93,8 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
         p = *params;
     p.n_threads = (int32_t)o->threads;
     p.progress = stop_load;
+    p.backend = o->backend;
+    p.n_gpu_layers = (int32_t)o->gpu_layers;
     double start = cli_now();
     int32_t status = wina_model_load(o->model, &p, model);
     if (status == WINA_OK && o->verbose) {
@@ -97,6 +106,11 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
                 o->model, info.architecture, (long long)info.n_params, info.n_layer, info.n_embd,
                 info.n_vocab, (double)info.file_bytes / 1e6, (double)info.weight_bytes / 1e6,
                 cli_now() - start);
+        if (info.device[0])
+            fprintf(stderr, "wina: all %d layers on %s, %.2f GB there\n", info.n_layer, info.device,
+                    (double)info.gpu_bytes / 1e9);
+        else if (info.backend_note[0])
+            fprintf(stderr, "wina: on the CPU: %s\n", info.backend_note);
     }
     return status;
 }

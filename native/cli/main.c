@@ -12,7 +12,7 @@ enum { SPARSE = RUN | PERPLEXITY | INSPECT, SESSION = RUN | PERPLEXITY | BENCH, 
 enum { RULES = SESSION | INSPECT };
 
 /* CHOICE + a cli_choice: one of its names. */
-typedef enum kind { FLAG, INTEGER, NUMBER, TEXT, STOP, SEED, CHOICE } kind;
+typedef enum kind { FLAG, INTEGER, NUMBER, TEXT, STOP, SEED, LAYERS, CHOICE } kind;
 
 typedef struct option_row {
     const char *brief, *name, *argument;
@@ -39,6 +39,10 @@ static const option_row OPTIONS[] = {
     {"-c", "--ctx-size", "N", INTEGER, 1, 1 << 27, AT(ctx), SESSION,
      "context in tokens; perplexity: window (512)"},
     {"-t", "--threads", "N", INTEGER, 1, 512, AT(threads), SESSION, "threads (physical cores)"},
+    {NULL, "--backend", "NAME", CHOICE + CLI_BACKEND, 0, 0, AT(backend), SESSION,
+     "auto, cpu or cuda (auto)"},
+    {"-ngl", "--gpu-layers", "N", LAYERS, 0, 1 << 20, AT(gpu_layers), SESSION,
+     "layers on the GPU: a number, auto or all (auto)"},
     {"-b", "--batch-size", "N", INTEGER, 1, 4096, AT(batch), SESSION,
      "prompt tokens evaluated together (128)"},
     {"-s", "--seed", "N", SEED, -1, 9007199254740992.0, AT(sampler.seed), RUN,
@@ -133,7 +137,7 @@ static void print_usage(FILE *out, const command *c) {
 
 static bool parse_number(const option_row *row, const char *text, double *out) {
     char *end;
-    bool whole = row->kind == INTEGER || row->kind == SEED;
+    bool whole = row->kind == INTEGER || row->kind == SEED || row->kind == LAYERS;
     /* Only these characters: strtod would take blanks, hexadecimal, "inf" and "nan" as well. */
     const char *allowed = whole ? "+-0123456789" : "+-.0123456789eE";
     *out = strtod(text, &end);
@@ -186,6 +190,14 @@ static bool set_option(const option_row *row, const char *text, cli_options *o) 
         }
         o->stops[o->n_stops++] = text;
         return true;
+    case LAYERS:
+        if (strcmp(text, "auto") == 0 || strcmp(text, "all") == 0) {
+            o->gpu_layers = -1;
+            if (text[1] == 'l') /* all: or say why not */
+                o->backend = WINA_BACKEND_CUDA;
+            return true;
+        }
+        break;
     default:
         break;
     }
@@ -247,6 +259,7 @@ static void set_defaults(cli_options *o, int bit) {
     o->n_prompt = 128;
     o->ctx = bit == PERPLEXITY ? 512 : 0;
     o->repetitions = 3;
+    o->gpu_layers = -1;
     o->dense_prefix = 5;
     o->sparsities = "0";
     wina_sampler_params_init(&o->sampler);

@@ -79,8 +79,8 @@ static double rate(int64_t n, double seconds) {
     return seconds > 0 ? (double)n / seconds : 0;
 }
 
-static void report(const cli_options *o, const generation *g, wina_session *session,
-                   size_t n_prompt, double load_s, int64_t seed) {
+static void report(const cli_options *o, const wina_model *model, const generation *g,
+                   wina_session *session, size_t n_prompt, double load_s, int64_t seed) {
     wina_stats s;
     wina_session_get_stats(session, &s);
     double prefill = rate(s.n_prefill, s.prefill_s), decode = rate(s.n_decode, s.decode_s);
@@ -109,7 +109,7 @@ static void report(const cli_options *o, const generation *g, wina_session *sess
     json_int(&j, "seed", seed);
     json_float(&j, "sparsity", o->sparsity.sparsity);
     cli_json_sparsity(&j, &o->sparsity);
-    json_text(&j, "backend", wina_cpu_name());
+    json_text(&j, "backend", cli_backend_name(model));
     json_int(&j, "n_threads", wina_session_n_threads(session));
     json_close(&j, '}');
     putchar('\n');
@@ -161,13 +161,15 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
     if (status == WINA_OK) {
         char rule[256] = "";
         wina_model_describe_rule(model, &o->sparsity, rule, sizeof rule);
-        fprintf(stderr, "wina: cpu (%s), %d threads, context %d, sparsity %g\nwina: %s\n",
-                wina_cpu_name(), wina_session_n_threads(session), wina_session_n_ctx(session),
+        const char *backend = cli_backend_name(model);
+        fprintf(stderr, "wina: %s (%s), %d threads, context %d, sparsity %g\nwina: %s\n",
+                strcmp(backend, "cuda") == 0 ? "gpu" : "cpu", backend,
+                wina_session_n_threads(session), wina_session_n_ctx(session),
                 (double)o->sparsity.sparsity, rule);
         cli_interrupt_session(session);
         status = generate(stream, o, &g);
         if (status == WINA_OK || status == WINA_E_CANCELLED)
-            report(o, &g, session, n_tokens, load_s, sp.sampler.seed);
+            report(o, model, &g, session, n_tokens, load_s, sp.sampler.seed);
     }
     code = status == WINA_OK ? 0 : status == OUT_OF_MEMORY ? EXIT_RUN : cli_report(status);
     cli_interrupt_session(NULL);

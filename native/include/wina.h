@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 2
+#define WINA_ABI_VERSION 3
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -54,7 +54,8 @@ typedef enum wina_status {
     WINA_E_NUMERIC = 7,     /* NaN or infinity in the logits */
     WINA_E_CANCELLED = 8,   /* wina_session_cancel was called */
     WINA_E_STATE = 9,       /* call not allowed now */
-    WINA_E_SPACE = 10       /* the caller's buffer is too small; the needed size was stored */
+    WINA_E_SPACE = 10,      /* the caller's buffer is too small; the needed size was stored */
+    WINA_E_DEVICE = 11      /* the GPU or its driver failed, or there is none */
 } wina_status;
 
 /* Text of the calling thread's last failure, "" if none. Valid until its next failing call. */
@@ -86,12 +87,21 @@ typedef struct wina_sampler wina_sampler;
 /* Called during a load with 0 <= progress <= 1; return nonzero to stop (WINA_E_CANCELLED). */
 typedef int32_t (*wina_progress_fn)(float progress, void *user);
 
+/* Where a model runs. */
+typedef enum wina_backend_kind {
+    WINA_BACKEND_AUTO = 0, /* on the GPU if there is one and the model fits, else on the CPU */
+    WINA_BACKEND_CPU = 1,
+    WINA_BACKEND_CUDA = 2 /* on the GPU, or the load fails */
+} wina_backend_kind;
+
 typedef struct wina_model_params {
     int32_t n_threads;  /* threads for packing weights; default 0: wina_cpu_cores() */
     int32_t vocab_only; /* 1: metadata and tokenizer only, no weights; default 0 */
     int32_t meta_only;  /* 1: metadata, tensor table and plan only, no tokenizer; default 0 */
     wina_progress_fn progress; /* default NULL */
     void *progress_user;
+    int32_t backend;      /* wina_backend_kind; default WINA_BACKEND_AUTO */
+    int32_t n_gpu_layers; /* layers on the GPU; default -1: all. 0: none */
 } wina_model_params;
 
 /* Fills *params with the defaults above. */
@@ -122,6 +132,10 @@ typedef struct wina_model_info {
     int64_t weight_bytes;       /* memory of the packed weights, padding included */
     int64_t sparse_bytes;       /* of these, bytes in groups that sparsity applies to */
     int64_t kv_bytes_per_token; /* key and value cache, float16 */
+    char backend[16];           /* "cpu", "cuda" */
+    char device[64];            /* name of the GPU, "" without one */
+    char backend_note[256];     /* why it is not on a GPU although that was wanted, else "" */
+    int64_t gpu_bytes;          /* weights in GPU memory */
 } wina_model_info;
 
 int32_t wina_model_get_info(const wina_model *model, wina_model_info *info);
@@ -267,7 +281,8 @@ int32_t wina_model_describe_rule(const wina_model *model, const wina_sparsity *s
 typedef struct wina_session_params {
     int32_t n_ctx;     /* tokens the session can hold; default 0: min(n_ctx_train, 4096) */
     int32_t n_threads; /* default 0: wina_cpu_cores(). Results do not depend on it */
-    int32_t n_batch;   /* tokens evaluated together in a prompt; default 0: 128 */
+    int32_t n_batch;   /* tokens evaluated together in a prompt; default 0: 128,
+                        * 512 on a GPU */
     wina_sparsity sparsity;
 } wina_session_params;
 

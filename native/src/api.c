@@ -1,8 +1,10 @@
 /* api: the entry points of wina.h that concern a model. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu/kernels.h"
+#include "cudalib.h"
 #include "mem.h"
 #include "model.h"
 #include "status.h"
@@ -29,7 +31,7 @@ int32_t wina_cpu_cores(void) {
 /* ---- loading ------------------------------------------------------------------------------ */
 
 void wina_model_params_init(wina_model_params *params) {
-    *params = (wina_model_params){0};
+    *params = (wina_model_params){.n_gpu_layers = -1};
 }
 
 /* What rules are made from; norms are known once weights are packed. */
@@ -73,7 +75,8 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
         return wina_fail(WINA_E_FORMAT, "the vocabulary has %d tokens, token_embd.weight only %d",
                          n_tokens, m->config.n_vocab);
     WINA_TRY(load_weights(m, p));
-    return load_rules(m);
+    WINA_TRY(load_rules(m));
+    return wina_cudalib_place(m, p->backend, p->n_gpu_layers);
 }
 
 int32_t wina_model_load(const char *path, const wina_model_params *params, wina_model **out) {
@@ -84,6 +87,10 @@ int32_t wina_model_load(const char *path, const wina_model_params *params, wina_
         p = *params;
     if (p.n_threads < 0)
         return wina_fail(WINA_E_ARGUMENT, "n_threads is %d, must be at least 1", p.n_threads);
+    if (p.backend < WINA_BACKEND_AUTO || p.backend > WINA_BACKEND_CUDA)
+        return wina_fail(WINA_E_ARGUMENT, "unknown backend %d", p.backend);
+    if (p.n_gpu_layers < -1)
+        return wina_fail(WINA_E_ARGUMENT, "n_gpu_layers is %d, must be -1 or more", p.n_gpu_layers);
     wina_model *m = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *m, "model", &m));
     int32_t status = load(m, path, &p);
@@ -98,6 +105,7 @@ int32_t wina_model_load(const char *path, const wina_model_params *params, wina_
 void wina_model_free(wina_model *m) {
     if (!m)
         return;
+    wina_cudalib_remove(m);
     wina_weights_free(&m->weights);
     wina_tuning_free(&m->tuning);
     free(m->groups);
@@ -153,6 +161,15 @@ int32_t wina_model_get_info(const wina_model *m, wina_model_info *info) {
     info->weight_bytes = (int64_t)m->weights.total_bytes;
     info->sparse_bytes = (int64_t)m->weights.sparse_bytes;
     info->kv_bytes_per_token = (int64_t)2 * 2 * c->n_layer * c->n_head_kv * c->head_dim;
+    snprintf(info->backend, sizeof info->backend, "%s", m->cuda ? "cuda" : "cpu");
+    copy_text(info->backend_note, sizeof info->backend_note, m->backend_note,
+              strlen(m->backend_note));
+    if (m->cuda) {
+        wina_cuda_info gpu;
+        m->cuda_plugin->model_info(m->cuda, &gpu);
+        copy_text(info->device, sizeof info->device, gpu.device, strlen(gpu.device));
+        info->gpu_bytes = (int64_t)gpu.weight_bytes;
+    }
     return WINA_OK;
 }
 

@@ -37,6 +37,9 @@ typedef struct wina_backend_ops {
                        int32_t layer);                    /* rotate q and k; k, v to the cache */
     void (*attend)(wina_backend *backend, int32_t layer); /* att = softmax(q k) v */
     void (*swiglu)(wina_backend *backend, int32_t layer); /* ff = silu(gate) * up */
+    /* True if the layers need not be walked: the backend has recorded them and runs them itself
+     * before logits. NULL: never. */
+    bool (*recorded)(wina_backend *backend);
     /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
 } wina_backend_ops;
@@ -46,6 +49,7 @@ struct wina_backend {
     const wina_model *model;
     wina_counters counters; /* of the batch under way */
     uint64_t n_bytes;       /* memory held */
+    int32_t status;         /* of the batch under way: a wina_status, set where a step fails */
 };
 
 /* The CPU backend. */

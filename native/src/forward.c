@@ -21,9 +21,8 @@ static int32_t rotate(wina_backend *b, int32_t layer, wina_site site) {
     return WINA_OK;
 }
 
-int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
+static int32_t walk_layers(wina_backend *b, const wina_forward *f) {
     const wina_backend_ops *op = b->ops;
-    op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->rules);
     for (int32_t layer = 0; layer < b->model->config.n_layer; layer++) {
         if (atomic_load_explicit(f->cancel, memory_order_relaxed))
             return wina_fail(WINA_E_CANCELLED, "the evaluation was cancelled");
@@ -40,6 +39,17 @@ int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
         op->swiglu(b, layer);
         project(b, f, layer, WINA_GROUP_DOWN);
     }
-    op->logits(b, f->logits_from, f->logits);
     return WINA_OK;
+}
+
+int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
+    const wina_backend_ops *op = b->ops;
+    if (f->tap && !op->input)
+        return wina_fail(WINA_E_UNSUPPORTED, "activations cannot be seen on the GPU: use the CPU");
+    op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->rules);
+    WINA_TRY(b->status);
+    if (!op->recorded || !op->recorded(b))
+        WINA_TRY(walk_layers(b, f));
+    op->logits(b, f->logits_from, f->logits);
+    return b->status;
 }

@@ -12,11 +12,14 @@
 struct wina_model {
     wina_gguf *gguf;
     wina_config config;
-    wina_tokenizer *tokenizer; /* NULL with meta_only */
-    wina_weights weights;      /* sizes only with meta_only; empty with vocab_only */
-    wina_tuning_store tuning;  /* what the file has of it */
-    wina_rule_group *groups;   /* (n_layer, 4) what rules need to know; with has_plan */
-    bool has_plan;             /* config and weights were read */
+    wina_tokenizer *tokenizer;    /* NULL with meta_only */
+    wina_weights weights;         /* sizes only with meta_only; empty with vocab_only */
+    wina_tuning_store tuning;     /* what the file has of it */
+    wina_rule_group *groups;      /* (n_layer, 4) what rules need to know; with has_plan */
+    bool has_plan;                /* config and weights were read */
+    struct wina_cuda_model *cuda; /* the weights on a GPU, or NULL */
+    const struct wina_cuda_plugin *cuda_plugin;
+    char backend_note[256]; /* why the model is not on a GPU, if that was wanted */
 };
 
 /* What rules are made from; tuning NULL: the file's. */

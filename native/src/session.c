@@ -5,11 +5,12 @@
 #include <string.h>
 #include <time.h>
 
+#include "cuda/plugin.h"
 #include "forward.h"
 #include "mem.h"
 #include "status.h"
 
-enum { DEFAULT_CTX = 4096, DEFAULT_BATCH = 128, MAX_BATCH = 4096 };
+enum { DEFAULT_CTX = 4096, DEFAULT_BATCH = 128, DEFAULT_GPU_BATCH = 512, MAX_BATCH = 4096 };
 
 void wina_sparsity_init(wina_sparsity *s) {
     *s = (wina_sparsity){.method = WINA_METHOD_WINA, .mask = WINA_MASK_GROUP, .exponent = -1};
@@ -46,6 +47,13 @@ static int32_t set_rules(wina_session *s, const wina_sparsity *sparsity) {
     return WINA_OK;
 }
 
+static int32_t create_backend(wina_session *s) {
+    const wina_model *m = s->model;
+    if (m->cuda)
+        return m->cuda_plugin->backend_create(m->cuda, s->n_ctx, s->n_batch, &s->backend);
+    return wina_cpu_backend_create(m, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
+}
+
 int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
                             wina_session **out) {
     *out = NULL;
@@ -59,14 +67,14 @@ int32_t wina_session_create(const wina_model *model, const wina_session_params *
     int32_t trained = model->config.n_ctx_train;
     s->model = model;
     s->n_ctx = p.n_ctx ? p.n_ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
-    s->n_batch = p.n_batch ? p.n_batch : DEFAULT_BATCH;
+    s->n_batch = p.n_batch ? p.n_batch : model->cuda ? DEFAULT_GPU_BATCH : DEFAULT_BATCH;
     s->n_threads = p.n_threads ? p.n_threads : wina_threads_cores();
     int32_t status = set_rules(s, &p.sparsity);
     if (status == WINA_OK)
         status =
             wina_mem_create((uint64_t)model->config.n_vocab, sizeof(float), "logits", &s->logits);
     if (status == WINA_OK)
-        status = wina_cpu_backend_create(model, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
+        status = create_backend(s);
     if (status != WINA_OK) {
         wina_session_free(s);
         return status;

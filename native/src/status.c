@@ -56,6 +56,7 @@ const char *wina_status_name(int32_t status) {
         [WINA_E_CANCELLED] = "WINA_E_CANCELLED",
         [WINA_E_STATE] = "WINA_E_STATE",
         [WINA_E_SPACE] = "WINA_E_SPACE",
+        [WINA_E_DEVICE] = "WINA_E_DEVICE",
     };
     if (status < 0 || (size_t)status >= sizeof NAMES / sizeof NAMES[0])
         return "unknown status";

@@ -268,7 +268,6 @@ static int32_t load_rotation(const wina_gguf *gguf, wina_threads *threads, int32
                              wina_group_weights *g) {
     char name[64];
     layer_name(name, sizeof name, layer, SITE_TENSORS[site], "weight");
-    WINA_TRY(wina_mem_create_big(g->panels[0].n_bytes, "weights", &g->panels[0].data));
     return pack_matrix(gguf, threads, wina_gguf_find_tensor(gguf, name), &g->panels[0], 0, NULL);
 }
 
@@ -298,12 +297,15 @@ static uint64_t place_panel(wina_panel *p, uint8_t *arena, uint64_t at) {
 
 static uint64_t place_panels(wina_weights *w) {
     uint64_t at = place_panel(&w->output, w->arena, 0);
-    for (int32_t i = 0; i < w->n_layer; i++)
-        for (int group = 0; group < WINA_N_GROUPS; group++) {
-            wina_group_weights *g = &w->layers[i].groups[group];
-            for (int32_t p = 0; p < g->n_panels; p++)
-                at = place_panel(&g->panels[p], w->arena, at);
-        }
+    for (int32_t i = 0; i < w->n_layer; i++) {
+        wina_layer *layer = &w->layers[i];
+        for (int group = 0; group < WINA_N_GROUPS; group++)
+            for (int32_t p = 0; p < layer->groups[group].n_panels; p++)
+                at = place_panel(&layer->groups[group].panels[p], w->arena, at);
+        for (int site = 0; site < WINA_N_SITES; site++)
+            if (layer->rotations[site].n_panels)
+                at = place_panel(&layer->rotations[site].panels[0], w->arena, at);
+    }
     return at;
 }
 
@@ -342,9 +344,6 @@ void wina_weights_free(wina_weights *w) {
             free(g->norms);
             free(g->bias);
         }
-        for (int site = 0; site < WINA_N_SITES; site++)
-            wina_mem_free_big(layer->rotations[site].panels[0].data,
-                              layer->rotations[site].panels[0].n_bytes);
         free(layer->attn_norm);
         free(layer->ffn_norm);
     }

@@ -1,0 +1,332 @@
+/* attend: rotation, the key/value cache, softmax(q k / sqrt(d)) v.
+ *
+ * Purpose. A thread block serves up to four query heads that share a key head, over one piece of
+ * the sequence. For a single token it also rotates the queries and stores the new key and value.
+ * Groups of LANES lanes take one head and one position each (16 bytes of the key per lane), with
+ * their own running maximum and sum; a key that four groups read comes from memory once and from L1
+ * three times. The groups of a head are joined in order, and so are the pieces, by the last block
+ * of a head group to arrive. */
+#ifndef WINA_CUDA_ATTEND_CUH
+#define WINA_CUDA_ATTEND_CUH
+
+#include "common.cuh"
+#include "device.h"
+
+enum {
+    ATTEND_THREADS = 512,
+    ATTEND_HEADS = 4,   /* query heads of a block */
+    ATTEND_LEAST = 256, /* positions of a piece, at least */
+    ATTEND_UNROLL = 4
+};
+
+/* A group's state over the positions it has seen. */
+struct state {
+    float max, sum;
+    float o[8]; /* this lane's 8 dimensions, unnormalised */
+};
+
+/* Element i of row `at` and on of the token's q, k and v: sums of one token, floats of a batch. */
+static __device__ __forceinline__ float element(const wina_cuda_attend &a, int64_t row, int i) {
+    if (a.n_tokens > 1)
+        return __ldcg(a.qkv + row + i);
+    return load_fixed(a.sums + row + i) + (a.bias ? __ldg(a.bias + row + i) : 0.0f);
+}
+
+/* An element of a head's vector and what it is rotated with. Loading comes first for all elements
+ * of a thread, so that their latencies overlap. */
+struct turning {
+    float own, other;
+    float2 angle; /* cos, sin */
+};
+
+static __device__ __forceinline__ turning load_turning(const wina_cuda_attend &a, int64_t head,
+                                                       int i, const float *angles, bool turns) {
+    turning t = {0.0f, 0.0f, {1.0f, 0.0f}};
+    if (i >= a.head_dim)
+        return t;
+    t.own = element(a, head, i);
+    if (!turns || i >= a.rope_dim)
+        return t;
+    const int half = a.rope_dim / 2;
+    const bool second = a.interleaved ? i & 1 : i >= half;
+    const int pair = a.interleaved ? i / 2 : second ? i - half : i;
+    const int distance = a.interleaved ? 1 : half;
+    t.other = element(a, head, second ? i - distance : i + distance);
+    t.angle = __ldg(reinterpret_cast<const float2 *>(angles) + pair);
+    if (!second)
+        t.angle.y = -t.angle.y;
+    return t;
+}
+
+static __device__ __forceinline__ float turned(const turning &t) {
+    return t.own * t.angle.x + t.other * t.angle.y;
+}
+
+static __device__ __forceinline__ const float *angles_of(const wina_cuda_attend &a, int pos) {
+    return a.angles + (int64_t)pos * a.rope_dim;
+}
+
+static __device__ __forceinline__ int64_t cache_row(const wina_cuda_attend &a, int kv_head,
+                                                    int pos) {
+    return ((int64_t)kv_head * a.n_ctx + pos) * a.head_pad;
+}
+
+static __device__ __forceinline__ void to_floats8(uint4 v, float (&f)[8]) {
+    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float2 t = __half22float2(*reinterpret_cast<const __half2 *>(&w[i]));
+        f[2 * i] = t.x, f[2 * i + 1] = t.y;
+    }
+}
+
+/* One position: the score, then the running softmax. */
+template <int LANES>
+static __device__ __forceinline__ void add_position(state &st, const float (&q)[8], uint4 key,
+                                                    uint4 value, bool exists) {
+    float k[8], v[8], score = 0.0f;
+    to_floats8(key, k);
+    to_floats8(value, v);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        score = fmaf(q[i], k[i], score);
+#pragma unroll
+    for (int offset = LANES / 2; offset; offset >>= 1)
+        score += __shfl_xor_sync(0xffffffffu, score, offset);
+    if (!exists)
+        return;
+    const float max = fmaxf(st.max, score);
+    const float keep = __expf(st.max - max), p = __expf(score - max);
+    st.max = max;
+    st.sum = fmaf(st.sum, keep, p);
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        st.o[i] = fmaf(st.o[i], keep, p * v[i]);
+}
+
+/* Positions [begin, end) by the groups of one head, of which this is number `group`. */
+template <int LANES>
+static __device__ __forceinline__ void attend_piece(const wina_cuda_attend &a, int kv_head,
+                                                    const float (&q)[8], int group, int begin,
+                                                    int end, state &st) {
+    constexpr int GROUPS = ATTEND_THREADS / LANES / ATTEND_HEADS;
+    const int lane = threadIdx.x % LANES;
+    const uint16_t *keys = a.k + cache_row(a, kv_head, 0) + lane * 8;
+    const uint16_t *values = a.v + cache_row(a, kv_head, 0) + lane * 8;
+    const bool in_head = lane * 8 < a.head_pad;
+#pragma unroll 1
+    for (int p = begin + group; p - group < end; p += GROUPS * ATTEND_UNROLL) {
+        uint4 key[ATTEND_UNROLL], value[ATTEND_UNROLL];
+#pragma unroll
+        for (int u = 0; u < ATTEND_UNROLL; u++) {
+            const int at = p + u * GROUPS;
+            key[u] = value[u] = make_uint4(0, 0, 0, 0);
+            if (at < end && in_head) {
+                key[u] = *reinterpret_cast<const uint4 *>(keys + (int64_t)at * a.head_pad);
+                value[u] = *reinterpret_cast<const uint4 *>(values + (int64_t)at * a.head_pad);
+            }
+        }
+#pragma unroll
+        for (int u = 0; u < ATTEND_UNROLL; u++)
+            add_position<LANES>(st, q, key[u], value[u], p + u * GROUPS < end);
+    }
+}
+
+/* Shared memory of a block. */
+template <int LANES> struct attend_shared {
+    static constexpr int GROUPS = ATTEND_THREADS / LANES / ATTEND_HEADS, WIDTH = LANES * 8;
+    float q[ATTEND_HEADS][WIDTH]; /* rotated and scaled */
+    float o[ATTEND_HEADS][GROUPS][WIDTH];
+    float max[ATTEND_HEADS][GROUPS], sum[ATTEND_HEADS][GROUPS];
+    float weight[ATTEND_HEADS][GROUPS];
+    float all_max[ATTEND_HEADS], all_sum[ATTEND_HEADS];
+    bool last;
+};
+
+/* Queries of the block's heads, rotated and scaled (heads that do not exist repeat the last); the
+ * new key and value into the cache, if this block is to store them. */
+template <int LANES>
+static __device__ __forceinline__ void
+load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, int head0,
+             int n_heads, int kv_head, int pos, bool stores) {
+    constexpr int WIDTH = LANES * 8, ROUNDS = ATTEND_HEADS * WIDTH / ATTEND_THREADS;
+    static_assert(ATTEND_HEADS * WIDTH % ATTEND_THREADS == 0 || LANES < 16, "whole rounds");
+    constexpr int N = ROUNDS > 0 ? ROUNDS : 1,
+                  KV = (2 * WIDTH + ATTEND_THREADS - 1) / ATTEND_THREADS;
+    const float scale = rsqrtf((float)a.head_dim);
+    const float *angles = angles_of(a, pos);
+    const bool turns = a.n_tokens == 1;
+    turning q[N], kv[KV];
+#pragma unroll
+    for (int r = 0; r < N; r++) {
+        const int i = threadIdx.x + r * ATTEND_THREADS, h = i / WIDTH, d = i % WIDTH;
+        const int64_t head = row + (head0 + min(h, n_heads - 1)) * a.head_dim;
+        q[r] = load_turning(a, head, h < ATTEND_HEADS ? d : a.head_dim, angles, turns);
+    }
+#pragma unroll
+    for (int r = 0; r < KV; r++) {
+        const int i = threadIdx.x + r * ATTEND_THREADS, d = i % WIDTH;
+        const bool key = i < WIDTH;
+        const int64_t head = row + (key ? a.k_row0 : a.v_row0) + kv_head * a.head_dim;
+        kv[r] = load_turning(a, head, stores && i < 2 * WIDTH ? d : a.head_dim, angles, key);
+    }
+#pragma unroll
+    for (int r = 0; r < N; r++) {
+        const int i = threadIdx.x + r * ATTEND_THREADS;
+        if (i < ATTEND_HEADS * WIDTH)
+            s.q[i / WIDTH][i % WIDTH] = turned(q[r]) * scale;
+    }
+#pragma unroll
+    for (int r = 0; r < KV; r++) {
+        const int i = threadIdx.x + r * ATTEND_THREADS, d = i % WIDTH;
+        if (stores && i < 2 * WIDTH && d < a.head_pad)
+            (i < WIDTH ? a.k : a.v)[cache_row(a, kv_head, pos) + d] =
+                __half_as_ushort(__float2half_rn(turned(kv[r])));
+    }
+}
+
+/* Joins the groups of a block in order: s.all_max, s.all_sum; weights of the groups. Groups
+ * without positions have max = -inf and weight 0. */
+template <int LANES>
+static __device__ __forceinline__ void join_groups(attend_shared<LANES> &s, const state &st,
+                                                   int head, int group) {
+    constexpr int GROUPS = attend_shared<LANES>::GROUPS;
+    static_assert(GROUPS <= 32, "a lane per group");
+    float *o = &s.o[head][group][threadIdx.x % LANES * 8];
+    float4_at(o) = make_float4(st.o[0], st.o[1], st.o[2], st.o[3]);
+    float4_at(o + 4) = make_float4(st.o[4], st.o[5], st.o[6], st.o[7]);
+    if (threadIdx.x % LANES == 0) {
+        s.max[head][group] = st.max;
+        s.sum[head][group] = st.sum;
+    }
+    __syncthreads();
+    const int h = threadIdx.x / 32, g = threadIdx.x % 32;
+    if (h < ATTEND_HEADS) { /* a warp per head */
+        const float own = g < GROUPS ? s.max[h][g] : -INFINITY;
+        float max = own;
+#pragma unroll
+        for (int offset = 16; offset; offset >>= 1)
+            max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
+        const float w = __expf(own - max);
+        const float total = warp_sum(g < GROUPS ? w * s.sum[h][g] : 0.0f);
+        if (g < GROUPS)
+            s.weight[h][g] = w;
+        if (g == 0) {
+            s.all_max[h] = max;
+            s.all_sum[h] = total;
+        }
+    }
+    __syncthreads();
+}
+
+/* Joins the pieces of a sequence in order. parts: (n_heads, n_splits, pad + 2): o, max, sum. */
+template <int LANES>
+static __device__ __forceinline__ void join_pieces(const wina_cuda_attend &a, const float *parts,
+                                                   int n_pieces, int n_heads, float *out) {
+    const int d = threadIdx.x % (LANES * 8), pad = a.head_pad;
+#pragma unroll 1
+    for (int h = threadIdx.x / (LANES * 8); h < n_heads; h += ATTEND_THREADS / (LANES * 8)) {
+        const float *part = parts + (int64_t)h * a.n_splits * (pad + 2);
+        float max = -INFINITY, sum = 0.0f, o = 0.0f;
+        if (d >= a.head_dim)
+            continue;
+#pragma unroll 4
+        for (int k = 0; k < n_pieces; k++)
+            max = fmaxf(max, __ldcg(part + k * (pad + 2) + pad));
+#pragma unroll 4
+        for (int k = 0; k < n_pieces; k++) {
+            const float *p = part + k * (pad + 2);
+            const float w = __expf(__ldcg(p + pad) - max);
+            sum = fmaf(w, __ldcg(p + pad + 1), sum);
+            o = fmaf(w, __ldcg(p + d), o);
+        }
+        out[h * a.head_dim + d] = o / sum;
+    }
+}
+
+/* The block's result: the output itself if the sequence is one piece, else a partial one. */
+template <int LANES>
+static __device__ __forceinline__ void store_result(const wina_cuda_attend &a,
+                                                    const attend_shared<LANES> &s, int n_heads,
+                                                    bool whole, float *out, float *part) {
+    constexpr int GROUPS = attend_shared<LANES>::GROUPS;
+    const int d = threadIdx.x % (LANES * 8), pad = a.head_pad;
+#pragma unroll 1
+    for (int h = threadIdx.x / (LANES * 8); h < n_heads; h += ATTEND_THREADS / (LANES * 8)) {
+        float o = 0.0f;
+#pragma unroll 8
+        for (int g = 0; g < GROUPS; g++)
+            o = fmaf(s.weight[h][g], s.o[h][g][d], o);
+        float *p = part + (int64_t)h * a.n_splits * (pad + 2);
+        if (whole && d < a.head_dim)
+            out[h * a.head_dim + d] = o / s.all_sum[h];
+        else if (!whole && d < pad)
+            __stcg(p + d, o);
+        if (!whole && d == 0) {
+            __stcg(p + pad, s.all_max[h]);
+            __stcg(p + pad + 1, s.all_sum[h]);
+        }
+    }
+}
+
+/* One piece of the sequence for one head group of one token. */
+template <int LANES>
+static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
+                                                  attend_shared<LANES> &s, int group, int piece,
+                                                  int n_pieces, int token, int pos) {
+    const int ratio = a.n_head / a.n_head_kv, per_kv = (ratio + ATTEND_HEADS - 1) / ATTEND_HEADS;
+    const int kv_head = group / per_kv;
+    const int head0 = kv_head * ratio + (group - kv_head * per_kv) * ATTEND_HEADS;
+    const int n_heads = min(ATTEND_HEADS, (kv_head + 1) * ratio - head0);
+    const int n = pos + 1;
+    const int begin = (int)((int64_t)n * piece / n_pieces);
+    const int end = (int)((int64_t)n * (piece + 1) / n_pieces);
+    const int64_t row = token * a.qkv_stride;
+    load_queries<LANES>(a, s, row, head0, n_heads, kv_head, pos, a.n_tokens == 1 && end == n);
+    __syncthreads();
+    const int own_head = threadIdx.x / LANES % ATTEND_HEADS;
+    const int own_group = threadIdx.x / LANES / ATTEND_HEADS;
+    float q[8];
+    state st = {-INFINITY, 0.0f, {0, 0, 0, 0, 0, 0, 0, 0}};
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        q[i] = s.q[own_head][threadIdx.x % LANES * 8 + i];
+    attend_piece<LANES>(a, kv_head, q, own_group, begin, end, st);
+    join_groups<LANES>(s, st, own_head, own_group);
+    const int64_t head = (int64_t)token * a.n_head + head0;
+    float *parts = a.partial + head * a.n_splits * (a.head_pad + 2);
+    float *out = a.out + head * a.head_dim;
+    store_result<LANES>(a, s, n_heads, n_pieces == 1, out, parts + piece * (a.head_pad + 2));
+    if (n_pieces == 1)
+        return;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const unsigned most = (unsigned)n_pieces - 1;
+        s.last = atomicInc(&a.arrived[head], most) == most;
+        __threadfence();
+    }
+    __syncthreads();
+    if (s.last)
+        join_pieces<LANES>(a, parts, n_pieces, n_heads, out);
+}
+
+static __device__ __forceinline__ int attend_groups(const wina_cuda_attend &a) {
+    const int ratio = a.n_head / a.n_head_kv;
+    return a.n_head_kv * ((ratio + ATTEND_HEADS - 1) / ATTEND_HEADS);
+}
+
+/* All of one token's attention, shared by the blocks of the grid. */
+template <int LANES>
+static __device__ __noinline__ void attend_run(const wina_cuda_attend &a, int pos,
+                                               uint8_t *memory) {
+    attend_shared<LANES> &s = *reinterpret_cast<attend_shared<LANES> *>(memory);
+    const int n = pos + 1, n_groups = attend_groups(a);
+    const int n_pieces = min(a.n_splits, (n + ATTEND_LEAST - 1) / ATTEND_LEAST);
+    for (int i = blockIdx.x; i < n_groups * n_pieces; i += gridDim.x) {
+        attend_one<LANES>(a, s, i % n_groups, i / n_groups, n_pieces, 0, pos);
+        __syncthreads();
+    }
+}
+
+#endif

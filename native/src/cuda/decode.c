@@ -1,0 +1,634 @@
+/* decode: the operations of the graph on the device. The steps of one token are written down once,
+ * as a program that one kernel runs (program.cu), and with the copies around it are a CUDA graph
+ * from then on: what changes from token to token (position, embedding, how many inputs are kept) is
+ * read from device memory. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "profile.h"
+#include "prompt.h"
+
+enum { N_GRAPHS = 2, MAX_SPLITS = 16 };
+
+typedef struct cuda_backend {
+    wina_backend base;
+    wina_cuda_model *m;
+    int32_t n_ctx;
+    cudaStream_t stream;
+    cudaGraphExec_t graphs[N_GRAPHS]; /* masks of groups, of projections */
+    int32_t graph;                    /* of the token under way */
+    wina_cuda_phase *phases;          /* (max_phases) being recorded */
+    int32_t n_phases, max_phases;
+
+    int32_t shared_bytes;
+    bool profile;             /* WINA_CUDA_PROFILE is set */
+    wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
+    bool batch;               /* the batch under way runs there */
+
+    /* the batch under way */
+    const int32_t *tokens;
+    int32_t n_tokens, pos, n_dense;
+    const wina_rules *rules;
+    uint64_t version; /* of the rules that host_keep[1] and norms hold */
+    int32_t keep_is;  /* what `keep` holds: 0 dense, 1 sparse, -1 nothing */
+
+    /* page-locked host memory */
+    wina_cuda_step *host_step;
+    float *host_logits;                 /* (n_vocab padded) */
+    wina_cuda_keep *host_keep[2];       /* dense, sparse: like keep */
+    int32_t *host_kept, *host_kept_sum; /* like kept */
+    float *host_norms;                  /* pageable: (norms_floats) */
+
+    /* device memory */
+    wina_cuda_step *step, *mapped_step;
+    wina_cuda_fixed *x;      /* (n_embd) */
+    wina_cuda_fixed *qkv[2]; /* (n_out of qkv) of even and odd layers */
+    float *att, *gate_up, *ff, *logits;
+    float *partial, *attend_partial;
+    uint32_t *arrived, *attend_arrived, *barrier;
+    wina_cuda_phase *program[N_GRAPHS]; /* (max_phases) */
+    wina_cuda_times *times;             /* (max_phases) */
+    wina_cuda_keep *keep;               /* by slot: (layer, group, list) */
+    int32_t *kept, *kept_sum; /* by slot: inputs kept by the last token, by all of a batch */
+    const float **slot_norms; /* host array by slot: device vectors (n_in), zeros after them */
+    uint64_t norms_floats;
+    float *angles;   /* (n_ctx, rope_dim / 2, 2) */
+    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_pad) */
+    int32_t head_pad, n_splits;
+    uint8_t *arena;
+} cuda_backend;
+
+static cuda_backend *cuda_of(wina_backend *b) {
+    return (cuda_backend *)b;
+}
+
+static void note(cuda_backend *c, cudaError_t e, const char *what) {
+    if (e != cudaSuccess && c->base.status == WINA_OK)
+        c->base.status = wina_cuda_fail(c->m->host, e, what);
+}
+
+/* Behind the numbers of kept inputs: 1 if a sum was too large. */
+static int32_t overflow_slot(const cuda_backend *c) {
+    return wina_cuda_slot(c->base.model->config.n_layer, 0, 0);
+}
+
+static bool is_sparse(const cuda_backend *c, int32_t token) {
+    return token >= c->n_dense && c->rules->sparse;
+}
+
+/* ---- rules -------------------------------------------------------------------------------- */
+
+static int32_t n_slots(const cuda_backend *c) {
+    return overflow_slot(c);
+}
+
+static size_t keep_bytes(const cuda_backend *c) {
+    return (size_t)n_slots(c) * sizeof *c->keep;
+}
+
+static size_t kept_bytes(const cuda_backend *c) {
+    return (size_t)(n_slots(c) + 1) * sizeof *c->kept;
+}
+
+/* Lists of a group, at most. */
+static int32_t group_lists(const cuda_backend *c, int32_t group) {
+    return c->base.model->weights.layers[0].groups[group].n_projections;
+}
+
+/* Where each list's factors of the scores are. They are part of no recorded program, only their
+ * addresses are: other rules need no other program. */
+static void place_norms(cuda_backend *c, const float *norms) {
+    c->norms_floats = 0;
+    for (int32_t i = 0; i < c->base.model->config.n_layer; i++)
+        for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+            for (int32_t list = 0; list < group_lists(c, k); list++) {
+                uint64_t n = (uint64_t)c->base.model->weights.layers[0].groups[k].n_in;
+                c->slot_norms[wina_cuda_slot(i, k, list)] = norms ? norms + c->norms_floats : NULL;
+                c->norms_floats += (n + 63) / 64 * 64;
+            }
+}
+
+/* The one place where rules come in: numbers to keep and factors, by slot. */
+static void take_rules(cuda_backend *c, const float *device_norms) {
+    float *norms = c->host_norms;
+    for (int32_t i = 0; i < c->base.model->config.n_layer; i++)
+        for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+            for (int32_t list = 0; list < group_lists(c, k); list++) {
+                const wina_rule *r = wina_rules_get(c->rules, i, k, list);
+                uint64_t n = (uint64_t)c->base.model->weights.layers[0].groups[k].n_in;
+                if (list < c->rules->n_masks[k]) {
+                    c->host_keep[1][wina_cuda_slot(i, k, list)] =
+                        (wina_cuda_keep){r->n_keep, r->threshold > 0 ? r->threshold : 0};
+                    for (uint64_t j = 0; j < n; j++)
+                        norms[j] = r->norms ? r->norms[j] : 1.0f;
+                    if (r->from_gate && c->base.status == WINA_OK)
+                        c->base.status = c->m->host->fail(
+                            WINA_E_UNSUPPORTED, "CUDA: the method cats runs on the CPU only");
+                }
+                norms += (n + 63) / 64 * 64;
+            }
+    note(c,
+         cudaMemcpyAsync((void *)(uintptr_t)device_norms, c->host_norms,
+                         c->norms_floats * sizeof(float), cudaMemcpyHostToDevice, c->stream),
+         "rules");
+    note(c, cudaStreamSynchronize(c->stream), "rules");
+    c->version = c->rules->version;
+    c->keep_is = -1;
+}
+
+/* Counts what n_sparse tokens read, and (last) the last token; from the numbers that the kernels
+ * counted. sums: of the sparse tokens. */
+static void count(cuda_backend *c, const int32_t *sums, int32_t n_sparse, bool last) {
+    wina_counters *n = &c->base.counters;
+    for (int32_t i = 0; i < c->base.model->config.n_layer; i++)
+        for (int32_t k = 0; k < WINA_N_GROUPS; k++) {
+            const wina_group_weights *g = &c->base.model->weights.layers[i].groups[k];
+            for (int32_t j = 0; j < g->n_projections; j++) {
+                const wina_projection *p = &g->projections[j];
+                const wina_layout *l = g->panels[p->panel].layout;
+                const int32_t slot = wina_cuda_slot(i, k, c->graph ? j : 0);
+                uint64_t rows = (uint64_t)p->n_rows, bits = rows * p->row_bits;
+                uint64_t blocks = (uint64_t)g->panels[p->panel].n_blocks;
+                n->sparse_read += n_sparse ? bits * (uint64_t)sums[slot] : 0;
+                n->sparse_total += bits * (uint64_t)g->n_in * (uint64_t)n_sparse;
+                if (last)
+                    n->token_bytes += bits * (uint64_t)c->host_kept[slot] / 8 +
+                                      blocks * rows * l->scale_bytes +
+                                      (blocks + 7) / 8 * rows * l->super_bytes;
+            }
+        }
+    if (!last)
+        return;
+    const wina_panel *head = &c->base.model->weights.output;
+    uint64_t rows = (uint64_t)c->base.model->config.n_vocab, blocks = (uint64_t)head->n_blocks;
+    n->token_bytes += rows * wina_layout_bits(head->layout) * (uint64_t)head->n_cols / 8 +
+                      blocks * rows * head->layout->scale_bytes +
+                      (blocks + 7) / 8 * rows * head->layout->super_bytes;
+}
+
+/* The budgets of dense or sparse tokens into device memory. */
+static void use_budgets(cuda_backend *c, bool sparse) {
+    if (c->keep_is != sparse)
+        note(c,
+             cudaMemcpyAsync(c->keep, c->host_keep[sparse], keep_bytes(c), cudaMemcpyHostToDevice,
+                             c->stream),
+             "budgets");
+    c->keep_is = sparse;
+}
+
+/* ---- recording ---------------------------------------------------------------------------- */
+
+static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int32_t pos,
+                  int32_t n_dense, const wina_rules *rules) {
+    cuda_backend *c = cuda_of(b);
+    b->counters = (wina_counters){0};
+    b->status = WINA_OK;
+    c->rules = rules;
+    if (rules->sparse && c->version != rules->version)
+        take_rules(c, c->slot_norms[0]);
+    c->tokens = tokens;
+    c->n_tokens = n_tokens;
+    c->pos = pos;
+    c->n_dense = n_dense;
+    c->graph = is_sparse(c, n_tokens - 1) && rules->n_masks[WINA_GROUP_QKV] > 1;
+    c->batch = c->prompt && n_tokens >= WINA_CUDA_PROMPT_LEAST &&
+               n_tokens <= wina_cuda_prompt_most(c->prompt);
+    if (!c->batch)
+        return;
+    use_budgets(c, is_sparse(c, n_tokens - 1));
+    note(c, cudaMemsetAsync(c->kept_sum, 0, kept_bytes(c), c->stream), "counters");
+    note(c, wina_cuda_prompt_begin(c->prompt, tokens, n_tokens, pos, n_dense, c->graph == 1),
+         "prompt");
+}
+
+/* The first token of a kind is recorded while the graph is walked; later ones need no walk. */
+static bool recorded(wina_backend *b) {
+    cuda_backend *c = cuda_of(b);
+    c->n_phases = 0;
+    c->shared_bytes = 0;
+    return !c->batch && c->graphs[c->graph] != NULL;
+}
+
+static void record(cuda_backend *c, wina_cuda_phase *phase) {
+    const int32_t bytes = wina_cuda_plan_phase(phase, c->m->n_sms);
+    if (bytes < 0)
+        note(c, cudaErrorInvalidConfiguration, "a projection too wide for this GPU");
+    c->shared_bytes = bytes > c->shared_bytes ? bytes : c->shared_bytes;
+    if (c->n_phases > 0 && phase->kind == WINA_CUDA_GEMV)
+        c->phases[c->n_phases - 1].next_keep = phase->u.gemv.keep;
+    if (c->n_phases < c->max_phases)
+        c->phases[c->n_phases++] = *phase;
+}
+
+/* Norms are the first step of the projection kernels. */
+static void norm(wina_backend *b, int32_t layer) {
+    (void)b, (void)layer;
+}
+
+/* Rows of one panel of a group; the caller adds where they start and end. */
+static wina_cuda_gemv gemv_of(const cuda_backend *c, int32_t layer, wina_group group, int32_t panel,
+                              int32_t list) {
+    const wina_cuda_layer *l = &c->m->layers[layer];
+    const wina_cuda_group *g = &l->groups[group];
+    const int32_t slot = wina_cuda_slot(layer, (int32_t)group, list);
+    wina_cuda_gemv out = {.panel = g->panels[panel],
+                          .eps = c->base.model->config.rms_eps,
+                          .norms = c->slot_norms[slot],
+                          .keep = c->keep + slot,
+                          .n_kept = c->kept + slot,
+                          .overflow = c->kept + overflow_slot(c),
+                          .partial = c->partial,
+                          .arrived = c->arrived};
+    out.n_rows = out.n_valid = out.panel.n_rows;
+    switch (group) {
+    case WINA_GROUP_QKV:
+        out.fixed_in = c->x, out.gain = l->attn_norm;
+        out.sums = c->qkv[layer & 1], out.epilogue = WINA_CUDA_ADD;
+        break;
+    case WINA_GROUP_O:
+        out.in = c->att, out.sums = c->x, out.epilogue = WINA_CUDA_ADD;
+        break;
+    case WINA_GROUP_GATE_UP:
+        out.fixed_in = c->x, out.gain = l->ffn_norm, out.out = c->gate_up;
+        break;
+    case WINA_GROUP_DOWN:
+        out.in = c->ff, out.sums = c->x, out.epilogue = WINA_CUDA_ADD;
+        break;
+    }
+    if (group == WINA_GROUP_O || group == WINA_GROUP_DOWN)
+        out.n_valid = c->base.model->config.n_embd;
+    return out;
+}
+
+/* gate and up in one panel under one mask: their product is formed in the same kernel. */
+static bool is_fused(const cuda_backend *c, int32_t layer) {
+    return c->graph == 0 && c->m->layers[layer].groups[WINA_GROUP_GATE_UP].n_panels == 1;
+}
+
+static void record_gemv(cuda_backend *c, const wina_cuda_gemv *g, int32_t stage) {
+    wina_cuda_phase phase = {.kind = WINA_CUDA_GEMV, .stage = stage, .u.gemv = *g};
+    record(c, &phase);
+}
+
+static void project(wina_backend *b, int32_t layer, wina_group group) {
+    cuda_backend *c = cuda_of(b);
+    const wina_group_weights *w = &b->model->weights.layers[layer].groups[group];
+
+    if (c->batch) {
+        note(c, wina_cuda_prompt_project(c->prompt, layer, group), "prompt");
+        return;
+    }
+    if (group == WINA_GROUP_GATE_UP && is_fused(c, layer)) {
+        wina_cuda_gemv g = gemv_of(c, layer, group, 0, 0);
+        g.up_row0 = w->projections[1].panel_row0;
+        g.n_rows = g.up_row0;
+        g.n_valid = b->model->config.n_ff;
+        g.out = c->ff;
+        g.epilogue = WINA_CUDA_SWIGLU;
+        record_gemv(c, &g, (int32_t)group);
+        return;
+    }
+    const int32_t n = c->graph ? w->n_projections : w->n_panels;
+    for (int32_t i = 0; i < n; i++) {
+        const wina_projection *p = &w->projections[i];
+        wina_cuda_gemv g = gemv_of(c, layer, group, c->graph ? p->panel : i, c->graph ? i : 0);
+        int32_t row0 = c->graph ? p->row0 : w->panel_row0[i];
+        if (c->graph) {
+            g.row0 = p->panel_row0;
+            g.n_rows = (p->n_rows + WINA_STRIP - 1) / WINA_STRIP * WINA_STRIP;
+            g.n_valid = g.n_valid < g.n_rows ? g.n_valid : g.n_rows;
+        }
+        if (g.epilogue == WINA_CUDA_ADD)
+            g.sums += row0;
+        else
+            g.out += row0;
+        record_gemv(c, &g, (int32_t)group);
+    }
+}
+
+/* Rotation and the store to the cache are the first step of attention. */
+static void rope_store(wina_backend *b, int32_t layer) {
+    (void)b, (void)layer;
+}
+
+/* What attention needs that does not depend on the layer. */
+static wina_cuda_attend describe_attention(const cuda_backend *c) {
+    const wina_config *f = &c->base.model->config;
+    const wina_group_weights *g = &c->base.model->weights.layers[0].groups[WINA_GROUP_QKV];
+    return (wina_cuda_attend){.step = c->step,
+                              .qkv_stride = g->n_out,
+                              .k_row0 = g->projections[1].row0,
+                              .v_row0 = g->projections[2].row0,
+                              .n_head = f->n_head,
+                              .n_head_kv = f->n_head_kv,
+                              .head_dim = f->head_dim,
+                              .head_pad = c->head_pad,
+                              .rope_dim = f->rope_dim,
+                              .interleaved = f->arch->rope == WINA_ROPE_INTERLEAVED,
+                              .angles = c->angles,
+                              .k = c->k,
+                              .v = c->v,
+                              .n_ctx = c->n_ctx,
+                              .out = c->att,
+                              .partial = c->attend_partial,
+                              .arrived = c->attend_arrived,
+                              .n_splits = c->n_splits,
+                              .n_tokens = 1};
+}
+
+static void attend(wina_backend *b, int32_t layer) {
+    cuda_backend *c = cuda_of(b);
+    const wina_config *f = &b->model->config;
+    const int64_t at = (int64_t)layer * f->n_head_kv * c->n_ctx * c->head_pad;
+    if (c->batch) {
+        note(c, wina_cuda_prompt_attend(c->prompt, layer), "prompt");
+        return;
+    }
+    wina_cuda_phase phase = {.kind = WINA_CUDA_ATTEND,
+                             .stage = WINA_CUDA_STAGE_ATTEND,
+                             .zero = c->qkv[~layer & 1], /* free since the layer before */
+                             .n_zero = b->model->weights.layers[layer].groups[WINA_GROUP_QKV].n_out,
+                             .u.attend = describe_attention(c)};
+    phase.u.attend.sums = c->qkv[layer & 1];
+    phase.u.attend.bias = c->m->layers[layer].groups[WINA_GROUP_QKV].bias;
+    phase.u.attend.k += at;
+    phase.u.attend.v += at;
+    record(c, &phase);
+}
+
+static void swiglu(wina_backend *b, int32_t layer) {
+    cuda_backend *c = cuda_of(b);
+    const wina_group_weights *g = &b->model->weights.layers[layer].groups[WINA_GROUP_GATE_UP];
+    wina_cuda_phase phase = {.kind = WINA_CUDA_ACTIVATE,
+                             .stage = WINA_CUDA_STAGE_ACTIVATE,
+                             .u.swiglu = {.gate = c->gate_up,
+                                          .up = c->gate_up + g->projections[1].row0,
+                                          .out = c->ff,
+                                          .n = b->model->config.n_ff}};
+    if (!c->batch && !is_fused(c, layer))
+        record(c, &phase);
+}
+
+/* The head; then the graph: embedding, program, copies of what the host wants to know. */
+static void finish_recording(cuda_backend *c) {
+    const wina_config *f = &c->base.model->config;
+    wina_cuda_gemv g = {.panel = c->m->output,
+                        .n_rows = c->m->output.n_rows,
+                        .n_valid = c->m->output.n_rows,
+                        .fixed_in = c->x,
+                        .gain = c->m->output_norm,
+                        .eps = f->rms_eps,
+                        .out = c->logits,
+                        .partial = c->partial,
+                        .arrived = c->arrived};
+    record_gemv(c, &g, WINA_CUDA_STAGE_HEAD);
+    const int32_t n_qkv = c->base.model->weights.layers[0].groups[WINA_GROUP_QKV].n_out;
+    wina_cuda_phase *program = c->program[c->graph];
+    note(c,
+         cudaMemcpy(program, c->phases, (size_t)c->n_phases * sizeof *program,
+                    cudaMemcpyHostToDevice),
+         "program");
+    wina_cuda_program p = {.phases = program,
+                           .step = c->step,
+                           .first_keep = c->phases[0].u.gemv.keep,
+                           .n_phases = c->n_phases,
+                           .shared_bytes = c->shared_bytes,
+                           .barrier = c->barrier,
+                           .times = c->profile ? c->times : NULL};
+    note(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "capture");
+    note(c,
+         wina_cuda_begin_launch(c->mapped_step, c->step, c->x, f->n_embd, c->qkv[0], n_qkv,
+                                c->barrier, c->stream),
+         "embedding");
+    note(c, wina_cuda_program_launch(&p, c->m->n_sms, c->stream), "program");
+    note(c,
+         cudaMemcpyAsync(c->host_logits, c->logits, (size_t)f->n_vocab * sizeof(float),
+                         cudaMemcpyDeviceToHost, c->stream),
+         "logits");
+    note(c,
+         cudaMemcpyAsync(c->host_kept, c->kept, kept_bytes(c), cudaMemcpyDeviceToHost, c->stream),
+         "counters");
+    cudaGraph_t graph = NULL;
+    note(c, cudaStreamEndCapture(c->stream, &graph), "capture");
+    if (c->base.status == WINA_OK)
+        note(c, cudaGraphInstantiate(&c->graphs[c->graph], graph, 0), "graph");
+    if (graph)
+        cudaGraphDestroy(graph);
+}
+
+/* ---- running ------------------------------------------------------------------------------ */
+
+static void run_token(cuda_backend *c, int32_t i) {
+    const bool sparse = is_sparse(c, i);
+    c->host_step->pos = c->pos + i;
+    c->m->host->embed(&c->base.model->weights, c->tokens[i], c->host_step->x);
+    use_budgets(c, sparse);
+    note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
+    note(c, cudaStreamSynchronize(c->stream), "running");
+    if (c->base.status == WINA_OK)
+        count(c, c->host_kept, sparse, i == c->n_tokens - 1);
+    if (c->host_kept[overflow_slot(c)]) { /* the session reports what is not finite */
+        c->host_logits[0] = NAN;
+        note(c, cudaMemset(c->kept + overflow_slot(c), 0, sizeof *c->kept), "counters");
+    }
+}
+
+static void logits(wina_backend *b, int32_t from, float *out) {
+    cuda_backend *c = cuda_of(b);
+    const size_t n_vocab = (size_t)b->model->config.n_vocab;
+    if (c->batch) {
+        note(c, wina_cuda_prompt_logits(c->prompt, from, out), "prompt");
+        note(c, cudaMemcpy(c->host_kept, c->kept, kept_bytes(c), cudaMemcpyDeviceToHost),
+             "counters");
+        note(c, cudaMemcpy(c->host_kept_sum, c->kept_sum, kept_bytes(c), cudaMemcpyDeviceToHost),
+             "counters");
+        if (b->status == WINA_OK)
+            count(c, c->host_kept_sum, c->rules->sparse ? c->n_tokens - c->n_dense : 0, true);
+        return;
+    }
+    if (c->n_phases > 0 && b->status == WINA_OK)
+        finish_recording(c);
+    for (int32_t i = 0; i < c->n_tokens && b->status == WINA_OK; i++) {
+        run_token(c, i);
+        if (i >= from && b->status == WINA_OK)
+            memcpy(out + (size_t)(i - from) * n_vocab, c->host_logits, n_vocab * sizeof *out);
+    }
+}
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+static void *place(cuda_backend *c, uint64_t *used, uint64_t n_bytes) {
+    uint64_t at = *used;
+    *used += (n_bytes + 255) / 256 * 256;
+    return c->arena ? c->arena + at : NULL;
+}
+
+/* Called twice: first to count (arena NULL). */
+static uint64_t place_all(cuda_backend *c) {
+    const wina_model *model = c->base.model;
+    const wina_config *f = &model->config;
+    const wina_group_weights *g = model->weights.layers[0].groups;
+    uint64_t used = 0, cache = (uint64_t)f->n_layer * (uint64_t)f->n_head_kv * (uint64_t)c->n_ctx *
+                               (uint64_t)c->head_pad * sizeof(uint16_t);
+    int32_t most_rows = model->weights.output.n_rows;
+    for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+        most_rows = g[k].n_out > most_rows ? g[k].n_out : most_rows;
+    uint64_t heads = (uint64_t)f->n_head, width = (uint64_t)c->head_pad + 2;
+    c->step = place(c, &used, sizeof *c->step + (uint64_t)f->n_embd * sizeof(float));
+    c->x = place(c, &used, (uint64_t)f->n_embd * sizeof *c->x);
+    for (int i = 0; i < 2; i++)
+        c->qkv[i] = place(c, &used, (uint64_t)g[WINA_GROUP_QKV].n_out * sizeof *c->qkv[i]);
+    c->att = place(c, &used, (uint64_t)g[WINA_GROUP_O].n_in * sizeof(float));
+    c->gate_up = place(c, &used, (uint64_t)g[WINA_GROUP_GATE_UP].n_out * sizeof(float));
+    c->ff = place(c, &used, (uint64_t)f->n_ff * sizeof(float));
+    c->logits = place(c, &used, (uint64_t)model->weights.output.n_rows * sizeof(float));
+    c->partial = place(c, &used, wina_cuda_gemv_scratch(c->m->n_sms));
+    c->attend_partial = place(c, &used, heads * (uint64_t)c->n_splits * width * sizeof(float));
+    c->arrived = place(c, &used, (uint64_t)wina_cuda_gemv_tiles(most_rows) * sizeof(uint32_t));
+    c->attend_arrived = place(c, &used, heads * sizeof(uint32_t));
+    c->barrier = place(c, &used, sizeof *c->barrier);
+    for (int i = 0; i < N_GRAPHS; i++)
+        c->program[i] = place(c, &used, (uint64_t)c->max_phases * sizeof *c->program[i]);
+    c->times = place(c, &used, (uint64_t)c->max_phases * sizeof *c->times);
+    c->keep = place(c, &used, keep_bytes(c));
+    c->kept = place(c, &used, kept_bytes(c));
+    c->kept_sum = place(c, &used, kept_bytes(c));
+    place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));
+    c->angles = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
+    c->k = place(c, &used, cache);
+    c->v = place(c, &used, cache);
+    return used;
+}
+
+static int32_t upload_angles(cuda_backend *c) {
+    const wina_config *f = &c->base.model->config;
+    const float *factors = c->base.model->weights.rope_factors;
+    const int32_t half = f->rope_dim / 2;
+    size_t n = (size_t)c->n_ctx * (size_t)f->rope_dim;
+    float *table = malloc(n * sizeof *table);
+    if (!table)
+        return c->m->host->fail(WINA_E_MEMORY, "out of memory: rotation table");
+    for (int32_t i = 0; i < half; i++) {
+        double rate = pow((double)f->rope_theta, -2.0 * i / f->rope_dim);
+        for (int32_t pos = 0; pos < c->n_ctx; pos++) {
+            double angle = (double)pos * (double)f->rope_scale * rate;
+            if (factors)
+                angle /= (double)factors[i];
+            table[((size_t)pos * (size_t)half + (size_t)i) * 2] = (float)cos(angle);
+            table[((size_t)pos * (size_t)half + (size_t)i) * 2 + 1] = (float)sin(angle);
+        }
+    }
+    cudaError_t e = cudaMemcpy(c->angles, table, n * sizeof *table, cudaMemcpyHostToDevice);
+    free(table);
+    CUDA_TRY(c->m->host, e, "rotation table");
+    return WINA_OK;
+}
+
+static int32_t create_buffers(cuda_backend *c) {
+    const wina_cuda_host *host = c->m->host;
+    const wina_model *model = c->base.model;
+    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 3 + 1) + 1;
+    c->phases = calloc((size_t)c->max_phases, sizeof *c->phases);
+    if (!c->phases)
+        return host->fail(WINA_E_MEMORY, "out of memory: session");
+    c->slot_norms = calloc((size_t)n_slots(c), sizeof *c->slot_norms);
+    if (!c->slot_norms)
+        return host->fail(WINA_E_MEMORY, "out of memory: session");
+    place_norms(c, NULL);
+    c->host_norms = calloc(c->norms_floats, sizeof *c->host_norms);
+    if (!c->host_norms)
+        return host->fail(WINA_E_MEMORY, "out of memory: session");
+    const uint64_t n_bytes = place_all(c);
+    CUDA_TRY(host, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "stream");
+    CUDA_TRY(host, cudaMalloc((void **)&c->arena, n_bytes), "memory for the session");
+    CUDA_TRY(host, cudaMemset(c->arena, 0, n_bytes), "memory for the session");
+    place_all(c);
+    c->base.n_bytes = n_bytes;
+    const size_t step_bytes = sizeof *c->step + (size_t)model->config.n_embd * sizeof(float);
+    CUDA_TRY(host, cudaHostAlloc((void **)&c->host_step, step_bytes, cudaHostAllocMapped),
+             "host memory");
+    CUDA_TRY(host, cudaHostGetDevicePointer((void **)&c->mapped_step, c->host_step, 0),
+             "host memory");
+    CUDA_TRY(host,
+             cudaMallocHost((void **)&c->host_logits,
+                            (size_t)model->weights.output.n_rows * sizeof(float)),
+             "host memory");
+    for (int i = 0; i < 2; i++) {
+        CUDA_TRY(host, cudaMallocHost((void **)&c->host_keep[i], keep_bytes(c)), "host memory");
+        for (int32_t k = 0; k < n_slots(c); k++)
+            c->host_keep[i][k] = (wina_cuda_keep){INT32_MAX, 0};
+    }
+    CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept, kept_bytes(c)), "host memory");
+    CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept_sum, kept_bytes(c)), "host memory");
+    return upload_angles(c);
+}
+
+static void backend_free(wina_backend *b) {
+    cuda_backend *c = cuda_of(b);
+    if (c->profile && c->times)
+        wina_cuda_profile_print(c->times, c->program[0], c->max_phases);
+    wina_cuda_prompt_free(c->prompt);
+    for (int i = 0; i < N_GRAPHS; i++)
+        if (c->graphs[i])
+            cudaGraphExecDestroy(c->graphs[i]);
+    cudaFreeHost(c->host_step);
+    cudaFreeHost(c->host_logits);
+    cudaFreeHost(c->host_keep[0]);
+    cudaFreeHost(c->host_keep[1]);
+    cudaFreeHost(c->host_kept);
+    cudaFreeHost(c->host_kept_sum);
+    free(c->host_norms);
+    free(c->slot_norms);
+    cudaFree(c->arena);
+    if (c->stream)
+        cudaStreamDestroy(c->stream);
+    free(c->phases);
+    free(c);
+}
+
+static const wina_backend_ops CUDA_OPS = {
+    .name = "cuda",
+    .free = backend_free,
+    .begin = begin,
+    .recorded = recorded,
+    .attn_norm = norm,
+    .ffn_norm = norm,
+    .project = project,
+    .rope_store = rope_store,
+    .attend = attend,
+    .swiglu = swiglu,
+    .logits = logits,
+};
+
+int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,
+                                 wina_backend **out) {
+    *out = NULL;
+
+    cuda_backend *c = calloc(1, sizeof *c);
+    if (!c)
+        return m->host->fail(WINA_E_MEMORY, "out of memory: session");
+    const wina_config *f = &m->model->config;
+    c->base.ops = &CUDA_OPS;
+    c->base.model = m->model;
+    c->m = m;
+    c->n_ctx = n_ctx;
+    c->head_pad = (f->head_dim + 7) / 8 * 8;
+    c->keep_is = -1;
+    c->profile = getenv("WINA_CUDA_PROFILE") != NULL;
+    c->n_splits = (2 * m->n_sms + f->n_head_kv - 1) / f->n_head_kv;
+    c->n_splits = c->n_splits > MAX_SPLITS ? MAX_SPLITS : c->n_splits;
+    int32_t status = create_buffers(c);
+    if (status == WINA_OK) {
+        const wina_cuda_attend a = describe_attention(c);
+        const wina_cuda_lists lists = {c->keep, c->slot_norms, c->kept, c->kept_sum};
+        status = wina_cuda_prompt_create(m, &a, &lists, n_batch, c->stream, &c->prompt);
+    }
+    c->base.n_bytes += wina_cuda_prompt_bytes(c->prompt);
+    if (status != WINA_OK) {
+        backend_free(&c->base);
+        return status;
+    }
+    *out = &c->base;
+    return WINA_OK;
+}

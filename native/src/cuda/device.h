@@ -1,0 +1,193 @@
+/* device: what host code and kernels agree on. Plain structures, passed to kernels by value; every
+ * pointer in them is device memory and states its shape. A launcher enqueues on a stream and
+ * returns a cudaError_t; it never waits. */
+#ifndef WINA_CUDA_DEVICE_H
+#define WINA_CUDA_DEVICE_H
+
+#include <stdint.h>
+
+#include <cuda_runtime_api.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Kinds of panels, one instance of the kernels each. */
+typedef enum wina_cuda_format {
+    WINA_CUDA_F32,
+    WINA_CUDA_F16,
+    WINA_CUDA_BF16,
+    WINA_CUDA_Q8_0,
+    WINA_CUDA_Q4_0,
+    WINA_CUDA_Q4_1,
+    WINA_CUDA_Q5_0,
+    WINA_CUDA_Q5_1,
+    WINA_CUDA_Q4_K,
+    WINA_CUDA_Q5_K,
+    WINA_CUDA_Q6_K,
+    WINA_CUDA_N_FORMATS
+} wina_cuda_format;
+
+/* A panel in device memory, laid out as pack.h says. */
+typedef struct wina_cuda_panel {
+    const uint8_t *data;
+    uint64_t col_bytes, block_bytes, super_bytes;
+    uint32_t super_head; /* bytes of super-scales in front of a super-block's first block */
+    int32_t n_rows;      /* multiple of 64 */
+    int32_t n_cols;
+    int32_t format; /* wina_cuda_format */
+} wina_cuda_panel;
+
+/* The token under way; the host writes it before a graph is launched. */
+typedef struct wina_cuda_step {
+    int32_t pos;
+    float x[]; /* (n_embd) its embedding */
+} wina_cuda_step;
+
+enum {
+    WINA_CUDA_MAX_INPUTS = 32768, /* of a projection */
+    WINA_CUDA_MAX_HEAD = 256      /* width of an attention head */
+};
+
+/* Sums that several blocks contribute to are 64-bit integers, WINA_CUDA_ONE for 1: they can be
+ * added in any order with the same result, by the memory itself. */
+typedef int64_t wina_cuda_fixed;
+#define WINA_CUDA_ONE  ((double)(1LL << 34))
+#define WINA_CUDA_MOST 5e8f /* larger sums are an error */
+
+/* What happens to the sums of a row. */
+typedef enum wina_cuda_epilogue {
+    WINA_CUDA_STORE,  /* out[row] = sum */
+    WINA_CUDA_ADD,    /* sums[row] += sum */
+    WINA_CUDA_SWIGLU, /* out[row] = silu(sum of row) * sum of row + up_row0 */
+} wina_cuda_epilogue;
+
+/* How many inputs one projection keeps: the n_keep with the largest scores, or (threshold > 0) all
+ * that score at least this, and one at least. */
+typedef struct wina_cuda_keep {
+    int32_t n_keep;
+    float threshold;
+} wina_cuda_keep;
+
+/* One projection of one token: rows [row0, row0 + n_rows) of a panel times the kept inputs. */
+typedef struct wina_cuda_gemv {
+    wina_cuda_panel panel;
+    int32_t row0, n_rows; /* multiples of 64 */
+    int32_t n_valid;      /* rows that exist; the rest is padding */
+    int32_t up_row0;      /* WINA_CUDA_SWIGLU: rows of `up` start this far after those of `gate` */
+    int32_t epilogue;     /* wina_cuda_epilogue */
+    const float *in;      /* (n_cols), or NULL: fixed_in */
+    const wina_cuda_fixed *fixed_in; /* (n_cols) */
+    const float *gain; /* (n_cols) of the RMS norm applied to `in`, or NULL: as it is */
+    float eps;
+    const float *norms;         /* (n_cols) factors of the scores of a sparse token */
+    const wina_cuda_keep *keep; /* NULL: all inputs. Constant while a graph runs */
+    float *out;                 /* (n_rows) of STORE and SWIGLU */
+    wina_cuda_fixed *sums;      /* (n_rows) of ADD */
+    int32_t *overflow;          /* ADD: set to 1 by a sum that is too large or not finite */
+    float *partial;             /* scratch of wina_cuda_gemv_scratch() bytes */
+    uint32_t *arrived;          /* zeros, one per row tile; left as zeros */
+    int32_t *n_kept;            /* receives the number of inputs kept, or NULL */
+    /* set by wina_cuda_plan_phase */
+    int32_t capacity;      /* list entries a block may hold */
+    int32_t scratch_bytes; /* shared memory in front of the list */
+    int32_t aligned;       /* no block works on two tiles */
+    int32_t in_shared;     /* the input fits in shared memory next to the scores */
+} wina_cuda_gemv;
+
+/* x (n_embd) = the step's embedding; zero (n_zero) = 0; *step = *host_step, which is host memory
+ * mapped to the device; *barrier = 0. */
+cudaError_t wina_cuda_begin_launch(const wina_cuda_step *host_step, wina_cuda_step *step,
+                                   wina_cuda_fixed *x, int32_t n_embd, wina_cuda_fixed *zero,
+                                   int32_t n_zero, uint32_t *barrier, cudaStream_t stream);
+
+/* Attention of one token, or of the tokens of a batch. Cache: (n_head_kv, n_ctx, head_pad)
+ * float16, head_pad = head_dim rounded up to 8. */
+typedef struct wina_cuda_attend {
+    const wina_cuda_step *step;
+    const wina_cuda_fixed *sums; /* (qkv_stride) q, k, v of one token as the group stacks them */
+    const float *bias;           /* (qkv_stride) or NULL, to be added to sums */
+    float *qkv;                  /* (n_tokens, qkv_stride) of a batch, bias added */
+    int64_t qkv_stride;
+    int32_t k_row0, v_row0;
+    int32_t n_head, n_head_kv, head_dim, head_pad;
+    int32_t rope_dim;
+    int32_t interleaved; /* rotary pairs (2i, 2i + 1), else (i, i + rope_dim / 2) */
+    const float *angles; /* (n_ctx, rope_dim / 2, 2) cos, sin */
+    uint16_t *k, *v;     /* of this layer */
+    int32_t n_ctx;
+    float *out;        /* (n_tokens, n_head * head_dim) */
+    float *partial;    /* (n_tokens, n_head, n_splits, head_pad + 2) */
+    uint32_t *arrived; /* (n_tokens, n_head) zeros; left as zeros */
+    int32_t n_splits;  /* most pieces a sequence is cut into */
+    int32_t n_tokens;  /* 1: rotation and store are done here; more: rope_launch did them */
+} wina_cuda_attend;
+
+/* out (n) = silu(gate) * up, for groups whose gate and up were multiplied apart. */
+typedef struct wina_cuda_swiglu {
+    const float *gate, *up;
+    float *out;
+    int32_t n;
+} wina_cuda_swiglu;
+
+/* A program: the steps of one token, run by one kernel that fills the device, with a barrier of
+ * all its blocks after each step. */
+typedef enum wina_cuda_phase_kind {
+    WINA_CUDA_GEMV,
+    WINA_CUDA_ATTEND,
+    WINA_CUDA_ACTIVATE
+} wina_cuda_phase_kind;
+
+typedef struct wina_cuda_phase {
+    int32_t kind;                    /* wina_cuda_phase_kind */
+    const wina_cuda_keep *next_keep; /* of the next phase, or NULL */
+    wina_cuda_fixed *zero;           /* (n_zero) sums of a later phase to be set to zero, or NULL */
+    int32_t n_zero;
+    int32_t stage; /* whose time this is: wina_group, or one of the following */
+    union {
+        wina_cuda_gemv gemv;
+        wina_cuda_attend attend;
+        wina_cuda_swiglu swiglu;
+    } u;
+} wina_cuda_phase;
+
+enum {
+    WINA_CUDA_STAGE_ATTEND = 4,
+    WINA_CUDA_STAGE_ACTIVATE,
+    WINA_CUDA_STAGE_HEAD,
+    WINA_CUDA_N_STAGES
+};
+
+/* Times of a phase in clocks of one multiprocessor: in the parts of a projection (input,
+ * threshold, kept inputs, list, columns, warps, blocks), then until all blocks are there. */
+enum { WINA_CUDA_N_MARKS = 8 };
+typedef struct wina_cuda_times {
+    long long marks[WINA_CUDA_N_MARKS];
+} wina_cuda_times;
+
+typedef struct wina_cuda_program {
+    const wina_cuda_phase *phases; /* (n_phases) */
+    const wina_cuda_step *step;
+    const wina_cuda_keep *first_keep; /* of the first phase */
+    int32_t n_phases;
+    int32_t shared_bytes;   /* the most that a phase needs: wina_cuda_plan_phase */
+    uint32_t *barrier;      /* zero when the program starts */
+    wina_cuda_times *times; /* (n_phases) sums, or NULL */
+} wina_cuda_program;
+
+/* Fills in what a phase leaves to the launcher; returns the shared memory it needs, or -1 if the
+ * device cannot run it. */
+int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms);
+/* Once per device, outside of captures. */
+cudaError_t wina_cuda_program_prepare(void);
+cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,
+                                     cudaStream_t stream);
+
+/* Bytes of `partial`, elements of `arrived` that any projection of n_rows rows needs. */
+uint64_t wina_cuda_gemv_scratch(int32_t n_sms);
+int32_t wina_cuda_gemv_tiles(int32_t n_rows);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,52 @@
+/* engine: a model's weights in device memory, and the state of a session on the device. */
+#ifndef WINA_CUDA_ENGINE_H
+#define WINA_CUDA_ENGINE_H
+
+#include "device.h"
+#include "plugin.h"
+
+typedef struct wina_cuda_group {
+    int32_t n_panels;
+    wina_cuda_panel panels[WINA_MAX_PROJECTIONS];
+
+    const float *bias; /* (n_out) or NULL */
+} wina_cuda_group;
+
+typedef struct wina_cuda_layer {
+    wina_cuda_group groups[WINA_N_GROUPS];
+    const float *attn_norm, *ffn_norm; /* (n_embd) */
+} wina_cuda_layer;
+
+struct wina_cuda_model {
+    const wina_cuda_host *host;
+    const wina_model *model;
+    char device[64];
+    int32_t n_sms;
+    wina_cuda_layer *layers; /* (n_layer) */
+    wina_cuda_panel output;
+    const float *output_norm;
+    uint8_t *arena; /* device memory of all the above */
+    uint64_t arena_bytes;
+};
+
+/* Forwards a CUDA error as a failure of ours: WINA_E_MEMORY or WINA_E_DEVICE. */
+int32_t wina_cuda_fail(const wina_cuda_host *host, cudaError_t error, const char *what);
+
+#define CUDA_TRY(host, call, what)                                                                 \
+    do {                                                                                           \
+        cudaError_t cuda_try_error = (call);                                                       \
+        if (cuda_try_error != cudaSuccess)                                                         \
+            return wina_cuda_fail(host, cuda_try_error, what);                                     \
+    } while (0)
+
+/* upload.c */
+int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model,
+                               wina_cuda_model **out);
+void wina_cuda_model_free(wina_cuda_model *m);
+void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out);
+
+/* decode.c */
+int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,
+                                 wina_backend **out);
+
+#endif

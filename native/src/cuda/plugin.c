@@ -1,0 +1,13 @@
+#include "engine.h"
+
+static wina_cuda_plugin plugin = {
+    .model_create = wina_cuda_model_create,
+    .model_free = wina_cuda_model_free,
+    .model_info = wina_cuda_model_info,
+    .backend_create = wina_cuda_backend_create,
+};
+
+__attribute__((visibility("default"))) const wina_cuda_plugin *wina_cuda_plugin_get(void) {
+    plugin.fingerprint = wina_cuda_fingerprint();
+    return &plugin;
+}

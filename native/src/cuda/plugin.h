@@ -1,0 +1,45 @@
+/* plugin: what libwina_cuda.so offers to libwina, and what it needs from it. The library is opened
+ * at run time (cudalib.h), so that libwina does not depend on CUDA; both are built from the same
+ * sources, which the fingerprint checks. */
+#ifndef WINA_CUDA_PLUGIN_H
+#define WINA_CUDA_PLUGIN_H
+
+#include "../backend.h"
+
+typedef struct wina_cuda_model wina_cuda_model;
+
+/* Functions of libwina, so that failures are reported in one place. */
+typedef struct wina_cuda_host {
+    int32_t (*fail)(int32_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+    void (*embed)(const wina_weights *weights, int32_t token, float *out);
+
+} wina_cuda_host;
+
+typedef struct wina_cuda_info {
+    char device[64];
+    uint64_t weight_bytes; /* device memory of the model */
+} wina_cuda_info;
+
+typedef struct wina_cuda_plugin {
+    uint64_t fingerprint;
+    /* Copies the weights of a loaded model to the device; both must outlive *out. host is kept. */
+    int32_t (*model_create)(const wina_cuda_host *host, const wina_model *model,
+                            wina_cuda_model **out);
+    void (*model_free)(wina_cuda_model *model); /* accepts NULL */
+    void (*model_info)(const wina_cuda_model *model, wina_cuda_info *out);
+    int32_t (*backend_create)(wina_cuda_model *model, int32_t n_ctx, int32_t n_batch,
+                              wina_backend **out);
+} wina_cuda_plugin;
+
+/* Differs where the structures that both libraries use differ. */
+static inline uint64_t wina_cuda_fingerprint(void) {
+    return (uint64_t)WINA_ABI_VERSION << 48 ^ sizeof(wina_model) << 32 ^
+           sizeof(wina_backend) << 20 ^ sizeof(wina_backend_ops) << 10 ^ sizeof(wina_layer) ^
+           sizeof(wina_cuda_plugin);
+}
+
+/* The one symbol that is looked up. */
+#define WINA_CUDA_SYMBOL "wina_cuda_plugin_get"
+const wina_cuda_plugin *wina_cuda_plugin_get(void);
+
+#endif

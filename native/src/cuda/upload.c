@@ -1,0 +1,245 @@
+/* upload: panels go to the device as they are, through two page-locked buffers, so that copying
+ * into one overlaps the transfer from the other. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+enum { ALIGNMENT = 256, STAGE_BYTES = 16 << 20 };
+
+int32_t wina_cuda_fail(const wina_cuda_host *host, cudaError_t error, const char *what) {
+    (void)cudaGetLastError(); /* some errors stick to the next call otherwise */
+    return host->fail(error == cudaErrorMemoryAllocation ? WINA_E_MEMORY : WINA_E_DEVICE,
+                      "CUDA: %s: %s", what, cudaGetErrorString(error));
+}
+
+/* ---- placing ------------------------------------------------------------------------------ */
+
+/* Everything is placed twice by the same code: first to count (stage NULL), then to copy. */
+typedef struct upload {
+    wina_cuda_model *m;
+    uint64_t n_bytes; /* placed so far */
+    uint8_t *stage[2];
+    cudaEvent_t copied[2];
+    cudaStream_t stream;
+    int32_t turn;
+    int32_t status;
+} upload;
+
+static cudaError_t copy_piece(upload *u, uint8_t *to, const uint8_t *from, uint64_t n) {
+    int32_t i = u->turn++ & 1;
+    cudaError_t e = cudaEventSynchronize(u->copied[i]);
+    if (e != cudaSuccess)
+        return e;
+    memcpy(u->stage[i], from, n);
+    e = cudaMemcpyAsync(to, u->stage[i], n, cudaMemcpyHostToDevice, u->stream);
+    return e == cudaSuccess ? cudaEventRecord(u->copied[i], u->stream) : e;
+}
+
+/* Device address of n_bytes copied from host memory. */
+static void *place(upload *u, const void *from, uint64_t n_bytes) {
+    uint64_t at = u->n_bytes;
+    u->n_bytes += (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    if (!u->m->arena || u->status != WINA_OK)
+        return NULL;
+    for (uint64_t done = 0, n; done < n_bytes; done += n) {
+        n = n_bytes - done < STAGE_BYTES ? n_bytes - done : STAGE_BYTES;
+        cudaError_t e = copy_piece(u, u->m->arena + at + done, (const uint8_t *)from + done, n);
+        if (e != cudaSuccess) {
+            u->status = wina_cuda_fail(u->m->host, e, "copying weights");
+            return NULL;
+        }
+    }
+    return u->m->arena + at;
+}
+
+static int32_t format_of(uint32_t dtype) {
+    switch (dtype) {
+    case WINA_DTYPE_F32:
+        return WINA_CUDA_F32;
+    case WINA_DTYPE_F16:
+        return WINA_CUDA_F16;
+    case WINA_DTYPE_BF16:
+        return WINA_CUDA_BF16;
+    case WINA_DTYPE_Q8_0:
+        return WINA_CUDA_Q8_0;
+    case WINA_DTYPE_Q4_0:
+        return WINA_CUDA_Q4_0;
+    case WINA_DTYPE_Q4_1:
+        return WINA_CUDA_Q4_1;
+    case WINA_DTYPE_Q5_0:
+        return WINA_CUDA_Q5_0;
+    case WINA_DTYPE_Q5_1:
+        return WINA_CUDA_Q5_1;
+    case WINA_DTYPE_Q4_K:
+        return WINA_CUDA_Q4_K;
+    case WINA_DTYPE_Q5_K:
+        return WINA_CUDA_Q5_K;
+    case WINA_DTYPE_Q6_K:
+        return WINA_CUDA_Q6_K;
+    default:
+        return WINA_CUDA_N_FORMATS;
+    }
+}
+
+static wina_cuda_panel place_panel(upload *u, const wina_panel *p) {
+    wina_cuda_panel out = {.col_bytes = p->col_bytes,
+                           .block_bytes = p->block_bytes,
+                           .super_bytes = p->super_bytes,
+                           .super_head = (uint32_t)(p->layout->super_bytes * p->n_rows),
+                           .n_rows = p->n_rows,
+                           .n_cols = p->n_cols,
+                           .format = format_of(p->layout->dtype)};
+    out.data = place(u, p->data, p->n_bytes);
+    return out;
+}
+
+static const float *place_floats(upload *u, const float *from, int32_t n) {
+    return from ? place(u, from, (uint64_t)n * sizeof *from) : NULL;
+}
+
+static void place_all(upload *u) {
+    wina_cuda_model *m = u->m;
+    const wina_weights *w = &m->model->weights;
+    const wina_config *c = &m->model->config;
+    u->n_bytes = 0;
+    m->output = place_panel(u, &w->output);
+    m->output_norm = place_floats(u, w->output_norm, c->n_embd);
+    for (int32_t i = 0; i < c->n_layer; i++) {
+        const wina_layer *from = &w->layers[i];
+        wina_cuda_layer *to = &m->layers[i];
+        to->attn_norm = place_floats(u, from->attn_norm, c->n_embd);
+        to->ffn_norm = place_floats(u, from->ffn_norm, c->n_embd);
+        for (int32_t k = 0; k < WINA_N_GROUPS; k++) {
+            const wina_group_weights *g = &from->groups[k];
+            wina_cuda_group *out = &to->groups[k];
+            out->n_panels = g->n_panels;
+            for (int32_t p = 0; p < g->n_panels; p++)
+                out->panels[p] = place_panel(u, &g->panels[p]);
+
+            out->bias = place_floats(u, g->bias, g->n_out);
+        }
+    }
+}
+
+/* ---- models ------------------------------------------------------------------------------- */
+
+static int32_t check_model(const wina_cuda_host *host, const wina_model *model) {
+    const wina_config *c = &model->config;
+    if (c->head_dim > WINA_CUDA_MAX_HEAD)
+        return host->fail(WINA_E_UNSUPPORTED, "CUDA: heads of width %d, at most %d", c->head_dim,
+                          WINA_CUDA_MAX_HEAD);
+    for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+        if (model->weights.layers[0].groups[k].n_in > WINA_CUDA_MAX_INPUTS)
+            return host->fail(WINA_E_UNSUPPORTED, "CUDA: a projection of %d inputs, at most %d",
+                              model->weights.layers[0].groups[k].n_in, WINA_CUDA_MAX_INPUTS);
+    return WINA_OK;
+}
+
+static int32_t open_device(wina_cuda_model *m) {
+    const wina_cuda_host *host = m->host;
+    int count = 0;
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e != cudaSuccess || count == 0)
+        return host->fail(WINA_E_DEVICE, "CUDA: no GPU can be used: %s",
+                          e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
+    struct cudaDeviceProp properties;
+    CUDA_TRY(host, cudaSetDevice(0), "opening the GPU");
+    CUDA_TRY(host, cudaGetDeviceProperties(&properties, 0), "opening the GPU");
+    if (properties.major < 8)
+        return host->fail(WINA_E_DEVICE, "CUDA: %s has compute capability %d.%d, 8.0 is needed",
+                          properties.name, properties.major, properties.minor);
+    snprintf(m->device, sizeof m->device, "%.63s", properties.name);
+    m->n_sms = properties.multiProcessorCount;
+    CUDA_TRY(host, wina_cuda_program_prepare(), "loading the kernels");
+    return WINA_OK;
+}
+
+static int32_t create_stage(upload *u) {
+    const wina_cuda_host *host = u->m->host;
+    CUDA_TRY(host, cudaStreamCreateWithFlags(&u->stream, cudaStreamNonBlocking), "stream");
+    for (int i = 0; i < 2; i++) {
+        CUDA_TRY(host, cudaMallocHost((void **)&u->stage[i], STAGE_BYTES), "staging buffer");
+        CUDA_TRY(host, cudaEventCreateWithFlags(&u->copied[i], cudaEventDisableTiming), "event");
+    }
+    return WINA_OK;
+}
+
+static void free_stage(upload *u) {
+    for (int i = 0; i < 2; i++) {
+        if (u->stage[i])
+            cudaFreeHost(u->stage[i]);
+        if (u->copied[i])
+            cudaEventDestroy(u->copied[i]);
+    }
+    if (u->stream)
+        cudaStreamDestroy(u->stream);
+}
+
+static int32_t upload_weights(wina_cuda_model *m) {
+    upload u = {.m = m};
+    place_all(&u);
+    size_t room = 0, all = 0;
+    CUDA_TRY(m->host, cudaMemGetInfo(&room, &all), "asking for free memory");
+    if (u.n_bytes > room)
+        return m->host->fail(
+            WINA_E_MEMORY, "CUDA: the weights need %.2f GB, %s has %.2f of %.2f GB free",
+            (double)u.n_bytes / 1e9, m->device, (double)room / 1e9, (double)all / 1e9);
+    CUDA_TRY(m->host, cudaMalloc((void **)&m->arena, u.n_bytes), "memory for the weights");
+    m->arena_bytes = u.n_bytes;
+    /* Vectors are read in fours: what pads them is zero. */
+    CUDA_TRY(m->host, cudaMemset(m->arena, 0, u.n_bytes), "memory for the weights");
+    int32_t status = create_stage(&u);
+    if (status == WINA_OK) {
+        place_all(&u);
+        status = u.status;
+    }
+    if (status == WINA_OK) {
+        cudaError_t e = cudaStreamSynchronize(u.stream);
+        if (e != cudaSuccess)
+            status = wina_cuda_fail(m->host, e, "copying weights");
+    }
+    free_stage(&u);
+    return status;
+}
+
+int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model,
+                               wina_cuda_model **out) {
+    *out = NULL;
+    int32_t status = check_model(host, model);
+    if (status != WINA_OK)
+        return status;
+    wina_cuda_model *m = calloc(1, sizeof *m);
+    if (m)
+        m->layers = calloc((size_t)model->config.n_layer, sizeof *m->layers);
+    if (!m || !m->layers) {
+        free(m);
+        return host->fail(WINA_E_MEMORY, "out of memory: GPU model");
+    }
+    m->host = host;
+    m->model = model;
+    status = open_device(m);
+    if (status == WINA_OK)
+        status = upload_weights(m);
+    if (status != WINA_OK) {
+        wina_cuda_model_free(m);
+        return status;
+    }
+    *out = m;
+    return WINA_OK;
+}
+
+void wina_cuda_model_free(wina_cuda_model *m) {
+    if (!m)
+        return;
+    if (m->arena)
+        cudaFree(m->arena);
+    free(m->layers);
+    free(m);
+}
+
+void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out) {
+    *out = (wina_cuda_info){.weight_bytes = m->arena_bytes};
+    memcpy(out->device, m->device, sizeof out->device);
+}

@@ -1,0 +1,18 @@
+/* cudalib: opens libwina_cuda.so, if it is there. It is looked for next to this library or program,
+ * then in lib/ beside that folder; WINA_CUDA_LIBRARY names another file. Without it everything runs
+ * on the CPU. */
+#ifndef WINA_CUDALIB_H
+#define WINA_CUDALIB_H
+
+#include "cuda/plugin.h"
+
+/* *out is valid until the process ends. WINA_E_UNSUPPORTED with the reason if the library is not
+ * there or was built from other sources. */
+int32_t wina_cudalib_open(const wina_cuda_plugin **out);
+
+/* Moves a loaded model to the GPU as its backend and n_gpu_layers ask for. Where they leave the
+ * choice, a model that cannot run there stays on the CPU and model->backend_note says why. */
+int32_t wina_cudalib_place(wina_model *model, int32_t backend, int32_t n_gpu_layers);
+void wina_cudalib_remove(wina_model *model);
+
+#endif

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Checks and times the CUDA backend on a machine with a GPU, in a few minutes.
+#
+#   tools/gpu_check.sh [check] [time] [sanitize] [profile]     (default: check time)
+#
+# Builds what is missing (`make cuda-tests`); BUILD=dir uses programs that were built elsewhere.
+set -u
+BUILD=${BUILD:-build}
+cd "$(dirname "$0")/.." || exit 1
+[ -x "$BUILD/tests/check_cuda" ] && [ -f "$BUILD/lib/libwina_cuda.so" ] ||
+    make -j"$(nproc)" cuda-tests CUDA_ARCHS="${CUDA_ARCHS:-90}" >&2 || exit 1
+[ $# -gt 0 ] || set -- check time
+failed=0
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,power.limit --format=csv,noheader
+
+for step in "$@"; do
+    echo "== $step"
+    case $step in
+    check)
+        "$BUILD/tests/check_cuda" || failed=1
+        ;;
+    time)
+        "$BUILD/tests/time_cuda" "${TYPES:-F16,Q8_0,Q4_0}" "${SPARSITIES:-0,0.5,0.65}" || failed=1
+        WINA_CUBLAS=none "$BUILD/tests/time_cuda" Q4_0 0 || failed=1
+        ;;
+    sanitize)
+        for tool in ${TOOLS:-memcheck initcheck synccheck}; do # racecheck: hours, every barrier spins
+            compute-sanitizer --tool $tool --error-exitcode 1 "$BUILD/tests/check_cuda" quick \
+                >"/tmp/sanitize.$tool" 2>&1 || { failed=1; head -40 "/tmp/sanitize.$tool"; }
+            echo "$tool: $(tail -1 "/tmp/sanitize.$tool")"
+        done
+        ;;
+    profile) # where a token's time goes
+        for type in ${TYPES:-F16 Q4_0}; do
+            for s in 0 0.5 0.65; do
+                WINA_CUDA_PROFILE=1 "$BUILD/tests/time_cuda" "$type" "$s" || failed=1
+            done
+        done
+        ;;
+    *)
+        echo "unknown step $step" >&2
+        exit 2
+        ;;
+    esac
+done
+exit $failed
