@@ -186,8 +186,8 @@ static inline void swap_parts(uint64_t *a, uint64_t *b, int shift, uint64_t mask
     *a ^= t << shift;
 }
 
-/* (64 rows, 32 inputs) to (32 inputs, 64 rows), in tiles of 8 x 8 bytes: halves, then quarters, then
- * eighths change places. */
+/* (64 rows, 32 inputs) to (32 inputs, 64 rows), in tiles of 8 x 8 bytes: halves, then quarters,
+ * then eighths change places. */
 static void transpose(const uint8_t q[WINA_STRIP][WINA_BLOCK], uint8_t t[WINA_BLOCK][WINA_STRIP]) {
     for (int r = 0; r < WINA_STRIP; r += 8)
         for (int c = 0; c < WINA_BLOCK; c += 8) {
@@ -231,9 +231,9 @@ static void store_values(const wina_panel *p, uint8_t *block, int32_t strip,
             }
         } else if (l->high_bits == 2) {
             for (int r = 0; r < 16; r++)
-                high[strip * 16 + r] = (uint8_t)((v[r] >> 4 & 3) | (v[r + 16] >> 4 & 3) << 2 |
-                                                 (v[r + 32] >> 4 & 3) << 4 |
-                                                 (v[r + 48] >> 4 & 3) << 6);
+                high[strip * 16 + r] =
+                    (uint8_t)((v[r] >> 4 & 3) | (v[r + 16] >> 4 & 3) << 2 |
+                              (v[r + 32] >> 4 & 3) << 4 | (v[r + 48] >> 4 & 3) << 6);
         }
     }
 }

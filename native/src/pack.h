@@ -90,9 +90,9 @@ static inline const uint8_t *wina_panel_block(const wina_panel *p, int32_t block
 static inline const uint8_t *wina_panel_scales(const wina_panel *p, int32_t block) {
     return wina_panel_block(p, block) + p->col_bytes * WINA_BLOCK;
 }
-/* Blocks [*begin, *end) of a part. A row's sum is formed part by part, each from zero, and the parts
- * are added in rising order: threads can take different parts of short columns, which are read
- * faster whole, and the result does not depend on who took what. */
+/* Blocks [*begin, *end) of a part. A row's sum is formed part by part, each from zero, and the
+ * parts are added in rising order: threads can take different parts of short columns, which are
+ * read faster whole, and the result does not depend on who took what. */
 static inline void wina_panel_part(const wina_panel *p, int32_t part, int32_t *begin,
                                    int32_t *end) {
     *begin = (int32_t)((int64_t)p->n_blocks * part / p->n_parts);

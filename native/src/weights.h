@@ -46,7 +46,7 @@ typedef struct wina_layer {
 
 typedef struct wina_weights {
     int32_t n_layer;
-    uint8_t *arena;                     /* all panels, in huge pages where there are any */
+    uint8_t *arena; /* all panels, in huge pages where there are any */
     uint64_t arena_bytes;
     wina_layer *layers;                 /* (n_layer) */
     float *output_norm;                 /* (n_embd) gain */

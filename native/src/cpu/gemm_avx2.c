@@ -7,7 +7,7 @@
 enum { PAIRS = WINA_BLOCK / 2 };
 enum { TOKENS = 4, REGS = 2 }; /* integers: 8 sums, 4 activations, weights, a product */
 enum { MOST_TOKENS = 64, F_MOST_TOKENS = 128 }; /* whose sums fit into the first-level cache */
-enum { F_TOKENS = 3, F_REGS = 4 };             /* floats: 12 sums, 3 activations, weights */
+enum { F_TOKENS = 3, F_REGS = 4 };              /* floats: 12 sums, 3 activations, weights */
 
 /* One block of one strip: 16 pairs of inputs, 8 x 8 rows each. */
 typedef struct strip_block {
