@@ -20,11 +20,15 @@ INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group 
     }
 }
 
-/* n quads over a tile of rows. Sums of a sub-block that goes on are kept in `kept_sums`. */
-INLINE void multiply_quads(const wina_panel *p, const wina_quads *a, const group *g,
-                           const operands *o, int n, int values, wina_scales kind, int32_t strip0,
+typedef __m512i sum_vector;
+enum { SUMS = 4 };
+
+/* One group over a tile of rows. Sums of a sub-block that goes on are kept in `kept_sums`. */
+INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group *g,
+                           const operands *o, int values, wina_scales kind, int32_t strip0,
                            int32_t strip1, fetch *f, __m512i *kept_sums, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, per_quad = values == 0 ? 4 : 2;
+    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, n = (int)(g->q1 - g->q0);
+    const int per_quad = values == 0 ? 4 : 2; /* lines */
     const int32_t block = g->sub / n_sub, n_fetch = fetch_rate(f, strip1 - strip0);
     const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
     const bool first = g->q0 == a->first[g->sub], last = g->q1 == a->first[g->sub + 1];
@@ -56,31 +60,6 @@ INLINE void multiply_quads(const wina_panel *p, const wina_quads *a, const group
     }
 }
 
-/* One value plane and one kind of scales; both are constants where this is inlined. */
-INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina_scales kind,
-                      int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
-    const int32_t end = block1 * n_sub;
-    __m512i kept_sums[TILE * 4];
-    group g = {.sub = block0 * n_sub, .q1 = a->first[block0 * n_sub]}, next;
-    bool more = next_group(a, end, &g);
-    while (more) {
-        fetch f;
-        operands o;
-        fetch_clear(&f);
-        next = g;
-        more = next_group(a, end, &next);
-        if (more)
-            fetch_group(p, a, &next, n_sub, strip0, strip1, &f);
-        load_operands(p, a, &g, n_sub, &o);
-        multiply_quads(p, a, &g, &o, (int)(g.q1 - g.q0), values, kind, strip0, strip1, &f,
-                       kept_sums, y);
-        g = next;
-    }
-    for (int32_t strip = strip0; strip < strip1; strip++)
-        unswap_strip(y + (int64_t)strip * WINA_STRIP);
-}
-
 INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_scales kind,
                         int32_t strip0, int32_t strip1, fetch *f, float *y) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
@@ -104,71 +83,10 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
     }
 }
 
-INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scales kind,
-                             int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
-                             float *y) {
-    const int32_t end = find_kept(act->kept, act->n_kept, block1 * WINA_BLOCK);
-    for (int32_t k = find_kept(act->kept, act->n_kept, block0 * WINA_BLOCK), n; k < end; k += n) {
-        const uint8_t *col[COLUMNS];
-        float x[COLUMNS];
-        fetch f;
-        n = load_columns(p, act, k, end, strip0, strip1, col, x, &f);
-        if (n == COLUMNS)
-            add_columns(col, x, COLUMNS, kind, strip0, strip1, &f, y);
-        else
-            add_columns(col, x, n, kind, strip0, strip1, &f, y);
-    }
-}
-
-static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
-                      int32_t strip0, int32_t strip1, float *y) {
-    const wina_layout *l = p->layout;
-    const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
-    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
-    switch (l->scales) {
-    case WINA_SCALES_F32:
-        gemv_floats_kind(p, act, WINA_SCALES_F32, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_F16:
-        gemv_floats_kind(p, act, WINA_SCALES_F16, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_BF16:
-        gemv_floats_kind(p, act, WINA_SCALES_BF16, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_D:
-        if (plane == 0)
-            gemv_kind(p, &act->by32, 0, WINA_SCALES_D, block0, block1, strip0, strip1, y);
-        else if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_D, block0, block1, strip0, strip1, y);
-        else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_D, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_DM:
-        if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
-        else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_K_DM:
-        if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
-        else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_K_D16:
-        gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, block0, block1, strip0, strip1, y);
-        break;
-    }
-}
-
-static void gemv_avx512(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
-                        int32_t strip0, int32_t strip1, float *y) {
-    for (int32_t s = strip0; s < strip1; s += TILE)
-        gemv_tile(p, act, block0, block1, s, s + TILE < strip1 ? s + TILE : strip1, y);
-}
+#include "gemv_groups.h"
 
 void wina_kernels_init_avx512(wina_kernels *k) {
     fill_table(k, "avx512");
-    k->gemv = gemv_avx512;
+    k->gemv = gemv_by_groups;
     k->gemm = wina_gemm_avx512;
 }
