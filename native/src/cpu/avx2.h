@@ -80,12 +80,6 @@ INLINE __m256i broadcast_pair(const int16_t *x) {
     memcpy(&v, x, 4);
     return _mm256_set1_epi32(v);
 }
-/* Two activation bytes in every 16-bit lane. */
-INLINE __m256i broadcast_bytes(const int8_t *x) {
-    int16_t v;
-    memcpy(&v, x, 2);
-    return _mm256_set1_epi16(v);
-}
 
 /* s += pair times x, from interleaved bytes. */
 INLINE void add_pair(__m256i s[SUMS], const __m256i p[4], __m256i x) {
@@ -94,29 +88,6 @@ INLINE void add_pair(__m256i s[SUMS], const __m256i p[4], __m256i x) {
         __m256i w0 = _mm256_unpacklo_epi8(p[i], zero), w1 = _mm256_unpackhi_epi8(p[i], zero);
         s[2 * i] = _mm256_add_epi32(s[2 * i], _mm256_madd_epi16(w0, x));
         s[2 * i + 1] = _mm256_add_epi32(s[2 * i + 1], _mm256_madd_epi16(w1, x));
-    }
-}
-
-/* 16-bit sums of high and low activation bytes, of at most eight pairs of 4-bit values. */
-typedef struct narrow_sums {
-    __m256i hi[4], lo[4];
-} narrow_sums;
-
-INLINE void add_pair_narrow(narrow_sums *s, const __m256i p[4], __m256i xh, __m256i xl) {
-    for (int i = 0; i < 4; i++) {
-        s->hi[i] = _mm256_add_epi16(s->hi[i], _mm256_maddubs_epi16(p[i], xh));
-        s->lo[i] = _mm256_add_epi16(s->lo[i], _mm256_maddubs_epi16(p[i], xl));
-    }
-}
-
-/* s += 256 hi + lo */
-INLINE void widen(__m256i s[SUMS], const narrow_sums *n) {
-    const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
-    for (int i = 0; i < 4; i++) {
-        __m256i v0 = _mm256_unpacklo_epi16(n->lo[i], n->hi[i]);
-        __m256i v1 = _mm256_unpackhi_epi16(n->lo[i], n->hi[i]);
-        s[2 * i] = _mm256_add_epi32(s[2 * i], _mm256_madd_epi16(v0, weights));
-        s[2 * i + 1] = _mm256_add_epi32(s[2 * i + 1], _mm256_madd_epi16(v1, weights));
     }
 }
 

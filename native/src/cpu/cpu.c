@@ -88,7 +88,6 @@ static void place_all(wina_cpu *c, layout *a) {
         s->score = place(a, w, sizeof(float));
         s->bits = place(a, w, sizeof(uint32_t));
         s->kept = place(a, w, sizeof(int32_t));
-        place_quads(a, w, &s->quads);
         s->attention = place(a, WINA_ATTENTION_CHUNK, sizeof(float));
         s->part_sums = place(a, b * WINA_STRIP, sizeof(float));
     }

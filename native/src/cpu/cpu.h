@@ -12,7 +12,6 @@ typedef struct wina_cpu_scratch {
     float *score;     /* (n_widest) */
     uint32_t *bits;   /* (n_widest) */
     int32_t *kept;    /* (n_widest) */
-    wina_quads quads; /* of n_widest inputs */
     float *attention; /* (ATTENTION_CHUNK) */
     float *part_sums; /* (B, 64) */
 } wina_cpu_scratch;

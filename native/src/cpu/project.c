@@ -13,11 +13,11 @@ typedef struct job {
     int64_t in_stride;
     float *out; /* (n_tokens, out_stride), rows as in the group; of one token: (parts, n_out) */
     int64_t out_stride;
-    bool residual;           /* the result is added to x */
-    int32_t n_masks;         /* kept lists per token: 1, or one per projection */
-    const wina_rule *rules;  /* (n_masks) for sparse tokens; NULL: never sparse */
-    int32_t mask;            /* under way in a batch */
-    bool floats, by32, by16; /* kinds of activations its panels read */
+    bool residual;          /* the result is added to x */
+    int32_t n_masks;        /* kept lists per token: 1, or one per projection */
+    const wina_rule *rules; /* (n_masks) for sparse tokens; NULL: never sparse */
+    int32_t mask;           /* under way in a batch */
+    bool by32, by16;        /* kinds of rounded activations its panels read */
 } job;
 
 static bool is_sparse(const wina_cpu *c, int32_t token) {
@@ -256,7 +256,6 @@ static void multiply_batch(void *arg, int32_t thread, int32_t n_threads) {
 static void find_kinds(job *j) {
     for (int32_t i = 0; i < j->group->n_panels; i++) {
         const wina_layout *l = j->group->panels[i].layout;
-        j->floats |= l->low_bits >= 16;
         j->by32 |= l->low_bits < 16 && l->sub == 32;
         j->by16 |= l->low_bits < 16 && l->sub == 16;
     }
