@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..model import Group, Model
 from ..tuning import GROUPS
-from .graph import Graph
+from .graph import Graph, keep_largest
 
 STEP = 0.025  # of the block's bytes
 _TENSORS = {
@@ -34,13 +34,6 @@ def _shares(model: Model, layer: int) -> NDArray[np.float64]:
     return np.array(sizes) / sum(sizes)
 
 
-def _mask(torch: Any, x: Any, score: Any, fraction: float) -> Any:
-    """x with all but the largest scores of each row at zero."""
-    n_keep = max(1, round(fraction * x.shape[1]))
-    index = score.topk(n_keep, dim=1).indices
-    return torch.zeros_like(x).scatter(1, index, x.gather(1, index))
-
-
 def greedy(
     model: Model,
     graph: Graph,
@@ -52,7 +45,7 @@ def greedy(
     """(n_targets, n_layer, 4) kept fractions. weights: (n_layer, n_in) factors of |x| by group."""
     torch = graph.torch
     result = np.ones((len(targets), model.info.n_layer, 4), dtype=np.float32)
-    factors = {group: torch.from_numpy(value) for group, value in weights.items()}
+    factors = {group: torch.from_numpy(value).to(graph.device) for group, value in weights.items()}
     with torch.no_grad():
         streams = [graph.embed(window) for window in windows]
         for layer in range(model.info.n_layer):
@@ -65,8 +58,8 @@ def greedy(
                 wanted: list[Any] = wanted,
             ) -> float:
                 def hook(_layer: int, group: Group, x: Any) -> Any:
-                    score = x.abs() * factors[group][layer]
-                    return _mask(torch, x, score, kept[GROUPS.index(group)])
+                    n_keep = max(1, round(kept[GROUPS.index(group)] * x.shape[-1]))
+                    return keep_largest(torch, x, x.abs() * factors[group][layer], n_keep)
 
                 pairs = zip(streams, wanted, strict=True)
                 return sum(float((graph.block(layer, x, hook) - y).pow(2).sum()) for x, y in pairs)

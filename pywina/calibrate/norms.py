@@ -40,7 +40,7 @@ def loss_norms(
     groups: tuple[Group, ...] = ("qkv", "o", "gate_up", "down")
     result = {}
     for group in groups:
-        rows = [squares[layer, group].numpy() for layer in range(graph.info.n_layer)]
+        rows = [squares[layer, group].cpu().numpy() for layer in range(graph.info.n_layer)]
         mean = np.stack(rows)
         mean /= mean.mean(axis=1, keepdims=True) + 1e-300
         result[group] = np.sqrt(mean).astype(np.float32)

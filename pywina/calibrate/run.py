@@ -21,10 +21,10 @@ from . import thresholds
 from .graph import Graph
 from .greedy import greedy
 from .norms import loss_norms
-from .objective import Objective
-from .search import Log, Shape, search
+from .objective import Objective, TorchObjective
+from .search import Log, Search, Shape
 
-Allocate = Literal["uniform", "profile", "greedy", "global"]
+Allocate = Literal["uniform", "profile", "greedy", "global", "block"]
 NormKind = Literal["l2", "loss"]
 
 Array = NDArray[np.float32]
@@ -35,7 +35,8 @@ _EXPONENTS = {"l2": 1.0, "loss": 0.5}
 @dataclass(frozen=True)
 class Settings:
     """targets: sparsities, rising. windows of size tokens from the text's beginning; gradients use
-    as many windows after these."""
+    as many windows after these. allocate "block" is "global" with an offset for each block.
+    device: of what torch computes; on "cpu" the library measures divergences, elsewhere torch."""
 
     targets: tuple[float, ...] = (0.5,)
     allocate: Allocate = "global"
@@ -43,6 +44,7 @@ class Settings:
     windows: int = 8
     size: int = 256
     thresholds: bool = False
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.allocate not in get_args(Allocate) or self.norms not in get_args(NormKind):
@@ -83,7 +85,7 @@ class _Run:
 
     def graph(self) -> Graph:
         if self._graph is None:
-            self._graph = Graph(self.model)
+            self._graph = Graph(self.model, self.settings.device)
         return self._graph
 
     def norms(self) -> dict[str, Array]:
@@ -125,11 +127,16 @@ class _Run:
 
             table = np.array(self.log.get("greedy", measure)).reshape(shape)
             return table.astype(np.float32), exponents, []
-        objective = Objective(self.model, self.windows)
+        objective = (
+            Objective(self.model, self.windows)
+            if settings.device == "cpu"
+            else TorchObjective(self.model, self.graph(), self.windows)
+        )
         shapes, start = [], Shape(exponent=exponent if norms else 0.0)
         for target in settings.targets:
-            start = search(objective, norms, target, start, self.log, self.note)
-            shapes.append(start)
+            search = Search(objective, norms, target, self.log, self.note)
+            start = search.shape(start)
+            shapes.append(search.blocks(start) if settings.allocate == "block" else start)
         return (
             np.concatenate([shape.kept(n_layer) for shape in shapes]),
             [shape.exponent for shape in shapes],

@@ -8,6 +8,8 @@ lowers the mean divergence by more than the standard error of the paired differe
 (Sparse models are chaotic: other rounding in a kernel moved the mean of six windows of smollm2 by
 0.016 of 0.44 nats.) Measured once, adding up losses of single groups and blocks was a disaster:
 losses interact, and an optimum over many noisy numbers picks the noise.
+
+What may follow is an offset for every block, bounded and accepted in the same way.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ from ..errors import ArgumentError
 from ..eval.windows import mean_and_error
 from ..sparsity import Sparsity
 from ..tuning import Tuning, write_text
-from .objective import Objective
+from .objective import Objective, TorchObjective
 
 #: log-odds of sparsity of the built-in profile against gate_up
 _PROFILE = {"qkv": 0.041, "o": 0.687, "down": 1.118}
 _LIMITS = {"qkv": 2.5, "o": 2.5, "down": 2.5, "slope": 1.0, "curve": 1.0}
 ROUNDS, FIRST_STEP = 2, 0.5
+BLOCK_STEP, BLOCK_LIMIT = 0.3, 1.0
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,23 @@ class Shape:
     slope: float = 0.0
     curve: float = 0.0
     exponent: float = 1.0
+    blocks: tuple[float, ...] = ()  # by layer; none: 0
 
     def kept(self, n_layer: int) -> NDArray[np.float32]:
         """(1, n_layer, 4) kept fractions, before they are moved to the wanted bytes."""
         depth = np.linspace(-1, 1, n_layer) if n_layer > 1 else np.zeros(1)
         bend = self.slope * depth + self.curve * (1.5 * depth**2 - 0.5)
+        if self.blocks:
+            bend = bend + np.array(self.blocks)
         odds = np.array([self.qkv, self.o, 0.0, self.down]) + bend[:, None]
         return (1 / (1 + np.exp(odds)))[None].astype(np.float32)
 
     def key(self, target: float) -> str:
         names = ("qkv", "o", "down", "slope", "curve", "exponent")
-        return f"{target:g}: " + " ".join(f"{n}={getattr(self, n):.4f}" for n in names)
+        key = f"{target:g}: " + " ".join(f"{n}={getattr(self, n):.4f}" for n in names)
+        if any(self.blocks):
+            key += " blocks=" + ",".join(f"{offset:.3f}" for offset in self.blocks)
+        return key
 
 
 class Log:
@@ -81,40 +90,65 @@ class Log:
         return self.results[key]
 
 
-def search(
-    objective: Objective,
-    norms: dict[str, NDArray[np.float32]],
-    target: float,
-    start: Shape,
-    log: Log,
-    note: Callable[[str], object] = lambda text: None,
-) -> Shape:
-    """The best shape found for a target; norms may be empty (l2 norms)."""
-    n_layer = objective.model.info.n_layer
+class Search:
+    """Looks for the best shape for a target. norms may be empty (l2 norms)."""
 
-    def value(shape: Shape) -> NDArray[np.float64]:
+    def __init__(
+        self,
+        objective: Objective | TorchObjective,
+        norms: dict[str, NDArray[np.float32]],
+        target: float,
+        log: Log,
+        note: Callable[[str], object] = lambda text: None,
+    ) -> None:
+        self.objective, self.norms, self.target = objective, norms, target
+        self.log, self.note = log, note
+        self.n_layer = objective.model.info.n_layer
+
+    def value(self, shape: Shape) -> NDArray[np.float64]:
+        """Divergence of every window."""
+
         def measure() -> list[float]:
-            kept = shape.kept(n_layer)
-            tuning = Tuning(np.array([target], np.float32), kept, norms=norms)
-            found = objective(tuning, Sparsity(target, exponent=shape.exponent))
-            note(f"{target:g}: {np.mean(found):.4f} nats")
+            kept = shape.kept(self.n_layer)
+            tuning = Tuning(np.array([self.target], np.float32), kept, norms=self.norms)
+            found = self.objective(tuning, Sparsity(self.target, exponent=shape.exponent))
+            self.note(f"{self.target:g}: {np.mean(found):.4f} nats")
             return found
 
-        return np.array(log.get(shape.key(target), measure))
+        return np.array(self.log.get(shape.key(self.target), measure))
 
-    best, least = start, value(start)
-    step = FIRST_STEP
-    for _ in range(ROUNDS):
-        for name in ("exponent", "curve", "slope", "down", "o", "qkv"):
-            up, down = _moved(best, name, step), _moved(best, name, -step)
-            values = [value(up), least, value(down)]
-            trials = [up, down, _moved(best, name, step * vertex([v.mean() for v in values]))]
-            found = [values[0], values[2], value(trials[2])]
+    def shape(self, start: Shape) -> Shape:
+        """Offsets of groups, slope, curve and exponent, from a first guess."""
+        best, least = start, self.value(start)
+        step = FIRST_STEP
+        for _ in range(ROUNDS):
+            for name in ("exponent", "curve", "slope", "down", "o", "qkv"):
+                up, down = _moved(best, name, step), _moved(best, name, -step)
+                values = [self.value(up), least, self.value(down)]
+                turn = vertex([v.mean() for v in values])
+                trials = [up, down, _moved(best, name, step * turn)]
+                found = [values[0], values[2], self.value(trials[2])]
+                i = int(np.argmin([v.mean() for v in found]))
+                if _is_better(found[i], least):
+                    best, least = trials[i], found[i]
+            step /= 2
+        return best
+
+    def blocks(self, start: Shape) -> Shape:
+        """An offset for each block on top of a shape, one after the other."""
+        best = replace(start, blocks=start.blocks or (0.0,) * self.n_layer)
+        least = self.value(best)
+        for layer in range(self.n_layer):
+            trials = []
+            for by in (BLOCK_STEP, -BLOCK_STEP):
+                offsets = list(best.blocks)
+                offsets[layer] = float(np.clip(offsets[layer] + by, -BLOCK_LIMIT, BLOCK_LIMIT))
+                trials.append(replace(best, blocks=tuple(offsets)))
+            found = [self.value(trial) for trial in trials]
             i = int(np.argmin([v.mean() for v in found]))
             if _is_better(found[i], least):
                 best, least = trials[i], found[i]
-        step /= 2
-    return best
+        return best
 
 
 def vertex(values: Sequence[float]) -> float:

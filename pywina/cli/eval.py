@@ -41,6 +41,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dense-prefix", type=int, default=5, metavar="N", help="first tokens, dense; default 5"
     )
     parser.add_argument("--baseline", default="teal", metavar="RULE", help="default teal")
+    parser.add_argument(
+        "--shard", default="1/1", metavar="I/N",
+        help="only every N-th item from the I-th on: N processes, each with its own --json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", default=[], metavar="JSON",
+        help="results of shards, taken over into OUT first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME",
+        help="where wikitext2's distributions are compared: cpu (numpy), or cuda (torch)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", choices=("auto", "cpu", "cuda"), default="auto", help="default auto"
+    )
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
 
 
@@ -56,6 +71,13 @@ def _numbers(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise ArgumentError(f"--sparsity: {text!r} is no list of numbers") from error
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ArgumentError(f"--shard is {text!r}; give I/N with 1 <= I <= N")
+    return int(index) - 1, int(count)
 
 
 def _possible(model: Model, rules: dict[str, Sparsity]) -> dict[str, Sparsity]:
@@ -83,18 +105,23 @@ def main(args: argparse.Namespace) -> int:
     path = resolve(args.model)
     setting = {"model": path.name, "model_bytes": path.stat().st_size, "seed": args.seed}
     setting["dense_prefix"] = args.dense_prefix
-    results = Results.open(args.json, setting)
-    with load(path, n_threads=args.threads) as model:
+    results, shard = Results.open(args.json, setting), _shard(args.shard)
+    for part in args.merge:
+        results.absorb(part)
+    results.save(now=True)
+    with load(path, n_threads=args.threads, backend=args.backend) as model:
         rules = _possible(model, rules)
-        evaluation = Evaluation(model, Path(args.data), results, args.dense_prefix)
+        evaluation = Evaluation(
+            model, Path(args.data), results, args.dense_prefix, device=args.device
+        )
         for task in tasks:
-            total = evaluation.count(task, args.limit) * len(rules)
+            total = evaluation.count(task, args.limit, shard) * len(rules)
             with tqdm(total=total, desc=task, unit="run", disable=None) as bar:
 
                 def step(rule: str, bar: tqdm = bar) -> None:
                     bar.set_postfix_str(rule, refresh=False)
                     bar.update()
 
-                evaluation.run(task, rules, args.limit, args.seed, step)
+                evaluation.run(task, rules, args.limit, args.seed, step, shard)
     print(table(results, args.baseline))
     return 0

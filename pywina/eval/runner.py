@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, FileError
 from ..model import Model
 from ..sparsity import Sparsity
 from ..tuning import write_text
@@ -84,6 +84,18 @@ class Results:
             raise ArgumentError(f"{path} is of another evaluation: {result.setting}")
         return result
 
+    def absorb(self, path: Path) -> None:
+        """Takes over the items of another file of the same setting."""
+        if not path.is_file():
+            raise FileError(f"{path} is no file of results")
+        other = Results.open(path, self.setting)
+        for task, by_rule in other.items.items():
+            for rule, items in by_rule.items():
+                self.of(task, rule).update(items)
+                kept = other.kept.get(task, {})
+                if rule in kept:
+                    self.kept.setdefault(task, {})[rule] = kept[rule]
+
     def of(self, task: str, rule: str) -> dict[str, list[float]]:
         return self.items.setdefault(task, {}).setdefault(rule, {})
 
@@ -124,8 +136,11 @@ class Evaluation:
         *,
         text: str | None = None,
         keep: bool = True,
+        device: str = "cpu",
     ) -> None:
-        """text: in place of WikiText-2's. keep: write the results to their file."""
+        """text: in place of WikiText-2's. keep: write the results to their file. device: where
+        distributions are compared (:class:`windows.Scorer`); the model runs where it was loaded."""
+        self.scorer = windows.Scorer(device)
         self.model, self.folder, self.results = model, folder, results
         self.text, self.keep = text, keep
         self.dense_prefix = dense_prefix
@@ -144,9 +159,9 @@ class Evaluation:
             self._loaded = {task: found}
         return self._loaded[task]
 
-    def count(self, task: str, limit: int | None) -> int:
+    def count(self, task: str, limit: int | None, shard: tuple[int, int] = (0, 1)) -> int:
         """Items that a run would look at."""
-        return len(self._items(task)[:limit])
+        return len(self._items(task)[:limit][shard[0] :: shard[1]])
 
     def run(
         self,
@@ -155,11 +170,14 @@ class Evaluation:
         limit: int | None,
         seed: int,
         progress: Progress = lambda text: None,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
-        """Whatever is missing. progress is called for every item and rule."""
+        """Whatever is missing. progress is called for every item and rule. shard: (i, n), only
+        every n-th of the items, from the i-th on: n processes share the work, each with its own
+        results."""
         items = self._items(task)
         try:
-            for number in choose(len(items), limit, seed):
+            for number in choose(len(items), limit, seed)[shard[0] :: shard[1]]:
                 self._item(task, items[number], str(number), rules, progress)
                 if self.keep:
                     self.results.save()
@@ -215,10 +233,14 @@ class Evaluation:
         return float(final_number(text) == item.answer)
 
     def _window(self, window: list[int], rule: Sparsity, shared: dict[str, Any]) -> list[float]:
-        first = len(window) // 2
+        first, scorer = len(window) // 2, self.scorer
         if "dense" not in shared:
-            shared["dense"] = windows.log_probabilities(self.model, window, Sparsity(), first=first)
-        score = windows.score(self.model, window, rule, shared["dense"], first=first)
+            shared["dense"] = scorer.logs(self.model, window, Sparsity(), first=first)
+        dense = shared["dense"]
+        own = dense if rule.method == "dense" else scorer.logs(
+            self.model, window, rule, first=first, n_dense=self.dense_prefix
+        )  # fmt: skip
+        score = scorer.score(self.model, window, own, dense, first=first)
         return [score.nll, score.kld, score.agreement]
 
     def _continue(self, window: list[int], rule: Sparsity, shared: dict[str, Any]) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,19 +64,40 @@ def log_probabilities(
     )
 
 
-def score(
-    model: Model, window: Sequence[int], sparsity: Sparsity, dense: Array, *, first: int
-) -> WindowScore:
-    """dense: what :func:`log_probabilities` gives for the dense model."""
-    own = log_probabilities(model, window, sparsity, first=first)
-    rows, targets = np.arange(len(own)), np.asarray(window[first + 1 :])
-    kld = (np.exp(dense) * (dense - own)).sum(axis=1, dtype=np.float64).mean()
-    return WindowScore(
-        nll=float(-own[rows, targets].mean(dtype=np.float64)),
-        kld=float(kld),
-        agreement=float((own.argmax(axis=1) == dense.argmax(axis=1)).mean()),
-        kept=model.stats.kept_fraction,
-    )
+class Scorer:
+    """Compares distributions, with numpy or, where vocabularies are large and a GPU is at hand,
+    with torch. device: "cpu" (numpy) or what torch calls another."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self._torch: Any = None
+        if device != "cpu":
+            from ..calibrate.graph import import_torch
+
+            self._torch = import_torch()
+
+    def logs(self, model: Model, window: Sequence[int], sparsity: Sparsity, *, first: int,
+             n_dense: int = 5) -> Any:  # fmt: skip
+        """(n - 1 - first, n_vocab) log p after tokens [first, n - 1), where it is compared."""
+        if self._torch is None:
+            return log_probabilities(model, window, sparsity, first=first, n_dense=n_dense)
+        logits = model.logits(window[:-1], start=first, dense_prefix=n_dense, sparsity=sparsity)
+        return self._torch.from_numpy(logits).to(self.device).log_softmax(-1)
+
+    def score(self, model: Model, window: Sequence[int], own: Any, dense: Any, *,
+              first: int) -> WindowScore:  # fmt: skip
+        """own, dense: what :meth:`logs` gives; the model was last used for own."""
+        targets = np.asarray(window[first + 1 :])
+        if self._torch is None:
+            kld = (np.exp(dense) * (dense - own)).sum(axis=1, dtype=np.float64).mean()
+            nll = -own[np.arange(len(own)), targets].mean(dtype=np.float64)
+            agreement = (own.argmax(axis=1) == dense.argmax(axis=1)).mean()
+        else:
+            index = self._torch.from_numpy(targets).to(self.device)
+            kld = (dense.exp() * (dense - own)).sum(-1).double().mean()
+            nll = -own.gather(-1, index[:, None]).double().mean()
+            agreement = (own.argmax(-1) == dense.argmax(-1)).double().mean()
+        return WindowScore(float(nll), float(kld), float(agreement), model.stats.kept_fraction)
 
 
 def mean_and_error(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:

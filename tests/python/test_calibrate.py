@@ -180,3 +180,33 @@ def test_wrong_arguments(path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         arguments = ["calibrate", str(path), "-f", str(text), "-o", str(tmp_path / out), *extra]
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_torch_and_the_library_measure_the_same_divergence(path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'pywina[calibrate]')")
+    from pywina.calibrate.graph import Graph
+    from pywina.calibrate.objective import TorchObjective
+
+    with pywina.load(path, n_threads=1, backend="cpu") as model:
+        windows = cut_windows(model, TEXT, 64, 3)
+        ours, torchs = Objective(model, windows), TorchObjective(model, Graph(model), windows)
+        for rule in (pywina.Sparsity(0.0), pywina.Sparsity(0.3, exponent=0.0)):
+            np.testing.assert_allclose(ours(None, rule), torchs(None, rule), rtol=0.05, atol=1e-4)
+        tuning = Tuning(np.array([0.5], np.float32), Shape(down=2.0).kept(3))
+        rule = pywina.Sparsity(0.5, exponent=1.0)
+        np.testing.assert_allclose(ours(tuning, rule), torchs(tuning, rule), rtol=0.1)
+
+
+def test_blocks_get_offsets_of_their_own(path: Path, tmp_path: Path) -> None:
+    with pywina.load(path, n_threads=1) as model:
+        settings = Settings(allocate="block", windows=3, size=64)
+        result = calibrate(model, TEXT, settings, tmp_path / "log.json")
+        (shape,) = result.notes["shapes"]
+        assert len(shape["blocks"]) == model.info.n_layer
+        values = result.notes["divergence"]
+        own = [value for key, value in values.items() if "blocks=" in key]
+        assert len(own) == 2 * model.info.n_layer
+        if any(shape["blocks"]):
+            assert min(own) < min(value for key, value in values.items() if "blocks=" not in key)
+        else:
+            assert min(own) > 0

@@ -249,8 +249,10 @@ def test_perplexity_is_that_of_the_program(
 
     with pywina.load(smollm2_path, n_threads=1) as real:
         window = windows.cut_windows(real, tasks.test_text(data_dir), 512, 1)[0]
-        dense = windows.log_probabilities(real, window, pywina.Sparsity(), first=256)
-        ours = windows.score(real, window, pywina.Sparsity(0.4), dense, first=256)
+        scorer = windows.Scorer()
+        dense = scorer.logs(real, window, pywina.Sparsity(), first=256)
+        own = scorer.logs(real, window, pywina.Sparsity(0.4), first=256)
+        ours = scorer.score(real, window, own, dense, first=256)
     command = [wina_bin, "perplexity", "-m", smollm2_path, "--chunks", 1, "--json", "-t", 1]
     command += ["-f", data_dir / "wikitext2" / "wiki.test.raw", "--sparsity", 0.4]
     done = subprocess.run([*map(str, command)], capture_output=True, check=True)
@@ -287,3 +289,36 @@ def test_windows_begin_with_bos(write_model: Callable[..., Path]) -> None:
         cut = windows.cut_windows(with_bos, CONTEXT * 20, 64)
         assert len(cut) > 2 and all(window[0] == with_bos.info.bos_token for window in cut)
         assert all(len(window) == 64 for window in cut)
+
+
+def test_shards_together_are_the_whole(tiny_model: Path, folder: Path, tmp_path: Path) -> None:
+    base = ["eval", str(tiny_model), "--tasks", "arc_easy", "--data", str(folder), "-t", "1"]
+    base += ["--sparsity", "0.5", "--method", "teal", "--limit", "3"]
+    assert main([*base, "--json", str(tmp_path / "whole.json")]) == 0
+    parts = [str(tmp_path / f"part{i}.json") for i in (1, 2)]
+    for i, part in enumerate(parts):
+        assert main([*base, "--shard", f"{i + 1}/2", "--json", part]) == 0
+        done = json.loads(Path(part).read_text())["items"]["arc_easy"]["dense"]
+        assert len(done) == (2, 1)[i]
+    merged = tmp_path / "merged.json"
+    assert main([*base, "--merge", *parts, "--json", str(merged)]) == 0
+    whole = json.loads((tmp_path / "whole.json").read_text())
+    assert json.loads(merged.read_text())["items"] == whole["items"]
+    for text in ("0/2", "3/2", "1", "a/b"):
+        assert main([*base, "--shard", text, "--json", str(merged)]) != 0
+    assert main([*base, "--merge", str(tmp_path / "no"), "--json", str(merged)]) != 0
+
+
+def test_torch_scores_as_numpy_does(tiny_model: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    with pywina.load(tiny_model, n_threads=1) as model:
+        window = list(range(40, 80))
+        results = []
+        for device in ("cpu", "cpu:0"):
+            scorer = windows.Scorer(device)
+            dense = scorer.logs(model, window, pywina.Sparsity(), first=20)
+            own = scorer.logs(model, window, pywina.Sparsity(0.5), first=20)
+            results.append(scorer.score(model, window, own, dense, first=20))
+        assert results[0].nll == pytest.approx(results[1].nll, abs=1e-5)
+        assert results[0].kld == pytest.approx(results[1].kld, abs=1e-5)
+        assert results[0].agreement == results[1].agreement
