@@ -1,63 +1,118 @@
 #!/bin/sh
 # Everything that docs/method.md tabulates, for one model: calibrates it, transforms it, and evaluates
-# all rules over the whole test text and the tasks. Hours of work, resumable at any moment: results
-# are kept in OUT and what is there is not measured again.
+# all rules over the whole test text and the tasks. Hours of work on a few cores, minutes beside a
+# GPU; resumable at any moment: results are kept in OUT and what is there is not measured again.
 #
-#   tools/eval_full.sh MODEL [OUT]        MODEL: smollm2-135m, qwen2.5-coder-0.5b or a GGUF file
-#   LIMIT=500                             items of each task (the whole text is always scored)
-#   PYWINA_DATA=../shared/data            the data
+#   tools/eval_full.sh MODEL [OUT] [STAGE...]   MODEL: a known model's name or a GGUF file
+#   stages: tune text tuned tasks transforms graph     default: all
+#   LIMIT=500                   items of each task
+#   FEW=128                     windows of the text for what is tabulated in passing; the defaults and
+#                               the best calibration are scored on all of it
+#   JOBS=1                      processes that share an evaluation
+#   DEVICE=cpu                  cuda: torch on the GPU calibrates, and compares distributions
+#   WINDOWS=8 SIZE=256          of the calibration text
+#   PYWINA_DATA=../shared/data  the data
 set -eu
 
 model=$1
 name=$(basename "$model" .gguf)
 out=${2:-build/eval}
+shift; [ $# -gt 0 ] && shift
+stages=${*:-tune text tuned tasks transforms graph}
 data=${PYWINA_DATA:-../shared/data}
-limit=${LIMIT:-500}
-pywina="${PYTHON:-.venv/bin/python} -m pywina"
+limit=${LIMIT:-500} few=${FEW:-128} jobs=${JOBS:-1} device=${DEVICE:-cpu}
+python=${PYTHON:-.venv/bin/python}
+pywina="$python -m pywina"
 valid=$data/wikitext2/wiki.valid.tokens
-all=0,0.25,0.4,0.5,0.65
-mkdir -p "$out"
-
-# 1. Files: calibrated budgets with l2 and with loss-weighted norms, TEAL's greedy budgets, and the
-#    transforms, in the precision of their source as far as it is known (F16).
-calibrate() { # suffix, options...
-    [ -s "$out/$name-$1.gguf" ] || {
-        target=$out/$name-$1.gguf
-        shift
-        $pywina calibrate "$model" -f "$valid" -o "$target" --target 0.25,0.4,0.5,0.65 "$@"
-    }
-}
-calibrate global-l2
-calibrate global-loss --norms loss
-calibrate greedy --allocate greedy --norms l2
-calibrate uniform-loss --allocate uniform --norms loss
-for transform in global segments:4 blocks paper; do
-    target=$out/$name-$(echo "$transform" | tr -d :).gguf
-    [ -s "$target" ] || $pywina convert "$model" "$target" --transform "$transform" -f "$valid"
-done
-target=$out/$name-global-tuned.gguf
-[ -s "$target" ] || $pywina calibrate "$out/$name-global.gguf" -f "$valid" -o "$target" \
-    --target 0.25,0.4,0.5,0.65 --norms loss
-
-# 2. Perplexity and divergence over the whole text.
-evaluate() { # file, name of the results, options...
-    file=$1 results=$out/$2.json
-    shift 2
-    $pywina eval "$file" --data "$data" --json "$results" --sparsity $all "$@" >"${results%.json}.md"
-}
+test=$data/wikitext2/wiki.test.raw
+all=0.25,0.4,0.5,0.65 two=0.5,0.65
 published=wina:budget=uniform,mask=projection,exponent=1
 grouped=wina:budget=uniform,exponent=1
-evaluate "$model" "$name-text" --tasks wikitext2 --method teal --method wina \
-    --method $published --method $grouped --method cats
-for file in "$out/$name"-*.gguf; do
-    evaluate "$file" "$(basename "$file" .gguf)-text" --tasks wikitext2 --method wina
-done
+mkdir -p "$out"
 
-# 3. Tasks and greedy continuations.
-tasks=hellaswag,piqa,arc_easy,winogrande,generation
-evaluate "$model" "$name-tasks" --tasks $tasks --limit "$limit" \
-    --method teal --method wina --method $published
-evaluate "$out/$name-global-loss.gguf" "$name-global-loss-tasks" --tasks $tasks --limit "$limit" \
-    --method wina
-case $name in qwen*) evaluate "$model" "$name-gsm8k" --tasks gsm8k --limit "$limit" ;; esac
-echo "results: $out/$name-*.md"
+calibrate() { # file, suffix of the result, options...
+    source=$1 target=$out/$(basename "$1" .gguf)-$2.gguf
+    shift 2
+    [ -s "$target" ] || $pywina calibrate "$source" -f "$valid" -o "$target" --target $all \
+        --windows "${WINDOWS:-8}" --size "${SIZE:-256}" --device "$device" "$@"
+}
+
+evaluate() { # file, name of the results, options...
+    file=$1 results=$out/$2 parts=
+    shift 2
+    for i in $(seq "$jobs"); do
+        parts="$parts $results.part$i.json"
+        $pywina eval "$file" --data "$data" --device "$device" -t "${THREADS:-1}" "$@" \
+            --json "$results.part$i.json" --shard "$i/$jobs" >/dev/null &
+    done
+    wait
+    # shellcheck disable=SC2086
+    $pywina eval "$file" --data "$data" --json "$results.json" --merge $parts "$@" >"$results.md"
+}
+
+for stage in $stages; do
+    case $stage in
+    tune) # budgets with l2 and with loss-weighted norms, TEAL's greedy ones, norms alone
+        calibrate "$model" global-loss --norms loss
+        calibrate "$model" global-l2
+        calibrate "$model" block-loss --allocate block --norms loss
+        calibrate "$model" uniform-loss --allocate uniform --norms loss
+        calibrate "$model" greedy --allocate greedy --norms l2
+        ;;
+    text)
+        evaluate "$model" "$name-text" --tasks wikitext2 --sparsity $all --method teal --method wina
+        evaluate "$model" "$name-published" --tasks wikitext2 --sparsity $two \
+            --method $published --method $grouped
+        ;;
+    tuned)
+        evaluate "$out/$name-global-loss.gguf" "$name-global-loss-text" --tasks wikitext2 \
+            --sparsity $all --method wina
+        for suffix in block-loss global-l2 uniform-loss greedy; do
+            evaluate "$out/$name-$suffix.gguf" "$name-$suffix-text" --tasks wikitext2 \
+                --sparsity $two --method wina --limit "$few"
+        done
+        ;;
+    tasks)
+        tasks=hellaswag,piqa,arc_easy,winogrande
+        evaluate "$model" "$name-tasks" --tasks $tasks --limit "$limit" --sparsity $all \
+            --method teal --method wina --method $published
+        evaluate "$out/$name-global-loss.gguf" "$name-global-loss-tasks" --tasks $tasks \
+            --limit "$limit" --sparsity $all --method wina
+        evaluate "$model" "$name-generation" --tasks generation --limit 200 --sparsity $all
+        evaluate "$out/$name-global-loss.gguf" "$name-global-loss-generation" \
+            --tasks generation --limit 200 --sparsity $all --method wina
+        case $name in qwen*)
+            evaluate "$model" "$name-gsm8k" --tasks gsm8k --limit "$limit" --sparsity $all ;;
+        esac
+        ;;
+    transforms) # in the precision of their source as far as it is known (F16), then calibrated
+        for transform in global segments:4 segments:8 blocks paper; do
+            target=$out/$name-$(echo "$transform" | tr -d :).gguf
+            [ -s "$target" ] || $pywina convert "$model" "$target" --transform "$transform" -f "$valid"
+        done
+        for transform in segments8 segments4 global; do
+            calibrate "$out/$name-$transform.gguf" tuned --norms loss
+        done
+        ;;
+    graph) # transformed models at equal bytes, by the float32 graph
+        for method in teal wina; do
+            $python tools/eval_graph.py "$model" -f "$test" --sparsity $all --method $method \
+                --device "$device" --json "$out/$name-$method-graph.json"
+        done
+        for transform in global segments4 segments8; do
+            $python tools/eval_graph.py "$out/$name-$transform.gguf" -f "$test" --equal-bytes \
+                --sparsity $all --tuning "$out/$name-$transform-tuned.json" --device "$device" \
+                --json "$out/$name-$transform-tuned-graph.json"
+        done
+        for transform in global segments4 segments8 blocks paper; do
+            for exponent in 0 1; do
+                $python tools/eval_graph.py "$out/$name-$transform.gguf" -f "$test" --equal-bytes \
+                    --sparsity $two --exponent $exponent --device "$device" --limit "$few" \
+                    --json "$out/$name-$transform-graph$exponent.json"
+            done
+        done
+        ;;
+    *) echo "unknown stage: $stage" >&2; exit 2 ;;
+    esac
+done
+echo "results: $out/$name-*.json"

@@ -38,9 +38,9 @@ class Graph:
 
     def __init__(self, model: Model, device: str = "cpu") -> None:
         self.torch = import_torch()
-        if device != "cpu" and not self.torch.cuda.is_available():
-            raise ArgumentError(f"device {device!r}: this torch sees no GPU")
         self.device = self.torch.device(device)
+        if self.device.type == "cuda" and not self.torch.cuda.is_available():
+            raise ArgumentError(f"device {device!r}: this torch sees no GPU")
         info = model.info
         if info.architecture not in _INTERLEAVED:
             raise UnsupportedError(f"calibration does not know architecture {info.architecture!r}")

@@ -50,52 +50,69 @@ class Objective:
         return result
 
 
-class TorchObjective:
-    """The same by the float32 graph, on its device: for a GPU, where this is much faster.
+class TorchSparse:
+    """The sparse model as the float32 graph computes it, on the graph's device.
 
     The library says how many inputs each group keeps; which ones is decided here by the same
-    scores, so that results differ from :class:`Objective`'s only by the rounding of activations."""
+    scores, so that results differ from the library's only by the rounding of activations."""
 
-    def __init__(self, model: Model, graph: Graph, windows: Sequence[list[int]]) -> None:
-        self.model, self.graph, self.windows = model, graph, windows
+    def __init__(self, model: Model, graph: Graph) -> None:
+        self.model, self.graph = model, graph
         self._l2 = l2_norms(model).norms
-        with graph.torch.no_grad():
-            self._dense = [self._logs([window], {}, {}).half() for window in windows]
+        self._keep: dict[tuple[int, str], int] = {}  # by layer and group; empty: dense
+        self._factors: dict[str, Any] = {}  # of |x|, (n_layer, n_inputs) by group; empty: 1
 
-    def _logs(self, windows: Sequence[list[int]], keep: dict[tuple[int, str], int],
-              factors: dict[str, Any]) -> Any:  # fmt: skip
-        """(n_windows, n - 1 - FIRST, n_vocab) log p; keep: by layer and group, empty for dense."""
-        torch, graph = self.graph.torch, self.graph
-
-        def hook(layer: int, group: Group, x: Any) -> Any:
-            if not keep or keep[layer, group] >= x.shape[-1]:
-                return x
-            score = x.abs() if not factors else x.abs() * factors[group][layer]
-            sparse = keep_largest(torch, x, score, keep[layer, group])
-            return torch.cat((x[..., :N_DENSE, :], sparse[..., N_DENSE:, :]), -2)
-
-        x = graph.embed([window[:-1] for window in windows])
-        for layer in range(graph.info.n_layer):
-            x = graph.block(layer, x, hook)
-        return graph.logits(x[..., FIRST:, :]).log_softmax(-1)
-
-    def __call__(self, tuning: Tuning | None, sparsity: Sparsity) -> list[float]:
-        """Divergence of every window."""
+    def use(self, tuning: Tuning | None, sparsity: Sparsity) -> None:
+        """The rule that follows: group masks and exact numbers. The exponent must be given."""
         self.model.set_tuning(tuning)
         counts = self.model.keep_counts(sparsity)[:, :, 0]
-        keep = {
+        self._keep = {
             (layer, group): int(counts[layer, i])
             for layer in range(len(counts))
             for i, group in enumerate(GROUPS)
         }
-        torch, result = self.graph.torch, []
+        torch, self._factors = self.graph.torch, {}
+        if sparsity.exponent and sparsity.method == "wina":
+            for group, norms in ((tuning and tuning.norms) or self._l2).items():
+                on_device = torch.from_numpy(norms).to(self.graph.device)
+                self._factors[group] = on_device**sparsity.exponent
+
+    def use_dense(self) -> None:
+        """No input is skipped."""
+        self._keep, self._factors = {}, {}
+
+    def logs(self, window: Sequence[int], first: int, n_dense: int = N_DENSE) -> Any:
+        """(n - 1 - first, n_vocab) log p after tokens [first, n - 1)."""
+        torch, graph = self.graph.torch, self.graph
+
+        def hook(layer: int, group: Group, x: Any) -> Any:
+            if not self._keep or self._keep[layer, group] >= x.shape[-1]:
+                return x
+            score = x.abs()
+            if self._factors:
+                score = score * self._factors[group][layer]
+            sparse = keep_largest(torch, x, score, self._keep[layer, group])
+            return torch.cat((x[..., :n_dense, :], sparse[..., n_dense:, :]), -2)
+
         with torch.no_grad():
-            factors = {
-                group: torch.from_numpy(norms).to(self.graph.device) ** (sparsity.exponent or 0.0)
-                for group, norms in ((tuning and tuning.norms) or self._l2).items()
-                if sparsity.exponent
-            }
-            for window, dense in zip(self.windows, self._dense, strict=True):
-                known, own = dense.float(), self._logs([window], keep, factors)
-                result.append(float((known.exp() * (known - own)).sum(-1).mean()))
+            x = graph.embed(window[:-1])
+            for layer in range(graph.info.n_layer):
+                x = graph.block(layer, x, hook)
+            return graph.logits(x[first:]).log_softmax(-1)
+
+
+class TorchObjective:
+    """What :class:`Objective` is, by the graph: for a GPU, where this is much faster."""
+
+    def __init__(self, model: Model, graph: Graph, windows: Sequence[list[int]]) -> None:
+        self.model, self.windows, self.sparse = model, windows, TorchSparse(model, graph)
+        self._dense = [self.sparse.logs(window, FIRST).half() for window in windows]
+
+    def __call__(self, tuning: Tuning | None, sparsity: Sparsity) -> list[float]:
+        """Divergence of every window."""
+        self.sparse.use(tuning, sparsity)
+        result = []
+        for window, dense in zip(self.windows, self._dense, strict=True):
+            known, own = dense.float(), self.sparse.logs(window, FIRST)
+            result.append(float((known.exp() * (known - own)).sum(-1).mean()))
         return result

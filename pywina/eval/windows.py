@@ -88,7 +88,7 @@ class Scorer:
               first: int) -> WindowScore:  # fmt: skip
         """own, dense: what :meth:`logs` gives; the model was last used for own."""
         targets = np.asarray(window[first + 1 :])
-        if self._torch is None:
+        if isinstance(own, np.ndarray):
             kld = (np.exp(dense) * (dense - own)).sum(axis=1, dtype=np.float64).mean()
             nll = -own[np.arange(len(own)), targets].mean(dtype=np.float64)
             agreement = (own.argmax(axis=1) == dense.argmax(axis=1)).mean()
