@@ -54,10 +54,10 @@ for stage in $stages; do
     case $stage in
     tune) # budgets with l2 and with loss-weighted norms, TEAL's greedy ones, norms alone
         calibrate "$model" global-loss --norms loss
-        calibrate "$model" global-l2
-        calibrate "$model" block-loss --allocate block --norms loss
         calibrate "$model" uniform-loss --allocate uniform --norms loss
         calibrate "$model" greedy --allocate greedy --norms l2
+        calibrate "$model" global-l2
+        calibrate "$model" block-loss --allocate block --norms loss
         ;;
     text)
         evaluate "$model" "$name-text" --tasks wikitext2 --sparsity $all --method teal --method wina

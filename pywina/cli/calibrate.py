@@ -74,6 +74,7 @@ def main(args: argparse.Namespace) -> int:
             with tqdm(total=plan.n_bytes, unit="B", unit_scale=True, disable=None) as bar:
                 convert.run(plan, args.output, bar.update)
     for shape in result.notes["shapes"]:
-        print(", ".join(f"{name} {value:.3f}" for name, value in shape.items()))
+        numbers = {name: value for name, value in shape.items() if isinstance(value, float)}
+        print(", ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
     print(f"pywina: wrote {args.output}; {log} may be removed", file=sys.stderr)
     return 0
