@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> int:
     source = resolve(args.source)
     convert.check_paths(source, args.target)
     tuning = Tuning.load(args.tuning) if args.tuning else None
-    with load(source, n_threads=args.threads) as model:
+    with load(source, n_threads=args.threads, backend="cpu") as model:
         if tuning is not None:
             model.set_tuning(tuning)  # refuses what does not belong to this model
         if args.transform is None:
