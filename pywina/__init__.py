@@ -29,8 +29,9 @@ from .errors import (
     UnsupportedError,
     WinaError,
 )
-from .generation import Chunk, GenerateOptions, Params, Stream, Timings
+from .generation import Chunk, Stream, Timings
 from .model import Model, ModelInfo, Stats, TensorInfo
+from .params import GenerateOptions, LogitsProcessor, Params
 from .sparsity import Sparsity
 from .tuning import Tuning
 
@@ -45,6 +46,7 @@ __all__ = [
     "FormatError",
     "GenerateOptions",
     "LibraryError",
+    "LogitsProcessor",
     "Model",
     "ModelInfo",
     "ModelNotFoundError",

@@ -95,6 +95,12 @@ class Handle:
                 self._stream = None
                 lib.wina_stream_free(stream)
 
+    def cancel(self, stream: Any) -> None:
+        """Ends the evaluation that is under way for this stream, if there is one."""
+        with self._idle:  # nothing is freed meanwhile
+            if not self._closed and self._pid == os.getpid() and self._stream == stream:
+                lib.wina_session_cancel(self._session)
+
     def close(self) -> None:
         """Frees everything. A computation of another thread is stopped first."""
         if self._pid != os.getpid():

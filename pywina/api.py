@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 
 from .errors import ArgumentError
-from .generation import GenerateOptions, Params, split_options
 from .model import Backend, Model
+from .params import GenerateOptions, Params, split_options
 from .sparsity import Mask, Method, Sparsity
 
 

@@ -1,4 +1,4 @@
-"""Generation: parameters, the pieces that a stream yields, and the stream itself.
+"""Generation: the pieces that a stream yields, and the stream itself.
 
 A stream owns its model's session from its first piece to its last. It is advanced one native call
 at a time (one token, or one batch of the prompt), so Python runs between the calls and Ctrl-C
@@ -11,12 +11,16 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from . import _values
 from ._native import check, ffi, lib
-from .errors import StateError
-from .sparsity import Mask, Method, Sparsity
+from .errors import ArgumentError, CancelledError, StateError
+from .params import Params
+from .sparsity import Sparsity
 
 if TYPE_CHECKING:
     from .model import Model
@@ -29,113 +33,6 @@ _FINISH: dict[int, FinishReason] = {
     lib.WINA_FINISH_LENGTH: "length",
     lib.WINA_FINISH_CONTEXT: "context",
 }
-
-
-class GenerateOptions(TypedDict, total=False):
-    """Keyword arguments of every call that generates text. :class:`Params` gives the defaults;
-    the sparsity arguments default to what the model was loaded with."""
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_last_n: int
-    repeat_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    seed: int | None
-    stop: str | Sequence[str] | None
-    ignore_eog: bool
-    special: bool
-    sparsity: float | Sparsity | None
-    method: Method | None
-    mask: Mask | None
-    sparse_prefill: bool | None
-
-
-@dataclass(frozen=True)
-class Params:
-    """How text is generated. Names and defaults of the samplers are those of llama.cpp.
-
-    max_tokens: stop after this many tokens; None: go on until the context is full.
-    temperature: 0 always takes the likeliest token.
-    top_k: sample from the k likeliest tokens; 0: off.
-    top_p: sample from the likeliest tokens that together have this probability; 1: off.
-    min_p: leave out tokens less likely than this share of the likeliest; 0: off.
-    repeat_last_n: how many tokens the penalties look back at; 0: off, -1: all.
-    repeat_penalty: divides the logits of tokens that occurred; 1: off.
-    presence_penalty, frequency_penalty: subtracted once, and once per occurrence; 0: off.
-    seed: the same seed gives the same text; None: a random one.
-    stop: one or more strings that end the text and are not part of it.
-    ignore_eog: go on when the model says that its answer has ended (for measurements).
-    special: control tokens appear in the text.
-    """
-
-    max_tokens: int | None = 256
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_last_n: int = 64
-    repeat_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    ignore_eog: bool = False
-    special: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_tokens is not None:
-            _values.integer("max_tokens", self.max_tokens, 1)
-        _values.real("temperature", self.temperature, 0)
-        _values.integer("top_k", self.top_k, 0)
-        _values.real("top_p", self.top_p, 0, 1)
-        _values.real("min_p", self.min_p, 0, 1)
-        _values.integer("repeat_last_n", self.repeat_last_n, -1)
-        if _values.real("repeat_penalty", self.repeat_penalty, 0) == 0:
-            _values.real("repeat_penalty", self.repeat_penalty, 1e-3)
-        _values.real("presence_penalty", self.presence_penalty, -1e6, 1e6)
-        _values.real("frequency_penalty", self.frequency_penalty, -1e6, 1e6)
-        if self.seed is not None:
-            _values.integer("seed", self.seed, 0, _values.INT64_MAX)
-        _values.stop_strings(self.stop)
-
-    def _create(self, tokens: Sequence[int]) -> tuple[Any, list[Any]]:
-        """A filled wina_stream_params, and what must stay alive while it is used."""
-        params = ffi.new("wina_stream_params *")
-        lib.wina_stream_params_init(params)
-        prompt = ffi.new("int32_t[]", tokens)
-        stops = [ffi.new("char[]", text) for text in _values.stop_strings(self.stop)]
-        stop_array = ffi.new("char *[]", stops)
-        params.tokens, params.n_tokens = prompt, len(tokens)
-        params.max_tokens = -1 if self.max_tokens is None else self.max_tokens
-        params.stop, params.n_stop = stop_array, len(stops)
-        params.special, params.ignore_eog = int(self.special), int(self.ignore_eog)
-        sampler = params.sampler
-        sampler.temperature = self.temperature
-        sampler.top_k = self.top_k
-        sampler.top_p = self.top_p
-        sampler.min_p = self.min_p
-        sampler.repeat_last_n = self.repeat_last_n
-        sampler.repeat_penalty = self.repeat_penalty
-        sampler.presence_penalty = self.presence_penalty
-        sampler.frequency_penalty = self.frequency_penalty
-        sampler.seed = -1 if self.seed is None else self.seed
-        return params, [prompt, stops, stop_array]
-
-
-def split_options(options: GenerateOptions, base: Sparsity) -> tuple[Params, Sparsity]:
-    """Keyword arguments as parameters and as the sparsity to use; base fills what is not given."""
-    rest: dict[str, Any] = dict(options)
-    sparsity = base.replace(
-        sparsity=rest.pop("sparsity", None),
-        method=rest.pop("method", None),
-        mask=rest.pop("mask", None),
-        prefill=rest.pop("sparse_prefill", None),
-    )
-    return Params(**rest), sparsity
 
 
 @dataclass(frozen=True)
@@ -166,12 +63,54 @@ class Chunk:
     finish_reason: None while there is more to come, else ``"eog"`` (the model ended its answer),
         ``"stop"`` (a stop string), ``"length"`` (max_tokens) or ``"context"`` (it is full).
     timings: on the last piece, else None.
+    logprob, top_logprobs: with ``logprobs``, the natural logarithm of the token's probability
+        (before any sampler), and the likeliest tokens with theirs, best first.
     """
 
     text: str
     token: int | None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+def log_probabilities(logits: NDArray[np.float32], token: int, n_top: int) -> tuple[
+    float, tuple[tuple[int, float], ...]
+]:  # fmt: skip
+    """log p of a token, and the n_top likeliest tokens with theirs. logits: (n_vocab,)."""
+    shifted = logits.astype(np.float64) - logits.max()
+    logs = shifted - np.log(np.exp(shifted).sum())
+    n_top = min(n_top, len(logs))
+    best = np.argpartition(-logs, n_top - 1)[:n_top] if n_top else np.empty(0, dtype=int)
+    order = sorted(best.tolist(), key=lambda i: (-logs[i], i))
+    return float(logs[token]), tuple((i, float(logs[i])) for i in order)
+
+
+class _Processors:
+    """Calls Python functions on the logits inside the library; an exception ends the call."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.error: BaseException | None = None
+        self.callback = ffi.callback(
+            "wina_logits_fn", self._call, error=lib.WINA_E_CANCELLED, onerror=self._on_error
+        )
+
+    def _call(self, pointer: Any, n_vocab: int, _user: Any) -> int:
+        logits = np.frombuffer(ffi.buffer(pointer, n_vocab * 4), dtype=np.float32)
+        tokens = np.array([*self._stream.prompt, *self._stream.tokens], dtype=np.int32)
+        for processor in self._stream.params.processors:
+            changed = np.asarray(processor(tokens, logits))
+            if changed.shape != logits.shape:
+                raise ArgumentError(
+                    f"a logits processor returned shape {changed.shape}, not {logits.shape}"
+                )
+            logits[:] = changed
+        return int(lib.WINA_OK)
+
+    def _on_error(self, _kind: type, error: BaseException, _trace: Any) -> None:
+        self.error = error
 
 
 class Stream(Iterator[Chunk]):
@@ -185,13 +124,14 @@ class Stream(Iterator[Chunk]):
         self, model: Model, tokens: Sequence[int], params: Params, sparsity: Sparsity
     ) -> None:
         self._model: Model | None = model
-        self._tokens = tokens
-        self._params = params
-        self._sparsity = sparsity
+        #: prompt tokens, the options, and what is skipped
+        self.prompt, self.params, self.sparsity = list(tokens), params, sparsity
         self._pointer: Any = None
         self._finalizer: weakref.finalize[..., Stream] | None = None
+        self._processors = _Processors(self) if params.processors else None
+        self._cancelled = False
+        self._dense = sparsity.sparsity == 0  # so far: what was generated is as a prompt would be
         self._started = 0.0
-        self._prompt_tokens = len(tokens)
         self.finish_reason: FinishReason | None = None
         self.timings: Timings | None = None
         #: the tokens of the answer so far
@@ -218,8 +158,11 @@ class Stream(Iterator[Chunk]):
 
     def _start(self, model: Model, session: Any) -> None:
         self._started = time.perf_counter()
-        model._begin(session, self._sparsity)
-        params, alive = self._params._create(self._tokens)
+        held = model._begin_prompt(session, self.prompt, self.sparsity)
+        params, alive = self.params._create(model, self.prompt)
+        params.n_held = held
+        if self._processors is not None:
+            params.process = self._processors.callback
         out = ffi.new("wina_stream **")
         check(lib.wina_stream_create(session, params, out))
         del alive
@@ -231,22 +174,46 @@ class Stream(Iterator[Chunk]):
     def _step(self, model: Model, session: Any) -> Chunk:
         native = ffi.new("wina_chunk *")
         while True:
-            check(lib.wina_stream_next(self._pointer, native))
+            if self._cancelled:
+                raise CancelledError("the generation was cancelled")
+            status = lib.wina_stream_next(self._pointer, native)
+            if self._processors is not None and self._processors.error is not None:
+                raise self._processors.error
+            check(status)
             if native.finish != lib.WINA_FINISH_NONE or native.token >= 0 or native.n_bytes:
                 break
         text = _values.text_of(ffi.buffer(native.text, native.n_bytes)[:])
         token = native.token if native.token >= 0 else None
+        logprob, top = None, ()
         if token is not None:
             self.tokens.append(token)
+            if self.params.logprobs is not None:
+                pointer = lib.wina_session_logits(session)
+                logits = np.frombuffer(ffi.buffer(pointer, model.info.n_vocab * 4), np.float32)
+                logprob, top = log_probabilities(logits, token, self.params.logprobs)
         if native.finish != lib.WINA_FINISH_NONE:
             self.finish_reason = _FINISH[native.finish]
             self.timings = model._timings(
-                session,
-                self._prompt_tokens,
-                native.n_generated,
-                time.perf_counter() - self._started,
+                session, len(self.prompt), native.n_generated, time.perf_counter() - self._started
             )
-        return Chunk(text, token, self.finish_reason, self.timings)
+        return Chunk(text, token, self.finish_reason, self.timings, logprob, top)
+
+    def set_sparsity(self, sparsity: float | Sparsity) -> None:
+        """What the following tokens skip; from any thread, between two pieces."""
+        self.sparsity = self.sparsity.replace(sparsity=sparsity)
+        self._dense &= self.sparsity.sparsity == 0
+        model = self._model
+        if model is not None and self._pointer is not None:
+            with model._handle.run(self._pointer) as session:
+                model._set_sparsity(session, self.sparsity)
+
+    def cancel(self) -> None:
+        """Ends the generation, from any thread and at any moment: the one who reads the stream gets
+        ``CancelledError``."""
+        self._cancelled = True
+        model = self._model
+        if model is not None and self._pointer is not None:
+            model._handle.cancel(self._pointer)
 
     def close(self) -> None:
         """Ends the stream; the model can then be used again. May be called any number of times."""
@@ -254,6 +221,8 @@ class Stream(Iterator[Chunk]):
         if model is None:
             return
         if self._finalizer is not None:
+            if self._dense:
+                model._hold_more(self.tokens)
             self._finalizer()
 
     def __enter__(self) -> Stream:

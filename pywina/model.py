@@ -20,8 +20,9 @@ from ._handle import Handle
 from ._native import check, ffi, lib
 from .chat import ChatTemplate, Message
 from .errors import ArgumentError, ContextError, TemplateError
-from .generation import GenerateOptions, Stream, Timings, split_options
+from .generation import Stream, Timings
 from .hub.fetch import resolve
+from .params import GenerateOptions, split_options
 from .sparsity import Mask, Method, Sparsity
 from .tuning import Tuning
 
@@ -212,6 +213,7 @@ class Model:
         self._finalizer = weakref.finalize(self, self._handle.close)
         self._finalizer.atexit = False
         self._compiled: ChatTemplate | None = None  # the chat template used last
+        self._held: list[int] = []  # tokens in the context, as far as they may be used again
         self.load_s = time.perf_counter() - started
         self.info = self._read_info()
 
@@ -326,15 +328,52 @@ class Model:
             if not self.detokenize_bytes([token])
         }
 
+    def tokens_with(self, strings: Sequence[str]) -> list[int]:
+        """Tokens whose text holds one of the strings."""
+        wanted = [text.encode("utf-8") for text in strings]
+        return [i for i, text in enumerate(self._pieces) if any(w in text for w in wanted)]
+
+    @functools.cached_property
+    def _pieces(self) -> list[bytes]:
+        """The text of every token."""
+        return [self.detokenize_bytes([token]) for token in range(self.info.n_vocab)]
+
     # ---- generation --------------------------------------------------------------------------
 
-    def _begin(self, session: Any, sparsity: Sparsity) -> None:
-        """Empties the context and the counters; inside Handle.run."""
-        check(lib.wina_session_truncate(session, 0))
-        lib.wina_session_reset_stats(session)
+    def _set_sparsity(self, session: Any, sparsity: Sparsity) -> None:
         native = ffi.new("wina_sparsity *")
         sparsity._store(native[0])
         check(lib.wina_session_set_sparsity(session, native))
+
+    def _begin(self, session: Any, sparsity: Sparsity) -> None:
+        """Empties the context and the counters; inside Handle.run."""
+        self._held = []
+        check(lib.wina_session_truncate(session, 0))
+        lib.wina_session_reset_stats(session)
+        self._set_sparsity(session, sparsity)
+
+    def _begin_prompt(self, session: Any, prompt: Sequence[int], sparsity: Sparsity) -> int:
+        """The same for a prompt that is evaluated next: what the context holds of its beginning
+        stays. Returns the number of tokens."""
+        n_same = 0
+        if not sparsity.prefill:
+            past = lib.wina_session_n_past(session)
+            for old, new in zip(self._held[:past], prompt[:-1], strict=False):
+                if old != new:
+                    break
+                n_same += 1
+        check(lib.wina_session_truncate(session, n_same))
+        lib.wina_session_reset_stats(session)
+        self._set_sparsity(session, sparsity)
+        # Kept for the next prompt: what a dense prompt computes. On a GPU the bits of a token
+        # depend on how many are evaluated together, so nothing is kept there.
+        reusable = not sparsity.prefill and self.info.backend == "cpu"
+        self._held = list(prompt) if reusable else []
+        return n_same
+
+    def _hold_more(self, tokens: Sequence[int]) -> None:
+        """What was generated densely after the prompt may be used again, too."""
+        self._held += tokens if self._held else ()
 
     def _timings(self, session: Any, n_prompt: int, n_tokens: int, total_s: float) -> Timings:
         stats = ffi.new("wina_stats *")

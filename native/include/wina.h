@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 3
+#define WINA_ABI_VERSION 4
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -362,7 +362,13 @@ void wina_session_reset_stats(wina_session *session);
 
 /* ---- sampling ---------------------------------------------------------------------------- */
 
-/* Names, order (penalties, top_k, top_p, min_p, temperature) and defaults are llama.cpp's. */
+typedef struct wina_logit_bias {
+    int32_t token;
+    float bias; /* added to the token's logit; -INFINITY forbids the token */
+} wina_logit_bias;
+
+/* Names, order and defaults are llama.cpp's: logit bias, penalties, dry, top_n_sigma, top_k,
+ * typical_p, top_p, min_p, xtc, temperature. With mirostat: logit bias, temperature, mirostat. */
 typedef struct wina_sampler_params {
     float temperature;       /* 0: greedy; default 0.8 */
     int32_t top_k;           /* <= 0: off; default 40 */
@@ -373,9 +379,27 @@ typedef struct wina_sampler_params {
     float presence_penalty;  /* default 0 */
     float frequency_penalty; /* default 0 */
     int64_t seed;            /* < 0: a random one; default -1 */
+    float typical_p;         /* 1: off; default 1 */
+    float top_n_sigma;       /* standard deviations below the best logit; <= 0: off; default -1 */
+    float xtc_probability;   /* 0: off; default 0 */
+    float xtc_threshold;     /* above 0.5: off; default 0.1 */
+    float dynatemp_range;    /* of a temperature that follows the entropy; 0: off; default 0 */
+    float dynatemp_exponent; /* default 1 */
+    float dry_multiplier;    /* penalty of tokens that would go on with a repetition; 0: off */
+    float dry_base;          /* default 1.75 */
+    int32_t dry_allowed_length;  /* repetitions up to this length are free; default 2 */
+    int32_t dry_penalty_last_n;  /* tokens that dry looks at; 0: off, -1: all; default -1 */
+    const int32_t *dry_breakers; /* (n_dry_breakers) tokens that no repetition reaches across */
+    int32_t n_dry_breakers;
+    int32_t mirostat;                  /* 0: off, 1, 2; default 0 */
+    float mirostat_tau;                /* wanted surprise in bits; default 5 */
+    float mirostat_eta;                /* learning rate; default 0.1 */
+    const wina_logit_bias *logit_bias; /* (n_logit_bias) */
+    int32_t n_logit_bias;
 } wina_sampler_params;
 
 void wina_sampler_params_init(wina_sampler_params *params);
+/* Copies what it needs of *params. */
 int32_t wina_sampler_create(const wina_sampler_params *params, wina_sampler **out);
 void wina_sampler_free(wina_sampler *sampler);
 
@@ -400,15 +424,23 @@ typedef enum wina_finish {
     WINA_FINISH_CONTEXT = 4 /* the context is full */
 } wina_finish;
 
+/* Changes (n_vocab) logits before a token is chosen from them: grammars and the like. Anything but
+ * WINA_OK ends the call with that status. */
+typedef int32_t (*wina_logits_fn)(float *logits, int32_t n_vocab, void *user);
+
 typedef struct wina_stream_params {
     const int32_t *tokens; /* prompt, appended to what the session holds; >= 1 token */
     int32_t n_tokens;
+    int32_t n_held; /* the first n_held of tokens are what the session holds: they are not evaluated
+                     * again, only shown to the sampler; < n_tokens; default 0 */
     int32_t max_tokens; /* default -1: until the context is full */
     wina_sampler_params sampler;
     const char *const *stop; /* n_stop terminated strings; default none */
     int32_t n_stop;
-    int32_t special;    /* 1: control tokens appear in the text; default 0 */
-    int32_t ignore_eog; /* 1: go on past the end of the answer; default 0 */
+    int32_t special;        /* 1: control tokens appear in the text; default 0 */
+    int32_t ignore_eog;     /* 1: go on past the end of the answer; default 0 */
+    wina_logits_fn process; /* gets a copy of the logits of every token; default NULL */
+    void *process_user;
 } wina_stream_params;
 
 void wina_stream_params_init(wina_stream_params *params);
@@ -428,7 +460,9 @@ typedef struct wina_chunk {
     int32_t n_prompt;    /* prompt tokens evaluated so far */
 } wina_chunk;
 
-/* Next piece of the answer. While the prompt is being evaluated each call runs one batch of it
+/* The session's logits are those that the chunk's token was chosen from until the next call.
+ *
+ * Next piece of the answer. While the prompt is being evaluated each call runs one batch of it
  * and gives an empty chunk (token -1, n_prompt counting up), so that a caller can show progress
  * or stop. After the chunk with finish != WINA_FINISH_NONE every call gives WINA_E_STATE. The
  * concatenated texts do not depend on how they were cut. */

@@ -8,13 +8,11 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "candidates.h"
 #include "mem.h"
 #include "status.h"
 
-typedef struct candidate {
-    float logit;
-    int32_t token;
-} candidate;
+typedef wina_candidate candidate;
 
 struct wina_sampler {
     wina_sampler_params params;
@@ -24,6 +22,9 @@ struct wina_sampler {
     uint64_t n_history, history_capacity;
     candidate *candidates;
     uint64_t candidates_capacity;
+    int32_t *breakers; /* sorted */
+    wina_logit_bias *bias;
+    double mu; /* of mirostat: the surprise allowed next, in bits */
 };
 
 void wina_sampler_params_init(wina_sampler_params *p) {
@@ -33,28 +34,64 @@ void wina_sampler_params_init(wina_sampler_params *p) {
                                .min_p = 0.05f,
                                .repeat_last_n = 64,
                                .repeat_penalty = 1.0f,
-                               .seed = -1};
+                               .seed = -1,
+                               .typical_p = 1.0f,
+                               .top_n_sigma = -1.0f,
+                               .xtc_threshold = 0.1f,
+                               .dynatemp_exponent = 1.0f,
+                               .dry_base = 1.75f,
+                               .dry_allowed_length = 2,
+                               .dry_penalty_last_n = -1,
+                               .mirostat_tau = 5.0f,
+                               .mirostat_eta = 0.1f};
 }
 
 static int32_t refuse(const char *name, double value, const char *want) {
     return wina_fail(WINA_E_ARGUMENT, "%s is %g, must be %s", name, value, want);
 }
 
+/* Ranges of the numbers, ends included. */
+typedef struct range {
+    const char *name;
+    float value, low, high;
+    const char *want;
+} range;
+
 int32_t wina_sampler_check(const wina_sampler_params *p) {
-    if (!(p->temperature >= 0) || !isfinite(p->temperature))
-        return refuse("temperature", (double)p->temperature, "0 or more");
-    if (!(p->top_p >= 0 && p->top_p <= 1))
-        return refuse("top_p", (double)p->top_p, "in [0, 1]");
-    if (!(p->min_p >= 0 && p->min_p <= 1))
-        return refuse("min_p", (double)p->min_p, "in [0, 1]");
+    const range ranges[] = {
+        {"temperature", p->temperature, 0, FLT_MAX, "0 or more"},
+        {"top_p", p->top_p, 0, 1, "in [0, 1]"},
+        {"min_p", p->min_p, 0, 1, "in [0, 1]"},
+        {"typical_p", p->typical_p, 0, 1, "in [0, 1]"},
+        {"repeat_penalty", p->repeat_penalty, FLT_TRUE_MIN, FLT_MAX, "more than 0"},
+        {"presence_penalty", p->presence_penalty, -FLT_MAX, FLT_MAX, "finite"},
+        {"frequency_penalty", p->frequency_penalty, -FLT_MAX, FLT_MAX, "finite"},
+        {"top_n_sigma", p->top_n_sigma, -FLT_MAX, FLT_MAX, "finite"},
+        {"xtc_probability", p->xtc_probability, 0, 1, "in [0, 1]"},
+        {"xtc_threshold", p->xtc_threshold, 0, 1, "in [0, 1]"},
+        {"dynatemp_range", p->dynatemp_range, 0, FLT_MAX, "0 or more"},
+        {"dynatemp_exponent", p->dynatemp_exponent, 0, FLT_MAX, "0 or more"},
+        {"dry_multiplier", p->dry_multiplier, 0, FLT_MAX, "0 or more"},
+        {"dry_base", p->dry_base, 0, FLT_MAX, "0 or more"},
+        {"mirostat_tau", p->mirostat_tau, 0, FLT_MAX, "0 or more"},
+        {"mirostat_eta", p->mirostat_eta, 0, FLT_MAX, "0 or more"},
+    };
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++)
+        if (!(ranges[i].value >= ranges[i].low && ranges[i].value <= ranges[i].high))
+            return refuse(ranges[i].name, (double)ranges[i].value, ranges[i].want);
     if (p->repeat_last_n < -1)
         return refuse("repeat_last_n", p->repeat_last_n, "-1 or more");
-    if (!(p->repeat_penalty > 0) || !isfinite(p->repeat_penalty))
-        return refuse("repeat_penalty", (double)p->repeat_penalty, "more than 0");
-    if (!isfinite(p->presence_penalty))
-        return refuse("presence_penalty", (double)p->presence_penalty, "finite");
-    if (!isfinite(p->frequency_penalty))
-        return refuse("frequency_penalty", (double)p->frequency_penalty, "finite");
+    if (p->dry_allowed_length < 1)
+        return refuse("dry_allowed_length", p->dry_allowed_length, "1 or more");
+    if (p->dry_penalty_last_n < -1)
+        return refuse("dry_penalty_last_n", p->dry_penalty_last_n, "-1 or more");
+    if (p->mirostat < 0 || p->mirostat > 2)
+        return refuse("mirostat", p->mirostat, "0, 1 or 2");
+    if (p->n_dry_breakers < 0 || p->n_logit_bias < 0)
+        return wina_fail(WINA_E_ARGUMENT, "a number of dry_breakers or logit_bias is below 0");
+    for (int32_t i = 0; i < p->n_logit_bias; i++)
+        if (!(p->logit_bias[i].bias < INFINITY))
+            return refuse("logit_bias", (double)p->logit_bias[i].bias, "below +infinity");
     return WINA_OK;
 }
 
@@ -90,6 +127,30 @@ static int64_t random_seed(void) {
     return seed;
 }
 
+static int by_token(const void *a, const void *b) {
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* The caller's arrays end with the call. */
+static int32_t copy_arrays(wina_sampler *s) {
+    wina_sampler_params *p = &s->params;
+    if (p->n_dry_breakers > 0) {
+        WINA_TRY(wina_mem_create((uint64_t)p->n_dry_breakers, sizeof *s->breakers, "dry breakers",
+                                 &s->breakers));
+        memcpy(s->breakers, p->dry_breakers, (size_t)p->n_dry_breakers * sizeof *s->breakers);
+        qsort(s->breakers, (size_t)p->n_dry_breakers, sizeof *s->breakers, by_token);
+    }
+    if (p->n_logit_bias > 0) {
+        WINA_TRY(
+            wina_mem_create((uint64_t)p->n_logit_bias, sizeof *s->bias, "logit bias", &s->bias));
+        memcpy(s->bias, p->logit_bias, (size_t)p->n_logit_bias * sizeof *s->bias);
+    }
+    p->dry_breakers = s->breakers;
+    p->logit_bias = s->bias;
+    return WINA_OK;
+}
+
 int32_t wina_sampler_create(const wina_sampler_params *params, wina_sampler **out) {
     *out = NULL;
     wina_sampler_params p;
@@ -100,7 +161,13 @@ int32_t wina_sampler_create(const wina_sampler_params *params, wina_sampler **ou
     wina_sampler *s = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *s, "sampler", &s));
     s->params = p;
+    int32_t status = copy_arrays(s);
+    if (status != WINA_OK) {
+        wina_sampler_free(s);
+        return status;
+    }
     s->seed = p.seed < 0 ? random_seed() : p.seed;
+    s->mu = 2 * (double)p.mirostat_tau;
     uint64_t state = (uint64_t)s->seed;
     for (int i = 0; i < 4; i++)
         s->state[i] = splitmix(&state);
@@ -113,6 +180,8 @@ void wina_sampler_free(wina_sampler *s) {
         return;
     free(s->history);
     free(s->candidates);
+    free(s->breakers);
+    free(s->bias);
     free(s);
 }
 
@@ -127,14 +196,32 @@ int32_t wina_sampler_accept(wina_sampler *s, int32_t token) {
     return WINA_OK;
 }
 
-/* ---- choosing ----------------------------------------------------------------------------- */
+/* ---- logits: candidates are in token order -------------------------------------------------- */
 
-static int by_token(const void *a, const void *b) {
-    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
-    return (x > y) - (x < y);
+/* Logits as candidates. */
+static int32_t read_logits(wina_sampler *s, const float *logits, int32_t n_vocab) {
+    WINA_TRY(wina_mem_grow(&s->candidates, &s->candidates_capacity, (uint64_t)n_vocab,
+                           sizeof *s->candidates, "sampler candidates"));
+    for (int32_t i = 0; i < n_vocab; i++) {
+        if (!(logits[i] < INFINITY))
+            return wina_fail(WINA_E_NUMERIC, "the logit of token %d is %g", i, (double)logits[i]);
+        s->candidates[i] = (candidate){logits[i], i};
+    }
+    for (int32_t i = 0; i < s->params.n_logit_bias; i++)
+        if (s->bias[i].token >= 0 && s->bias[i].token < n_vocab)
+            s->candidates[s->bias[i].token].logit += s->bias[i].bias;
+    for (int32_t i = 0; i < n_vocab; i++)
+        if (s->candidates[i].logit > -INFINITY)
+            return WINA_OK;
+    return wina_fail(WINA_E_NUMERIC, "every logit is -infinity");
 }
 
-/* Lowers the candidates that occur among the last tokens; candidates are still in token order. */
+/* Subtracts in double, and leaves a float that is finite whatever the penalty is. */
+static void lower(float *logit, double from, double by) {
+    *logit = (float)fmin(fmax(from - by, -(double)FLT_MAX), (double)FLT_MAX);
+}
+
+/* Lowers the candidates that occur among the last tokens. */
 static int32_t penalize(wina_sampler *s, int32_t n_vocab) {
     const wina_sampler_params *p = &s->params;
     uint64_t n = p->repeat_last_n < 0 || (uint64_t)p->repeat_last_n > s->n_history
@@ -155,116 +242,122 @@ static int32_t penalize(wina_sampler *s, int32_t n_vocab) {
         float *logit = &s->candidates[recent[i]].logit;
         if (*logit == -INFINITY)
             continue;
-        /* In double, and back to a float that is finite whatever the penalties are. */
         double x = (double)*logit, repeat = (double)p->repeat_penalty;
         x = x > 0 ? x / repeat : x * repeat;
-        x -= (double)(j - i) * (double)p->frequency_penalty + (double)p->presence_penalty;
-        *logit = (float)fmin(fmax(x, -(double)FLT_MAX), (double)FLT_MAX);
+        lower(logit, x,
+              (double)(j - i) * (double)p->frequency_penalty + (double)p->presence_penalty);
     }
     free(recent);
     return WINA_OK;
 }
 
-static bool is_worse(candidate a, candidate b) {
-    return a.logit < b.logit || (a.logit == b.logit && a.token > b.token);
-}
-
-/* Restores the heap below element i of n; the worst candidate is at its root. */
-static void sift_down(candidate *heap, int64_t n, int64_t i) {
-    const candidate moved = heap[i];
-    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && is_worse(heap[child + 1], heap[child]))
-            child++;
-        if (!is_worse(heap[child], moved))
-            break;
-        heap[i] = heap[child];
+/* For every end of the history: how many tokens before it equal the history's last ones. The
+ * Z algorithm on the reversed history: linear. matches[i] belongs to the i-th token from the end.
+ */
+static void match_suffix(const int32_t *last, uint64_t n, uint64_t limit, uint64_t *matches) {
+    uint64_t begin = 0, end = 0; /* reversed positions that are known to repeat the first ones */
+    for (uint64_t i = 1; i < n; i++) {
+        uint64_t m = 0;
+        if (i < end)
+            m = matches[i - begin] < end - i ? matches[i - begin] : end - i;
+        while (i + m < n && *(last - m) == *(last - i - m))
+            m++;
+        matches[i] = m;
+        if (i + m > end)
+            begin = i, end = i + m;
     }
-    heap[i] = moved;
+    for (uint64_t i = 1; i < n; i++)
+        matches[i] = matches[i] < limit ? matches[i] : limit;
 }
 
-static void make_heap(candidate *c, int64_t n) {
-    for (int64_t i = n / 2 - 1; i >= 0; i--)
-        sift_down(c, n, i);
-}
-
-/* The k best of n candidates end up in c[0, k), as a heap. */
-static void keep_best(candidate *c, int64_t n, int64_t k) {
-    make_heap(c, k);
-    for (int64_t i = k; i < n; i++)
-        if (is_worse(c[0], c[i])) {
-            c[0] = c[i];
-            sift_down(c, k, 0);
+/* Don't repeat yourself: a token that would make the history's end go on as it once did is
+ * lowered by multiplier * base^(length - allowed), length counting tokens that repeat already. */
+static int32_t dry(wina_sampler *s, int32_t n_vocab) {
+    const wina_sampler_params *p = &s->params;
+    uint64_t n = p->dry_penalty_last_n < 0 || (uint64_t)p->dry_penalty_last_n > s->n_history
+                     ? s->n_history
+                     : (uint64_t)p->dry_penalty_last_n;
+    const uint64_t allowed = (uint64_t)p->dry_allowed_length;
+    if (p->dry_multiplier == 0 || p->dry_base < 1 || n <= allowed)
+        return WINA_OK;
+    const int32_t *last = s->history + s->n_history - 1;
+    uint64_t limit = 0; /* tokens at the end up to the last breaker */
+    while (limit < n && !bsearch(last - limit, s->breakers, (size_t)p->n_dry_breakers,
+                                 sizeof *s->breakers, by_token))
+        limit++;
+    if (limit < allowed)
+        return WINA_OK;
+    uint64_t *matches = NULL, *longest = NULL;
+    WINA_TRY(wina_mem_create(n, sizeof *matches, "dry matches", &matches));
+    int32_t status = wina_mem_create((uint64_t)n_vocab, sizeof *longest, "dry matches", &longest);
+    if (status == WINA_OK) {
+        match_suffix(last, n, limit, matches);
+        for (uint64_t i = 1; i < n; i++) {
+            int32_t next = *(last - i + 1);
+            if (next >= 0 && next < n_vocab && matches[i] > longest[next])
+                longest[next] = matches[i];
         }
-}
-
-static void sort_best_first(candidate *c, int64_t n) {
-    make_heap(c, n);
-    for (int64_t m = n - 1; m > 0; m--) {
-        const candidate worst = c[0];
-        c[0] = c[m];
-        c[m] = worst;
-        sift_down(c, m, 0);
+        for (int32_t t = 0; t < n_vocab; t++)
+            if (longest[t] >= allowed && s->candidates[t].logit > -INFINITY)
+                lower(&s->candidates[t].logit, (double)s->candidates[t].logit,
+                      (double)p->dry_multiplier *
+                          pow((double)p->dry_base, (double)(longest[t] - allowed)));
     }
+    free(matches);
+    free(longest);
+    return status;
 }
 
-static double weight(candidate c, float max, double temperature) {
-    return exp(((double)c.logit - (double)max) / temperature);
-}
+/* ---- choosing ----------------------------------------------------------------------------- */
 
-/* top_p: keeps the best candidates whose probabilities first reach it; min_p: those of at least
- * min_p times the best one's. Both keep a first part of the sorted candidates, at least one, so
- * what min_p drops need not be sorted. Nor what is rarer than (1 - top_p) / (2 n): all of it
- * together is in the tail that top_p drops. Returns how many are left. */
-static int64_t cut_tail(const wina_sampler_params *p, candidate *c, int64_t n, float max) {
-    double total = 0, lowest = -INFINITY;
-    if (p->top_p < 1) {
-        for (int64_t i = 0; i < n; i++)
-            total += weight(c[i], max, 1);
-        lowest = log(0.5 * (1 - (double)p->top_p) * total / (double)n);
-    }
-    if (p->min_p > 0)
-        lowest = fmax(lowest, log((double)p->min_p));
-    int64_t n_kept = 0;
+/* Index of the candidate drawn from n at a temperature. */
+static int64_t draw_one(wina_sampler *s, const candidate *c, int64_t n, double temperature) {
+    const float max = wina_candidates_best(c, n).logit;
+    double total = 0;
     for (int64_t i = 0; i < n; i++)
-        if ((double)c[i].logit - (double)max >= lowest)
-            c[n_kept++] = c[i];
-    if (p->top_p >= 1)
-        return n_kept;
-    sort_best_first(c, n_kept);
-    double sum = 0;
-    int64_t m = 0;
-    while (m < n_kept && (m == 0 || sum < (double)p->top_p * total))
-        sum += weight(c[m++], max, 1);
-    return m;
-}
-
-static int32_t draw_token(wina_sampler *s, const candidate *c, int64_t n, float max) {
-    double total = 0, t = (double)s->params.temperature;
-    for (int64_t i = 0; i < n; i++)
-        total += weight(c[i], max, t);
+        total += wina_candidate_weight(c[i], max, temperature);
     double left = draw(s) * total;
-    int32_t token = -1; /* the last with any weight, should rounding carry us past the end */
+    int64_t chosen = 0; /* the last with any weight, should rounding carry us past the end */
     for (int64_t i = 0; i < n && left >= 0; i++) {
-        double w = weight(c[i], max, t);
+        double w = wina_candidate_weight(c[i], max, temperature);
         left -= w;
         if (w > 0)
-            token = c[i].token;
+            chosen = i;
     }
-    return token;
+    return chosen;
 }
 
-/* Logits as candidates, in token order. */
-static int32_t read_logits(wina_sampler *s, const float *logits, int32_t n_vocab) {
-    WINA_TRY(wina_mem_grow(&s->candidates, &s->candidates_capacity, (uint64_t)n_vocab,
-                           sizeof *s->candidates, "sampler candidates"));
-    bool any = false;
-    for (int32_t i = 0; i < n_vocab; i++) {
-        if (!(logits[i] < INFINITY))
-            return wina_fail(WINA_E_NUMERIC, "the logit of token %d is %g", i, (double)logits[i]);
-        any |= logits[i] > -INFINITY;
-        s->candidates[i] = (candidate){logits[i], i};
-    }
-    return any ? WINA_OK : wina_fail(WINA_E_NUMERIC, "every logit is -infinity");
+/* Keeps the surprise of what is drawn near tau. */
+static int32_t mirostat(wina_sampler *s, int32_t n_vocab) {
+    candidate *c = s->candidates;
+    int64_t n = n_vocab;
+    for (int64_t i = 0; i < n; i++) /* temperature comes first here */
+        lower(&c[i].logit, (double)c[i].logit / (double)s->params.temperature, 0);
+    wina_candidates_sort(c, n);
+    n = s->params.mirostat == 1 ? wina_candidates_mirostat(c, n, n_vocab, s->mu)
+                                : wina_candidates_mirostat_v2(c, n, s->mu);
+    int64_t chosen = draw_one(s, c, n, 1);
+    double total = 0;
+    for (int64_t i = 0; i < n; i++)
+        total += wina_candidate_weight(c[i], c[0].logit, 1);
+    double surprise = -log2(wina_candidate_weight(c[chosen], c[0].logit, 1) / total);
+    s->mu -= (double)s->params.mirostat_eta * (surprise - (double)s->params.mirostat_tau);
+    return c[chosen].token;
+}
+
+/* Everything between the penalties and the draw; *n candidates are left. */
+static int32_t filter(wina_sampler *s, int64_t *n) {
+    const wina_sampler_params *p = &s->params;
+    candidate *c = s->candidates;
+    if (p->top_n_sigma > 0)
+        *n = wina_candidates_top_n_sigma(c, *n, p->top_n_sigma);
+    *n = wina_candidates_top_k(c, *n, p->top_k);
+    if (p->typical_p < 1)
+        WINA_TRY(wina_candidates_typical(c, *n, p->typical_p, n));
+    *n = wina_candidates_tail(c, *n, p->top_p, p->min_p);
+    if (p->xtc_probability > 0 && p->xtc_threshold <= 0.5f && draw(s) < (double)p->xtc_probability)
+        *n = wina_candidates_xtc(c, *n, p->xtc_threshold);
+    return WINA_OK;
 }
 
 int32_t wina_sampler_sample(wina_sampler *s, const float *logits, int32_t n_vocab, int32_t *token) {
@@ -272,21 +365,20 @@ int32_t wina_sampler_sample(wina_sampler *s, const float *logits, int32_t n_voca
     if (n_vocab < 1)
         return wina_fail(WINA_E_ARGUMENT, "no logits to sample from");
     WINA_TRY(read_logits(s, logits, n_vocab));
-    WINA_TRY(penalize(s, n_vocab));
-    candidate *c = s->candidates, best = c[0];
-    for (int32_t i = 1; i < n_vocab; i++)
-        if (c[i].logit > best.logit)
-            best = c[i];
-    if (p->temperature == 0) {
-        *token = best.token;
+    candidate *c = s->candidates;
+    if (p->mirostat > 0 && p->temperature > 0) {
+        *token = mirostat(s, n_vocab);
         return WINA_OK;
     }
+    WINA_TRY(penalize(s, n_vocab));
+    WINA_TRY(dry(s, n_vocab));
     int64_t n = n_vocab;
-    if (p->top_k > 0 && p->top_k < n) {
-        keep_best(c, n, p->top_k);
-        n = p->top_k;
-    }
-    n = cut_tail(p, c, n, best.logit);
-    *token = draw_token(s, c, n, best.logit);
+    /* Only these two can leave out the best token. */
+    if (p->temperature > 0 || p->typical_p < 1 || p->xtc_probability > 0)
+        WINA_TRY(filter(s, &n));
+    double temperature =
+        wina_candidates_temperature(c, n, p->temperature, p->dynatemp_range, p->dynatemp_exponent);
+    *token = p->temperature > 0 && temperature > 0 ? c[draw_one(s, c, n, temperature)].token
+                                                   : wina_candidates_best(c, n).token;
     return WINA_OK;
 }

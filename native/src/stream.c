@@ -17,7 +17,10 @@ struct wina_stream {
     int32_t n_prompt, n_evaluated;
     int32_t max_tokens, n_generated;
     bool special, ignore_eog;
-    int32_t pending; /* token chosen but not yet evaluated, or -1 */
+    wina_logits_fn process; /* or NULL */
+    void *process_user;
+    float *processed; /* (n_vocab) what it changes */
+    int32_t pending;  /* token chosen but not yet evaluated, or -1 */
     bool finished;
 };
 
@@ -31,11 +34,15 @@ static int32_t check(const wina_session *s, const wina_stream_params *p) {
         return wina_fail(WINA_E_ARGUMENT, "the prompt is empty");
     if (p->max_tokens < -1)
         return wina_fail(WINA_E_ARGUMENT, "max_tokens is %d, must be -1 or more", p->max_tokens);
-    if (p->n_tokens > s->n_ctx - s->n_past)
+    if (p->n_held < 0 || p->n_held >= p->n_tokens || (p->n_held > 0 && p->n_held != s->n_past))
+        return wina_fail(WINA_E_ARGUMENT,
+                         "n_held is %d: the session holds %d tokens, the prompt %d", p->n_held,
+                         s->n_past, p->n_tokens);
+    if (p->n_tokens - p->n_held > s->n_ctx - s->n_past)
         return wina_fail(WINA_E_CONTEXT,
                          "the prompt has %d tokens, the context of %d tokens has room for %d: "
                          "raise n_ctx or shorten the prompt",
-                         p->n_tokens, s->n_ctx, s->n_ctx - s->n_past);
+                         p->n_tokens - p->n_held, s->n_ctx, s->n_ctx - s->n_past);
     return WINA_OK;
 }
 
@@ -46,11 +53,17 @@ int32_t wina_stream_create(wina_session *session, const wina_stream_params *p, w
     WINA_TRY(wina_mem_create(1, sizeof *s, "stream", &s));
     s->session = session;
     s->n_prompt = p->n_tokens;
+    s->n_evaluated = p->n_held;
     s->max_tokens = p->max_tokens;
     s->special = p->special != 0;
     s->ignore_eog = p->ignore_eog != 0;
     s->pending = -1;
+    s->process = p->process;
+    s->process_user = p->process_user;
     int32_t status = wina_sampler_create(&p->sampler, &s->sampler);
+    if (status == WINA_OK && s->process)
+        status = wina_mem_create((uint64_t)session->model->config.n_vocab, sizeof *s->processed,
+                                 "logits", &s->processed);
     if (status == WINA_OK)
         status = wina_textcut_init(&s->cut, p->stop, p->n_stop);
     if (status == WINA_OK)
@@ -76,6 +89,7 @@ void wina_stream_free(wina_stream *s) {
     wina_sampler_free(s->sampler);
     wina_textcut_clear(&s->cut);
     free(s->prompt);
+    free(s->processed);
     free(s);
 }
 
@@ -115,8 +129,21 @@ static int32_t token_bytes(const wina_stream *s, int32_t token, char **bytes, si
     return status;
 }
 
-static int32_t next_token(wina_stream *s, wina_chunk *chunk) {
+static int32_t choose(wina_stream *s, int32_t *token) {
     const int32_t n_vocab = s->session->model->config.n_vocab;
+    const float *logits = wina_session_logits(s->session);
+    if (s->process) {
+        memcpy(s->processed, logits, (size_t)n_vocab * sizeof *logits);
+        int32_t status = s->process(s->processed, n_vocab, s->process_user);
+        if (status != WINA_OK)
+            return wina_fail(status, "a logits processor failed");
+        logits = s->processed;
+    }
+    WINA_TRY(wina_sampler_sample(s->sampler, logits, n_vocab, token));
+    return wina_sampler_accept(s->sampler, *token);
+}
+
+static int32_t next_token(wina_stream *s, wina_chunk *chunk) {
     if (s->max_tokens >= 0 && s->n_generated >= s->max_tokens)
         return finish(s, "", 0, WINA_FINISH_LENGTH, chunk);
     if (s->pending >= 0) {
@@ -126,8 +153,7 @@ static int32_t next_token(wina_stream *s, wina_chunk *chunk) {
         s->pending = -1;
     }
     int32_t token;
-    WINA_TRY(wina_sampler_sample(s->sampler, wina_session_logits(s->session), n_vocab, &token));
-    WINA_TRY(wina_sampler_accept(s->sampler, token));
+    WINA_TRY(choose(s, &token));
     chunk->token = token;
     if (!s->ignore_eog && wina_token_is_eog(s->session->model, token))
         return finish(s, "", 0, WINA_FINISH_EOG, chunk);

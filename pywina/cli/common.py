@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..api import load
 from ..errors import FileError
-from ..generation import GenerateOptions, Stream, Timings
+from ..generation import Stream, Timings
 from ..model import Model
+from ..params import GenerateOptions
 from ..sparsity import Sparsity
 
 

@@ -19,7 +19,7 @@ from ..errors import (
     UnsupportedError,
     WinaError,
 )
-from ..generation import Params
+from ..params import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
 from . import calibrate, chat, convert, demo, eval, fetch, report, run
 
