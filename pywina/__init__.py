@@ -30,7 +30,9 @@ from .errors import (
     WinaError,
 )
 from .generation import Chunk, Stream, Timings
-from .model import Model, ModelInfo, Stats, TensorInfo
+from .grammar import Grammar
+from .info import ModelInfo, Stats, TensorInfo
+from .model import Model
 from .params import GenerateOptions, LogitsProcessor, Params
 from .sparsity import Sparsity
 from .tuning import Tuning
@@ -45,6 +47,7 @@ __all__ = [
     "FileError",
     "FormatError",
     "GenerateOptions",
+    "Grammar",
     "LibraryError",
     "LogitsProcessor",
     "Model",

@@ -1,14 +1,14 @@
-"""Models: load a GGUF file, generate text, look inside."""
+"""Models: load a GGUF file, turn text into tokens, generate text, evaluate."""
 
 from __future__ import annotations
 
 import functools
 import os
+import struct
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, Unpack, overload
 
@@ -19,15 +19,15 @@ from . import _values
 from ._handle import Handle
 from ._native import check, ffi, lib
 from .chat import ChatTemplate, Message
-from .errors import ArgumentError, ContextError, TemplateError
+from .completion import Completions
+from .errors import ArgumentError, ContextError, FormatError, TemplateError
 from .generation import Stream, Timings
 from .hub.fetch import resolve
+from .info import ModelInfo, Stats, _fields, _text
+from .inspection import Inspection
 from .params import GenerateOptions, split_options
 from .sparsity import Mask, Method, Sparsity
-from .tuning import Tuning
 
-Group = Literal["qkv", "o", "gate_up", "down"]
-Tap = Callable[[int, Group, NDArray[np.float32]], object]
 Backend = Literal["auto", "cpu", "cuda"]
 
 _BACKENDS: dict[str, int] = {
@@ -36,77 +36,8 @@ _BACKENDS: dict[str, int] = {
     "cuda": lib.WINA_BACKEND_CUDA,
 }
 
-_GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "qkv": (lib.WINA_GROUP_QKV, ("q", "k", "v")),
-    "o": (lib.WINA_GROUP_O, ("o",)),
-    "gate_up": (lib.WINA_GROUP_GATE_UP, ("gate", "up")),
-    "down": (lib.WINA_GROUP_DOWN, ("down",)),
-}
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Facts about a model; sizes in bytes. bos_token and eos_token are None if there is none."""
-
-    architecture: str
-    name: str
-    n_vocab: int
-    n_ctx_train: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
-    bos_token: int | None
-    eos_token: int | None
-    add_bos: bool
-    tied_output: bool
-    n_params: int
-    file_bytes: int
-    weight_bytes: int
-    sparse_bytes: int
-    kv_bytes_per_token: int
-    backend: str  # "cpu" or "cuda"
-    device: str  # name of the GPU, "" without one
-    backend_note: str  # why the model is not on a GPU although that was wanted
-    gpu_bytes: int
-    n_ctx: int
-    n_threads: int
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """One tensor of the file. shape is (rows, cols) = (outputs, inputs)."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    n_bytes: int
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What the last generation or evaluation did; wina_stats in wina.h says more."""
-
-    n_prefill: int
-    n_decode: int
-    prefill_s: float
-    decode_s: float
-    sparse_read: int
-    sparse_total: int
-    kept_fraction: float
-    bytes_per_token: float
-    session_bytes: int
-
-
-def _fields(struct: Any, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(struct, name) for name in names}
-
-
-def _text(buffer: Any) -> str:
-    data: bytes = ffi.string(buffer)
-    return data.decode("utf-8", "replace")
+_STATE = struct.Struct("<8sII")  # magic, tokens, their CRC-32
+_STATE_MAGIC = b"PYWINAS1"
 
 
 class _Progress:
@@ -176,7 +107,7 @@ def _create(
         raise
 
 
-class Model:
+class Model(Inspection, Completions):
     """A loaded model with room for one sequence of tokens; see :func:`pywina.load`.
 
     Calls from several threads wait for one another. Every call starts with an empty context.
@@ -562,127 +493,60 @@ class Model:
             check(lib.wina_session_get_stats(session, stats))
         return Stats(**_fields(stats, Stats.__dataclass_fields__))
 
-    # ---- calibration -------------------------------------------------------------------------
-
-    def set_tuning(self, tuning: Tuning | None) -> None:
-        """Budgets, norms and thresholds in place of the file's; None: the file's again."""
+    def embed(self, text: str | Sequence[int], *, normalize: bool = True) -> NDArray[np.float32]:
+        """One vector for a text, shape (n_embd,): the mean over its tokens of the last layer's
+        normed output, evaluated dense; of length 1 with normalize. On the CPU only."""
+        ids = self._prompt_tokens(text)
+        if len(ids) > self.info.n_ctx:
+            raise ContextError(f"{len(ids)} tokens do not fit into n_ctx = {self.info.n_ctx}")
+        out = np.empty((len(ids), self.info.n_embd), dtype=np.float32)
+        call, tokens = ffi.new("wina_eval *"), ffi.new("int32_t[]", ids)
+        call.tokens, call.n_tokens, call.n_dense = tokens, len(ids), -1
+        call.hidden = ffi.from_buffer("float[]", out)
         with self._handle.run() as session:
-            self._begin(session, Sparsity())  # one that any tuning can follow
-            if tuning is None:
-                check(lib.wina_session_set_tuning(session, ffi.NULL))
-                return
-            native, alive = tuning._struct(self)
-            check(lib.wina_session_set_tuning(session, native))
-            del alive
+            self._begin(session, Sparsity())
+            check(lib.wina_session_eval(session, call))
+        mean = out.mean(axis=0, dtype=np.float64)
+        length = float(np.linalg.norm(mean)) if normalize else 1.0
+        return (mean / (length or 1.0)).astype(np.float32)
 
-    @contextmanager
-    def tap(self, function: Tap) -> Iterator[None]:
-        """Shows the inputs of all groups while the ``with`` lasts: ``function(layer, group, x)``
-        with x (n_tokens, n_inputs), dense and valid during the call only. An exception in it is
-        raised at the end."""
-        names = tuple(_GROUPS)
-        failed: list[BaseException] = []
+    # ---- state -------------------------------------------------------------------------------
 
-        def call(layer: int, group: int, x: Any, n_tokens: int, n_in: int, _user: Any) -> None:
-            if not failed:
-                data = np.frombuffer(ffi.buffer(x, n_tokens * n_in * 4), dtype=np.float32)
-                function(layer, names[group], data.reshape(n_tokens, n_in))
-
-        def on_error(_kind: type, error: BaseException, _trace: Any) -> None:
-            failed.append(error)
-
-        callback = ffi.callback("wina_tap_fn", call, onerror=on_error)
+    def save_state(self) -> bytes:
+        """What the context holds: its tokens and their keys and values. :meth:`load_state`, in this
+        process or another, goes on from there: a prompt that begins with these tokens is not
+        evaluated again. Only what a dense prompt computes is kept; on the CPU only."""
+        size = ffi.new("size_t *")
         with self._handle.run() as session:
-            check(lib.wina_session_set_tap(session, callback, ffi.NULL))
-            try:
-                yield
-            finally:
-                check(lib.wina_session_set_tap(session, ffi.NULL, ffi.NULL))
-        if failed:
-            raise failed[0]
+            held = self._held[: lib.wina_session_n_past(session)]
+            check(lib.wina_session_truncate(session, len(held)))
+            status = lib.wina_session_save_state(session, ffi.NULL, 0, size)
+            if status != lib.WINA_E_SPACE:
+                check(status)
+            native = bytearray(size[0])
+            check(lib.wina_session_save_state(session, ffi.from_buffer(native), len(native), size))
+        tokens = np.array(held, dtype="<i4").tobytes()
+        return _STATE.pack(_STATE_MAGIC, len(held), zlib.crc32(tokens)) + tokens + native
 
-    def describe_rule(self, sparsity: float | Sparsity | None = None) -> str:
-        """The rule that a sparsity amounts to for this file, in words."""
-        native, text = ffi.new("wina_sparsity *"), ffi.new("char[512]")
-        self.sparsity.replace(sparsity=sparsity)._store(native[0])
-        with self._handle.borrow() as model:
-            check(lib.wina_model_describe_rule(model, native, text, len(text)))
-        return _text(text)
-
-    def keep_counts(self, sparsity: float | Sparsity | None = None) -> NDArray[np.int32]:
-        """Inputs kept, (n_layer, 4, 3): by layer, group and kept list; 0 where there is none."""
-        out = np.empty((self.info.n_layer, 4, 3), dtype=np.int32)
+    def load_state(self, state: bytes) -> list[int]:
+        """Takes over what :meth:`save_state` gave, and returns the tokens. FormatError if it is
+        damaged, or of another model; the context is then empty."""
+        view = memoryview(state)
+        magic, n_tokens, checksum = (
+            _STATE.unpack(view[: _STATE.size]) if len(view) >= _STATE.size else (b"", 0, 0)
+        )
+        end = _STATE.size + 4 * n_tokens
+        if magic != _STATE_MAGIC or len(view) < end:
+            raise FormatError("this is no saved state of pywina")
+        tokens = np.frombuffer(view[_STATE.size : end], dtype="<i4")
+        if zlib.crc32(tokens.tobytes()) != checksum:
+            raise FormatError("the state is damaged: its tokens have another checksum")
+        native = ffi.from_buffer(view[end:]) if len(view) > end else ffi.NULL
         with self._handle.run() as session:
-            self._begin(session, self.sparsity.replace(sparsity=sparsity))
-            check(lib.wina_session_get_keep(session, ffi.from_buffer("int32_t[]", out)))
-        return out
-
-    def kept_fractions(self, sparsity: float | Sparsity | None = None) -> NDArray[np.float64]:
-        """(n_layer, 4) share of its inputs that each group keeps, with group masks."""
-        widths = np.array([self.width(group) for group in _GROUPS], dtype=np.float64)
-        return self.keep_counts(sparsity)[:, :, 0] / widths
-
-    def width(self, group: Group) -> int:
-        """Number of inputs of a group."""
-        if group == "down":
-            return self.info.n_ff
-        return self.info.n_head * self.info.head_dim if group == "o" else self.info.n_embd
-
-    # ---- inside the file ---------------------------------------------------------------------
-
-    @functools.cached_property
-    def metadata(self) -> dict[str, str]:
-        """Keys of the file and their values as text; long arrays are shortened."""
-        key, value = ffi.new("char[256]"), ffi.new("char[]", 1 << 16)
-        result = {}
-        with self._handle.borrow() as model:
-            for i in range(lib.wina_model_meta_count(model)):
-                check(lib.wina_model_get_meta(model, i, key, len(key), value, len(value)))
-                result[_text(key)] = _text(value)
-        return result
-
-    @functools.cached_property
-    def tensors(self) -> dict[str, TensorInfo]:
-        """The tensors of the file by name."""
-        info = ffi.new("wina_tensor_info *")
-        result = {}
-        with self._handle.borrow() as model:
-            for i in range(lib.wina_model_tensor_count(model)):
-                check(lib.wina_model_get_tensor(model, i, info))
-                shape = tuple(reversed(ffi.unpack(info.ne, info.n_dims)))
-                name = _text(info.name)
-                result[name] = TensorInfo(name, _text(info.type), shape, info.n_bytes)
-        return result
-
-    def read_tensor(self, name: str) -> NDArray[np.float32]:
-        """A tensor decoded to float32, in its shape (rows, cols)."""
-        if name not in self.tensors:
-            raise ArgumentError(f"{self.path} has no tensor {name!r}")
-        shape = self.tensors[name].shape
-        out = np.empty(shape, dtype=np.float32)
-        rows = out.size // shape[-1]
-        with self._handle.borrow() as model:
-            buffer = ffi.from_buffer("float[]", out)
-            check(lib.wina_model_read_rows(model, name.encode("utf-8"), 0, rows, buffer))
-        return out
-
-    def norms(self, layer: int, group: Group, projection: str | None = None) -> NDArray[np.float32]:
-        """l2 norms of the columns of a group's stacked matrix, shape (n_inputs,).
-
-        projection: ``"q"``, ``"k"``, ``"v"``, ``"gate"`` or ``"up"`` for one matrix of the group.
-        """
-        _values.integer("layer", layer, 0, self.info.n_layer - 1)
-        if group not in _GROUPS:
-            raise ArgumentError(f"group is {group!r}; choose one of {', '.join(_GROUPS)}")
-        number, projections = _GROUPS[group]
-        if projection is not None and projection not in projections:
-            raise ArgumentError(
-                f"projection is {projection!r}; {group} has {', '.join(projections)}"
-            )
-        index = -1 if projection is None else projections.index(projection)
-        width = self.width(group)
-        out = np.empty(width, dtype=np.float32)
-        with self._handle.borrow() as model:
-            buffer = ffi.from_buffer("float[]", out)
-            check(lib.wina_model_get_norms(model, layer, number, index, buffer, width))
-        return out
+            self._begin(session, Sparsity())
+            check(lib.wina_session_load_state(session, native, len(view) - end))
+            if lib.wina_session_n_past(session) != n_tokens:
+                self._begin(session, Sparsity())
+                raise FormatError(f"the state holds other than its {n_tokens} tokens")
+            self._held = tokens.tolist()
+        return list(self._held)

@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cpu", "cuda"),
     ("cudalib",),
     ("forward",),
-    ("session",),
+    ("session", "state"),
     ("stream",),
     ("api",),
 )

@@ -316,6 +316,8 @@ typedef struct wina_eval {
                             * session's sparsity; -1: all dense */
     float *logits;         /* NULL, or (n_tokens - logits_from, n_vocab) */
     int32_t logits_from;   /* first token of this call whose logits are stored */
+    float *hidden;         /* NULL, or (n_tokens, n_embd): the last layer's output after the final
+                            * norm, which embeddings are made of. CPU only */
 } wina_eval;
 
 /* Runs tokens through the model. Whatever is asked for in *eval, the logits of the last token
@@ -336,6 +338,14 @@ int32_t wina_session_n_threads(const wina_session *session);
 
 /* Forgets all but the first n_past tokens, 0 <= n_past <= current. */
 int32_t wina_session_truncate(wina_session *session, int32_t n_past);
+
+/* What the session remembers of its tokens, as bytes with a checksum: another session of the same
+ * model can go on from there. save: WINA_E_SPACE if capacity is too small; *n_bytes is what is
+ * needed. load: WINA_E_FORMAT if data is damaged or of another model or version; the session is
+ * then as before. There are no logits until the next evaluation. CPU only. */
+int32_t wina_session_save_state(wina_session *session, void *data, size_t capacity,
+                                size_t *n_bytes);
+int32_t wina_session_load_state(wina_session *session, const void *data, size_t n_bytes);
 
 /* Ends the evaluation under way with WINA_E_CANCELLED; from any thread or signal handler. An
  * evaluation that starts later is not affected. */

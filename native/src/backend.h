@@ -42,6 +42,13 @@ typedef struct wina_backend_ops {
     bool (*recorded)(wina_backend *backend);
     /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
+    /* rms_norm(x) of all tokens of the batch, (n_tokens, n_embd): what the head multiplies. NULL:
+     * cannot */
+    void (*hidden)(wina_backend *backend, float *out);
+    /* Rows of one head in the key (value) cache, one per position; *row_bytes apart. NULL: not in
+     * this process's memory */
+    void *(*cache)(wina_backend *backend, int32_t layer, int32_t head, bool value,
+                   uint64_t *row_bytes);
 } wina_backend_ops;
 
 struct wina_backend {

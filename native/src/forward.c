@@ -50,6 +50,11 @@ int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
     WINA_TRY(b->status);
     if (!op->recorded || !op->recorded(b))
         WINA_TRY(walk_layers(b, f));
+    if (f->hidden && !op->hidden)
+        return wina_fail(WINA_E_UNSUPPORTED, "embeddings cannot be read on backend %s: use the CPU",
+                         op->name);
+    if (f->hidden)
+        op->hidden(b, f->hidden);
     op->logits(b, f->logits_from, f->logits);
     return b->status;
 }

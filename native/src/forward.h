@@ -14,6 +14,7 @@ typedef struct wina_forward {
     const wina_rules *rules;
     float *logits;       /* (n_tokens - logits_from, n_vocab) */
     int32_t logits_from; /* < n_tokens */
+    float *hidden;       /* (n_tokens, n_embd) normed output of the last layer, or NULL */
     const atomic_bool *cancel;
     wina_tap_fn tap; /* NULL: none */
     void *tap_user;

@@ -184,6 +184,8 @@ static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int3
                       .tap_user = s->tap_user};
     if (f.n_dense > n)
         f.n_dense = n;
+    if (e->hidden)
+        f.hidden = e->hidden + (int64_t)done * s->model->config.n_embd;
     if (from < n)
         f.logits = e->logits + (int64_t)(done + from - e->logits_from) * n_vocab;
     else if (last)

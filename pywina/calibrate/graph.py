@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import ArgumentError, LibraryError, UnsupportedError
-from ..model import Group, Model
+from ..info import Group
+from ..model import Model
 
 #: architecture -> pairs that the position rotates are (2i, 2i + 1), else (i, i + n/2)
 _INTERLEAVED = {"llama": True, "qwen2": False}

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model import Group, Model
+from ..info import Group
+from ..model import Model
 from ..tuning import GROUPS
 from .graph import Graph, keep_largest
 

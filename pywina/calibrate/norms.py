@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model import Group
+from ..info import Group
 from .graph import Graph
 
 

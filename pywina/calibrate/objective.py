@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ..convert.convert import l2_norms
 from ..eval.windows import log_probabilities
-from ..model import Group, Model
+from ..info import Group
+from ..model import Model
 from ..sparsity import Sparsity
 from ..tuning import GROUPS, Tuning
 from .graph import Graph, keep_largest

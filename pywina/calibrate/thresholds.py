@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model import Group, Model
+from ..info import Group
+from ..model import Model
 from ..sparsity import Sparsity
 from ..tuning import GROUPS
 

@@ -11,7 +11,8 @@ import gguf
 import numpy as np
 
 from ..errors import ArgumentError, FileError
-from ..model import _GROUPS, Group, Model
+from ..info import _GROUPS, Group
+from ..model import Model
 from ..tuning import Tuning
 from . import gguffile
 from .gguffile import GgufFile, Tensor

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, UnsupportedError
-from ..model import Group, Model
+from ..info import Group
+from ..model import Model
 
 Array = NDArray[np.float32]
 Moment = NDArray[np.float64]

@@ -11,7 +11,7 @@ import jinja2
 
 from .. import _version
 from ..errors import FileError
-from ..model import ModelInfo
+from ..info import ModelInfo
 from .measure import Measurements, Quality
 from .plots import draw_all
 

@@ -213,6 +213,22 @@ static void swiglu(wina_backend *b, int32_t layer) {
     wina_threads_run(c->threads, c->n_tokens == 1 ? swiglu_rows : swiglu_tokens, &j);
 }
 
+static void hidden(wina_backend *b, float *out) {
+    wina_cpu *c = cpu_of(b);
+    const wina_config *f = &b->model->config;
+    for (int64_t t = 0; t < c->n_tokens; t++)
+        c->kernels.rms_norm(out + t * f->n_embd, c->x + t * f->n_embd,
+                            b->model->weights.output_norm, f->n_embd, f->rms_eps);
+}
+
+static void *cache(wina_backend *b, int32_t layer, int32_t head, bool value, uint64_t *row_bytes) {
+    wina_cpu *c = cpu_of(b);
+    const wina_config *f = &b->model->config;
+    *row_bytes = (uint64_t)f->head_dim * sizeof *c->k;
+    int64_t row = ((int64_t)layer * f->n_head_kv + head) * c->n_ctx;
+    return (value ? c->v : c->k) + row * f->head_dim;
+}
+
 static const wina_backend_ops CPU_OPS = {
     .name = "cpu",
     .free = cpu_free,
@@ -226,6 +242,8 @@ static const wina_backend_ops CPU_OPS = {
     .attend = wina_cpu_attend,
     .swiglu = swiglu,
     .logits = wina_cpu_logits,
+    .hidden = hidden,
+    .cache = cache,
 };
 
 int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
