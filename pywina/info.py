@@ -48,6 +48,7 @@ class ModelInfo:
     device: str  # name of the GPU, "" without one
     backend_note: str  # why the model is not on a GPU although that was wanted
     gpu_bytes: int
+    packed: bool  # the file holds weights as they are in memory
     n_ctx: int
     n_threads: int
 

@@ -160,6 +160,7 @@ class Model(Inspection, Completions):
                 "eos_token": info.eos_token if info.eos_token >= 0 else None,
                 "add_bos": bool(info.add_bos),
                 "tied_output": bool(info.tied_output),
+                "packed": bool(info.packed),
                 "backend": _text(info.backend),
                 "device": _text(info.device),
                 "backend_note": _text(info.backend_note),
@@ -167,6 +168,22 @@ class Model(Inspection, Completions):
                 "n_threads": lib.wina_session_n_threads(session),
             }
         return ModelInfo(**values)
+
+    def write_packed(
+        self, path: str | PathLike[str], progress: Callable[[float], object] | None = None
+    ) -> None:
+        """Writes the model as a packed file, which is mapped at load; whole or not at all.
+
+        progress: called with 0.0 to 1.0; an exception in it stops the writing.
+        """
+        report = _Progress(progress)
+        with self._handle.borrow() as model:
+            status = lib.wina_model_write_packed(
+                model, os.fsencode(path), report.callback, ffi.NULL
+            )
+        if report.error is not None:
+            raise report.error
+        check(status)
 
     # ---- life --------------------------------------------------------------------------------
 

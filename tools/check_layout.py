@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
     ("config", "pack", "candidates", "textcut"),
     ("sampler",),
-    ("weights", "tuning"),
+    ("weights", "packed", "packed_write", "tuning"),
     ("model",),
     ("backend",),
     ("cpu", "cuda"),

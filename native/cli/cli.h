@@ -14,8 +14,9 @@ enum { EXIT_RUN = 1, EXIT_INPUT = 2, EXIT_INTERRUPTED = 130 };
 /* Everything that can be said on a command line, with its default. */
 typedef struct cli_options {
     const char *model, *prompt, *file;
-    int64_t n_predict; /* -1: to the end */
-    int64_t n_prompt;  /* of bench */
+    const char *output; /* of pack */
+    int64_t n_predict;  /* -1: to the end */
+    int64_t n_prompt;   /* of bench */
     int64_t ctx, threads, batch, repetitions, depth, chunks, dense_prefix;
     int64_t gpu_layers; /* -1: as many as fit */
     int32_t backend;    /* wina_backend_kind */
@@ -24,6 +25,7 @@ typedef struct cli_options {
     const char *sparsities; /* list, of bench */
     const char **stops;
     int32_t n_stops;
+    bool no_mmap, mlock, verify, dry_run;
     bool json, special, ignore_eog, no_kld, verbose;
 } cli_options;
 
@@ -32,6 +34,7 @@ int cli_tokenize(const cli_options *o);
 int cli_inspect(const cli_options *o);
 int cli_perplexity(const cli_options *o);
 int cli_bench(const cli_options *o);
+int cli_pack(const cli_options *o);
 
 /* Prints "wina: " and the message; returns EXIT_INPUT. */
 int cli_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));

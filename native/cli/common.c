@@ -95,17 +95,19 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
     p.progress = stop_load;
     p.backend = o->backend;
     p.n_gpu_layers = (int32_t)o->gpu_layers;
+    p.no_mmap = o->no_mmap;
+    p.mlock = o->mlock;
     double start = cli_now();
     int32_t status = wina_model_load(o->model, &p, model);
     if (status == WINA_OK && o->verbose) {
         wina_model_info info;
         wina_model_get_info(*model, &info);
         fprintf(stderr,
-                "wina: %s: %s, %lld weights, %d layers, width %d, %d tokens; file %.1f MB, packed "
-                "%.1f MB; loaded in %.3f s\n",
+                "wina: %s: %s, %lld weights, %d layers, width %d, %d tokens; file %.1f MB, panels "
+                "%.1f MB%s; loaded in %.3f s\n",
                 o->model, info.architecture, (long long)info.n_params, info.n_layer, info.n_embd,
                 info.n_vocab, (double)info.file_bytes / 1e6, (double)info.weight_bytes / 1e6,
-                cli_now() - start);
+                info.packed && !o->no_mmap ? " (mapped)" : "", cli_now() - start);
         if (info.device[0])
             fprintf(stderr, "wina: all %d layers on %s, %.2f GB there\n", info.n_layer, info.device,
                     (double)info.gpu_bytes / 1e9);

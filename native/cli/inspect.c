@@ -49,6 +49,7 @@ static void inspect_json(const cli_options *o, const wina_model *model,
     json_close(&j, ']');
     json_open(&j, "memory", '{');
     json_int(&j, "file_bytes", info->file_bytes);
+    json_int(&j, "packed", info->packed);
     json_int(&j, "weight_bytes", info->weight_bytes);
     json_int(&j, "sparse_bytes", info->sparse_bytes);
     json_int(&j, "kv_bytes_per_token", info->kv_bytes_per_token);
@@ -112,6 +113,13 @@ int cli_inspect(const cli_options *o) {
     int32_t status = cli_load(o, &p, &model);
     if (status != WINA_OK)
         return cli_report(status);
+    if (o->verify) {
+        status = wina_model_verify(model);
+        if (status == WINA_OK)
+            printf("%s: all checksums are right\n", o->model);
+        wina_model_free(model);
+        return status == WINA_OK ? 0 : cli_report(status);
+    }
     wina_model_info info;
     wina_model_get_info(model, &info);
     if (o->json)

@@ -7,8 +7,8 @@
 
 #include "cli.h"
 
-enum { RUN = 1, TOKENIZE = 2, INSPECT = 4, PERPLEXITY = 8, BENCH = 16 };
-enum { SPARSE = RUN | PERPLEXITY | INSPECT, SESSION = RUN | PERPLEXITY | BENCH, ALL = 31 };
+enum { RUN = 1, TOKENIZE = 2, INSPECT = 4, PERPLEXITY = 8, BENCH = 16, PACK = 32 };
+enum { SPARSE = RUN | PERPLEXITY | INSPECT, SESSION = RUN | PERPLEXITY | BENCH, ALL = 63 };
 enum { RULES = SESSION | INSPECT };
 
 /* CHOICE + a cli_choice: one of its names. */
@@ -38,11 +38,19 @@ static const option_row OPTIONS[] = {
      "tokens to decode, 0: none (64)"},
     {"-c", "--ctx-size", "N", INTEGER, 1, 1 << 27, AT(ctx), SESSION,
      "context in tokens; perplexity: window (512)"},
-    {"-t", "--threads", "N", INTEGER, 1, 512, AT(threads), SESSION, "threads (physical cores)"},
+    {"-t", "--threads", "N", INTEGER, 1, 512, AT(threads), SESSION | PACK,
+     "threads (physical cores)"},
     {NULL, "--backend", "NAME", CHOICE + CLI_BACKEND, 0, 0, AT(backend), SESSION,
      "auto, cpu or cuda (auto)"},
     {"-ngl", "--gpu-layers", "N", LAYERS, 0, 1 << 20, AT(gpu_layers), SESSION,
      "layers on the GPU: a number, auto or all (auto)"},
+    {NULL, "--no-mmap", NULL, FLAG, 0, 0, AT(no_mmap), SESSION,
+     "read a packed file into memory instead of mapping it"},
+    {NULL, "--mlock", NULL, FLAG, 0, 0, AT(mlock), SESSION, "keep the weights in memory"},
+    {"-o", "--output", "FILE", TEXT, 0, 0, AT(output), PACK, "the packed file to write"},
+    {NULL, "--dry-run", NULL, FLAG, 0, 0, AT(dry_run), PACK, "say what would be written"},
+    {NULL, "--verify", NULL, FLAG, 0, 0, AT(verify), INSPECT,
+     "compare the checksums of a packed file"},
     {"-b", "--batch-size", "N", INTEGER, 1, 4096, AT(batch), SESSION,
      "prompt tokens evaluated together (128)"},
     {"-s", "--seed", "N", SEED, -1, 9007199254740992.0, AT(sampler.seed), RUN,
@@ -109,6 +117,7 @@ static const command COMMANDS[] = {
     {"tokenize", TOKENIZE, cli_tokenize, "text to token ids"},
     {"inspect", INSPECT, cli_inspect, "metadata, tensors and memory of a file"},
     {"perplexity", PERPLEXITY, cli_perplexity, "how well a model predicts a text"},
+    {"pack", PACK, cli_pack, "lay the weights out once, so that loading is mapping"},
     {"bench", BENCH, cli_bench, "time prompts and decoding"},
 };
 enum { N_COMMANDS = sizeof COMMANDS / sizeof COMMANDS[0] };

@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 4
+#define WINA_ABI_VERSION 5
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -102,6 +102,9 @@ typedef struct wina_model_params {
     void *progress_user;
     int32_t backend;      /* wina_backend_kind; default WINA_BACKEND_AUTO */
     int32_t n_gpu_layers; /* layers on the GPU; default -1: all. 0: none */
+    int32_t no_mmap; /* 1: weights of a packed file are read into memory, in huge pages, instead of
+                      * mapped; default 0. Other files' weights are in memory always */
+    int32_t mlock;   /* 1: packed weights must stay in memory, or the load fails; default 0 */
 } wina_model_params;
 
 /* Fills *params with the defaults above. */
@@ -136,6 +139,7 @@ typedef struct wina_model_info {
     char device[64];            /* name of the GPU, "" without one */
     char backend_note[256];     /* why it is not on a GPU although that was wanted, else "" */
     int64_t gpu_bytes;          /* weights in GPU memory */
+    int32_t packed;             /* 1: the file holds panels: its weights are mapped, not built */
 } wina_model_info;
 
 int32_t wina_model_get_info(const wina_model *model, wina_model_info *info);
@@ -167,6 +171,16 @@ int32_t wina_model_get_tensor(const wina_model *model, int32_t index, wina_tenso
  * (n_rows, cols): the ground truth for kernels. */
 int32_t wina_model_read_rows(const wina_model *model, const char *name, int64_t row0,
                              int64_t n_rows, float *out);
+
+/* Writes a loaded model as a packed file: a GGUF file whose matrices are laid out as in memory, so
+ * that loading it is mapping it; for this library only, metadata included. The file appears whole
+ * or not at all. progress may be NULL; WINA_E_CANCELLED if it returns nonzero. */
+int32_t wina_model_write_packed(const wina_model *model, const char *path,
+                                wina_progress_fn progress, void *user);
+
+/* Compares the checksums of a packed file's sections; meta_only suffices. WINA_E_FORMAT names the
+ * section that is damaged, WINA_E_ARGUMENT: the file is not packed. */
+int32_t wina_model_verify(const wina_model *model);
 
 /* The four groups of projections that share an input. */
 typedef enum wina_group {

@@ -7,6 +7,7 @@
 #include "cudalib.h"
 #include "mem.h"
 #include "model.h"
+#include "packed.h"
 #include "status.h"
 
 #define WINA_VERSION "0.1.0"
@@ -46,8 +47,12 @@ static int32_t load_weights(wina_model *m, const wina_model_params *p) {
     wina_threads *threads = NULL;
     int32_t n = p->n_threads ? p->n_threads : wina_threads_cores();
     WINA_TRY(wina_threads_create(n, &threads));
-    int32_t status =
-        wina_weights_load(m->gguf, &m->config, threads, p->progress, p->progress_user, &m->weights);
+    const wina_weights_how how = {.threads = threads,
+                                  .stop = p->progress,
+                                  .user = p->progress_user,
+                                  .copy = p->no_mmap != 0,
+                                  .lock = p->mlock != 0};
+    int32_t status = wina_weights_load(m->gguf, &m->config, &how, &m->weights);
     wina_threads_free(threads);
     return status;
 }
@@ -56,6 +61,7 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
     wina_kernels kernels;
     WINA_TRY(wina_kernels_detect(&kernels)); /* a wrong WINA_CPU is best told early */
     WINA_TRY(wina_gguf_open(path, &m->gguf));
+    WINA_TRY(wina_packed_attach(m->gguf));
     if (!p->meta_only)
         WINA_TRY(wina_tokenizer_create(m->gguf, &m->tokenizer));
     if (p->vocab_only)
@@ -155,10 +161,12 @@ int32_t wina_model_get_info(const wina_model *m, wina_model_info *info) {
     info->tied_output = c->tied_output;
     for (uint64_t i = 0; i < m->gguf->n_tensors; i++) {
         const wina_gguf_tensor *t = &m->gguf->tensors[i];
-        info->n_params += (int64_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
+        if (t->name.n < 10 || memcmp(t->name.data, "wina.pack.", 10) != 0)
+            info->n_params += (int64_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
     }
     info->file_bytes = (int64_t)m->gguf->map.n_bytes;
     info->weight_bytes = (int64_t)m->weights.total_bytes;
+    info->packed = wina_packed_find(m->gguf);
     info->sparse_bytes = (int64_t)m->weights.sparse_bytes;
     info->kv_bytes_per_token = (int64_t)2 * 2 * c->n_layer * c->n_head_kv * c->head_dim;
     snprintf(info->backend, sizeof info->backend, "%s", m->cuda ? "cuda" : "cpu");
@@ -226,9 +234,37 @@ int32_t wina_model_read_rows(const wina_model *m, const char *name, int64_t row0
     if (row0 < 0 || n_rows < 0 || row0 > rows || n_rows > rows - row0)
         return wina_fail(WINA_E_ARGUMENT, "rows %lld + %lld of tensor %s are outside its %lld rows",
                          (long long)row0, (long long)n_rows, name, (long long)rows);
-    t->dtype->decode(t->data + (uint64_t)row0 * t->row_bytes, out,
-                     (uint64_t)n_rows * t->ne[0] / t->dtype->block);
+    if (t->data) {
+        t->dtype->decode(t->data + (uint64_t)row0 * t->row_bytes, out,
+                         (uint64_t)n_rows * t->ne[0] / t->dtype->block);
+        return WINA_OK;
+    }
+    int64_t first = 0;
+    const wina_panel *panel =
+        m->has_plan ? wina_weights_find_panel(&m->weights, name, &first) : NULL;
+    if (!panel || !panel->data)
+        return wina_fail(WINA_E_STATE,
+                         "tensor %s is packed and the model was loaded without its "
+                         "weights",
+                         name);
+    for (int64_t i = 0; i < n_rows; i++)
+        wina_panel_decode_row(panel, first + row0 + i, out + i * panel->n_cols);
     return WINA_OK;
+}
+
+int32_t wina_model_write_packed(const wina_model *m, const char *path, wina_progress_fn progress,
+                                void *user) {
+    if (!m->weights.output_norm)
+        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+    return wina_packed_write(m->gguf, &m->weights, path, progress, user);
+}
+
+int32_t wina_model_verify(const wina_model *m) {
+    if (!wina_packed_find(m->gguf))
+        return wina_fail(WINA_E_ARGUMENT, "the file is not packed: it has no checksums");
+    if (!m->has_plan)
+        return wina_fail(WINA_E_STATE, "the model's weights were not read, or are not supported");
+    return wina_packed_verify(m->gguf, &m->weights);
 }
 
 int32_t wina_model_get_norms(const wina_model *m, int32_t layer, int32_t group, int32_t projection,

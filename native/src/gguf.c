@@ -445,8 +445,10 @@ static int32_t parse(reader *r) {
     g->hash_key = draw_hash_key(g);
     WINA_TRY(create_slots(n_kv, &g->n_kv_slots, &g->kv_slots));
     WINA_TRY(create_slots(n_tensors, &g->n_tensor_slots, &g->tensor_slots));
+    g->kv_offset = r->pos;
     for (uint64_t i = 0; i < n_kv; i++)
         WINA_TRY(parse_kv(r, i));
+    g->kv_end = r->pos;
     WINA_TRY(read_alignment(r));
     for (uint64_t i = 0; i < n_tensors; i++)
         WINA_TRY(parse_tensor(r, i));
@@ -488,6 +490,54 @@ int32_t wina_gguf_open_memory(const char *name, const uint8_t *data, uint64_t n_
         return wina_fail(WINA_E_ARGUMENT, "%s: the file's bytes must be aligned to %u", name,
                          WINA_GGUF_MIN_ALIGNMENT);
     return open_map(name, (wina_mapfile){data, n_bytes}, false, out);
+}
+
+/* Enters the new entries, which stand behind the others already; n_bytes of the file bounds sizes
+ * that it does not hold as they are by a factor that no panel reaches. */
+static int32_t enter_added(wina_gguf *g, uint64_t first, uint64_t count) {
+    reader r = {.n = g->map.n_bytes * 8, .gguf = g, .file = "packed tensors"};
+    for (uint64_t i = first; i < count; i++) {
+        wina_gguf_tensor *t = &g->tensors[i];
+        enter(&r, "tensor", i - first);
+        r.label = t->name;
+        uint64_t slot = tensor_slot(g, t->name.data, t->name.n);
+        if (g->tensor_slots[slot] != 0)
+            return fail(&r, WINA_E_FORMAT, "appears twice");
+        for (int d = 0; d < 4; d++)
+            if (t->ne[d] == 0)
+                return fail(&r, WINA_E_FORMAT, "dimension %d is zero", d);
+        WINA_TRY(size_tensor(&r, t));
+        t->data = NULL;
+        t->offset = 0;
+        g->tensor_slots[slot] = (uint32_t)i + 1;
+        g->n_tensors = i + 1;
+    }
+    return WINA_OK;
+}
+
+int32_t wina_gguf_add_tensors(wina_gguf *g, const wina_gguf_tensor *tensors, uint64_t n) {
+    if (n > WINA_GGUF_MAX_TENSORS || g->n_tensors + n > WINA_GGUF_MAX_TENSORS)
+        return wina_fail(WINA_E_UNSUPPORTED, "tensor count %llu, the limit is %u",
+                         (ull)(g->n_tensors + n), WINA_GGUF_MAX_TENSORS);
+    uint64_t old = g->n_tensors, count = old + n, n_slots = 0;
+    wina_gguf_tensor *all = NULL;
+    uint32_t *slots = NULL;
+    WINA_TRY(wina_mem_create(count, sizeof *all, "tensor table", &all));
+    int32_t status = create_slots(count, &n_slots, &slots);
+    if (status != WINA_OK) {
+        free(all);
+        return status;
+    }
+    memcpy(all, g->tensors, old * sizeof *all);
+    memcpy(all + old, tensors, n * sizeof *all);
+    free(g->tensors);
+    free(g->tensor_slots);
+    g->tensors = all;
+    g->tensor_slots = slots;
+    g->n_tensor_slots = n_slots;
+    for (uint64_t i = 0; i < old; i++)
+        slots[tensor_slot(g, all[i].name.data, all[i].name.n)] = (uint32_t)i + 1;
+    return enter_added(g, old, count);
 }
 
 void wina_gguf_close(wina_gguf *gguf) {

@@ -64,7 +64,8 @@ typedef struct wina_gguf_tensor {
     const wina_dtype *dtype;
     uint32_t n_dims;
     uint64_t ne[4];      /* unused dimensions are 1; ne[0] inputs (cols), ne[1] outputs (rows) */
-    const uint8_t *data; /* aligned to the file's alignment, so to 8 bytes at least */
+    const uint8_t *data; /* aligned to the file's alignment, so to 8 bytes at least; NULL: its
+                          * weights are in a panel of a packed file */
     uint64_t n_bytes;    /* of the whole tensor */
     uint64_t row_bytes;  /* of one row of ne[0] weights */
     uint64_t offset;     /* of data from the start of the file's tensor data */
@@ -75,7 +76,8 @@ typedef struct wina_gguf {
     bool owns_map;
     uint32_t version; /* 2 or 3 */
     uint64_t alignment;
-    uint64_t data_offset; /* of the tensor data from the start of the file */
+    uint64_t kv_offset, kv_end; /* of the keys and values from the start of the file */
+    uint64_t data_offset;       /* of the tensor data from the start of the file */
     uint64_t n_kv;
     wina_gguf_kv *kv; /* (n_kv) in file order */
     uint64_t n_tensors;
@@ -95,6 +97,10 @@ void wina_gguf_close(wina_gguf *gguf); /* accepts NULL */
  * bytes stay the caller's and must outlive *out. */
 int32_t wina_gguf_open_memory(const char *name, const uint8_t *data, uint64_t n_bytes,
                               wina_gguf **out);
+
+/* Adds n tensors that the file has in another form: name, dtype, n_dims and ne are given and
+ * checked here like those of the header, data becomes NULL. Pointers to tensors become invalid. */
+int32_t wina_gguf_add_tensors(wina_gguf *gguf, const wina_gguf_tensor *tensors, uint64_t n);
 
 /* "u32", "str", "arr", ...; "?" if type is no wina_gguf_type. */
 const char *wina_gguf_type_name(uint32_t type);

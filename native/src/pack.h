@@ -22,6 +22,10 @@
 #include "dtype.h"
 #include "threads.h"
 
+/* Number of this layout; files of panels carry it. Any change of what is above or of where
+ * wina_panel_plan puts things needs a new number. */
+enum { WINA_PANEL_LAYOUT = 1 };
+
 enum {
     WINA_STRIP = 64,      /* rows of a strip */
     WINA_BLOCK = 32,      /* inputs of a block */

@@ -1,11 +1,14 @@
 #include "weights.h"
 
+#include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "mem.h"
+#include "packed.h"
 #include "sparse/norms.h"
 #include "status.h"
 
@@ -132,11 +135,35 @@ static int32_t plan_layer(const wina_gguf *gguf, const wina_config *c, int32_t i
     return WINA_OK;
 }
 
+/* One block for all panels: small ones would each lie in small pages, and walking columns in those
+ * costs a page walk at every other step. */
+static uint64_t place_panel(wina_panel *p, uint8_t *arena, uint64_t at) {
+    p->data = arena ? arena + at : NULL;
+    return at + (p->n_bytes + 63) / 64 * 64;
+}
+
+static uint64_t place_panels(wina_weights *w) {
+    uint64_t at = place_panel(&w->output, w->arena, 0);
+    for (int32_t i = 0; i < w->n_layer; i++) {
+        wina_layer *layer = &w->layers[i];
+        layer->offset = at;
+        for (int group = 0; group < WINA_N_GROUPS; group++)
+            for (int32_t p = 0; p < layer->groups[group].n_panels; p++)
+                at = place_panel(&layer->groups[group].panels[p], w->arena, at);
+        for (int site = 0; site < WINA_N_SITES; site++)
+            if (layer->rotations[site].n_panels)
+                at = place_panel(&layer->rotations[site].panels[0], w->arena, at);
+    }
+    return at;
+}
+
 int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *c, wina_weights *out) {
     wina_weights w = {.n_layer = c->n_layer};
     const wina_gguf_tensor *t;
     WINA_TRY(get_tensor(gguf, "token_embd.weight", c->n_vocab, c->n_embd, &t));
     if (!c->tied_output) {
+        if (!t->data)
+            return wina_fail(WINA_E_FORMAT, "tensor token_embd.weight must not be packed here");
         w.token_embd = t;
         WINA_TRY(get_tensor(gguf, "output.weight", c->n_vocab, c->n_embd, &t));
     }
@@ -150,6 +177,7 @@ int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *c, wina_weig
             return status;
         }
     }
+    w.arena_bytes = place_panels(&w);
     *out = w;
     return WINA_OK;
 }
@@ -214,8 +242,10 @@ static int32_t pack_matrix(const wina_gguf *gguf, wina_threads *threads, const w
 
 /* A vector of floats (any type that decodes), (n); padded to n_alloc with zeros. */
 static int32_t load_vector(const wina_gguf *gguf, const char *name, int32_t n, float *out) {
-    const wina_gguf_tensor *t;
+    const wina_gguf_tensor *t = NULL;
     WINA_TRY(get_tensor(gguf, name, 0, n, &t));
+    if (!t->data)
+        return wina_fail(WINA_E_FORMAT, "tensor %s must not be packed", name);
     t->dtype->decode(t->data, out, (uint64_t)n / t->dtype->block);
     return WINA_OK;
 }
@@ -274,13 +304,14 @@ static int32_t load_rotation(const wina_gguf *gguf, wina_threads *threads, int32
 static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
                           int32_t i, wina_layer *layer) {
     char name[64];
+    bool packed = wina_packed_find(gguf);
     layer_name(name, sizeof name, i, "attn_norm", "weight");
     WINA_TRY(create_vector(gguf, name, c->n_embd, &layer->attn_norm));
     layer_name(name, sizeof name, i, "ffn_norm", "weight");
     WINA_TRY(create_vector(gguf, name, c->n_embd, &layer->ffn_norm));
-    for (int group = 0; group < WINA_N_GROUPS; group++)
+    for (int group = 0; group < WINA_N_GROUPS && !packed; group++)
         WINA_TRY(load_group(gguf, threads, i, group, &layer->groups[group]));
-    for (int site = 0; site < WINA_N_SITES; site++)
+    for (int site = 0; site < WINA_N_SITES && !packed; site++)
         if (layer->rotations[site].n_panels)
             WINA_TRY(load_rotation(gguf, threads, i, site, &layer->rotations[site]));
     if (c->arch->qkv_bias)
@@ -288,49 +319,88 @@ static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_thre
     return WINA_OK;
 }
 
-/* One block for all panels: small ones would each lie in small pages, and walking columns in those
- * costs a page walk at every other step. */
-static uint64_t place_panel(wina_panel *p, uint8_t *arena, uint64_t at) {
-    p->data = arena ? arena + at : NULL;
-    return at + (p->n_bytes + 63) / 64 * 64;
-}
-
-static uint64_t place_panels(wina_weights *w) {
-    uint64_t at = place_panel(&w->output, w->arena, 0);
-    for (int32_t i = 0; i < w->n_layer; i++) {
-        wina_layer *layer = &w->layers[i];
-        for (int group = 0; group < WINA_N_GROUPS; group++)
-            for (int32_t p = 0; p < layer->groups[group].n_panels; p++)
-                at = place_panel(&layer->groups[group].panels[p], w->arena, at);
-        for (int site = 0; site < WINA_N_SITES; site++)
-            if (layer->rotations[site].n_panels)
-                at = place_panel(&layer->rotations[site].panels[0], w->arena, at);
+/* Memory for all panels, or those of a packed file. */
+static int32_t create_arena(const wina_gguf *gguf, const wina_weights_how *how, wina_weights *w) {
+    if (!wina_packed_find(gguf)) {
+        WINA_TRY(wina_mem_create_big(w->arena_bytes, "weights", &w->arena));
+    } else {
+        WINA_TRY(wina_packed_get_panels(gguf, w->arena_bytes, how->copy, &w->arena));
+        w->mapped = !how->copy;
     }
-    return at;
+    place_panels(w);
+    if (how->lock && mlock(w->arena, (size_t)w->arena_bytes) != 0)
+        return wina_fail(WINA_E_MEMORY, "cannot lock %llu bytes of weights in memory: %s",
+                         (unsigned long long)w->arena_bytes,
+                         errno == EPERM || errno == ENOMEM
+                             ? "more than RLIMIT_MEMLOCK (ulimit -l) allows, or than there is"
+                             : "the system refuses");
+    w->locked = how->lock;
+    return WINA_OK;
 }
 
-int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
-                          int32_t (*stop)(float progress, void *user), void *user,
+int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, const wina_weights_how *how,
                           wina_weights *w) {
     WINA_TRY(create_vector(gguf, "output_norm.weight", c->n_embd, &w->output_norm));
     if (wina_gguf_find_tensor(gguf, "rope_freqs.weight"))
         WINA_TRY(create_vector(gguf, "rope_freqs.weight", c->rope_dim / 2, &w->rope_factors));
     const char *head = c->tied_output ? "token_embd.weight" : "output.weight";
-    w->arena_bytes = place_panels(w);
-    WINA_TRY(wina_mem_create_big(w->arena_bytes, "weights", &w->arena));
-    place_panels(w);
-    WINA_TRY(pack_matrix(gguf, threads, wina_gguf_find_tensor(gguf, head), &w->output, 0, NULL));
+    WINA_TRY(create_arena(gguf, how, w));
+    if (wina_packed_find(gguf))
+        WINA_TRY(wina_packed_read_norms(gguf, w));
+    else
+        WINA_TRY(pack_matrix(gguf, how->threads, wina_gguf_find_tensor(gguf, head), &w->output, 0,
+                             NULL));
     uint64_t done = w->output.n_bytes;
     for (int32_t i = 0; i < c->n_layer; i++) {
-        if (stop && stop((float)done / (float)w->total_bytes, user))
+        if (how->stop && how->stop((float)done / (float)w->total_bytes, how->user))
             return wina_fail(WINA_E_CANCELLED, "loading was cancelled");
-        WINA_TRY(load_layer(gguf, c, threads, i, &w->layers[i]));
+        WINA_TRY(load_layer(gguf, c, how->threads, i, &w->layers[i]));
         for (int g = 0; g < WINA_N_GROUPS; g++)
             for (int32_t p = 0; p < w->layers[i].groups[g].n_panels; p++)
                 done += w->layers[i].groups[g].panels[p].n_bytes;
     }
-    if (stop && stop(1.0f, user))
+    if (how->stop && how->stop(1.0f, how->user))
         return wina_fail(WINA_E_CANCELLED, "loading was cancelled");
+    return WINA_OK;
+}
+
+const wina_panel *wina_weights_find_panel(const wina_weights *w, const char *name, int64_t *row0) {
+    *row0 = 0;
+    if (strcmp(name, w->token_embd ? "output.weight" : "token_embd.weight") == 0)
+        return &w->output;
+    for (int32_t i = 0; i < w->n_layer; i++) {
+        char own[64];
+        int n = snprintf(own, sizeof own, "blk.%d.", i);
+        if (strncmp(name, own, (size_t)n) != 0)
+            continue;
+        const wina_layer *layer = &w->layers[i];
+        for (int group = 0; group < WINA_N_GROUPS; group++)
+            for (int32_t p = 0; p < layer->groups[group].n_projections; p++) {
+                layer_name(own, sizeof own, i, GROUP_TENSORS[group][p], "weight");
+                *row0 = layer->groups[group].projections[p].panel_row0;
+                if (strcmp(name, own) == 0)
+                    return &layer->groups[group].panels[layer->groups[group].projections[p].panel];
+            }
+        *row0 = 0;
+        for (int site = 0; site < WINA_N_SITES; site++) {
+            layer_name(own, sizeof own, i, SITE_TENSORS[site], "weight");
+            if (layer->rotations[site].n_panels && strcmp(name, own) == 0)
+                return &layer->rotations[site].panels[0];
+        }
+    }
+    return NULL;
+}
+
+int32_t wina_weights_each_norms(wina_weights *w,
+                                int32_t (*visit)(float **norms, int32_t n, void *user),
+                                void *user) {
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int group = 0; group < WINA_N_GROUPS; group++) {
+            wina_group_weights *g = &w->layers[i].groups[group];
+            WINA_TRY(visit(&g->norms, g->n_in, user));
+            for (int32_t p = 0; p < g->n_projections; p++)
+                WINA_TRY(visit(&g->projections[p].norms, g->n_in, user));
+        }
     return WINA_OK;
 }
 
@@ -347,7 +417,10 @@ void wina_weights_free(wina_weights *w) {
         free(layer->attn_norm);
         free(layer->ffn_norm);
     }
-    wina_mem_free_big(w->arena, w->arena_bytes);
+    if (w->locked)
+        munlock(w->arena, (size_t)w->arena_bytes);
+    if (!w->mapped)
+        wina_mem_free_big(w->arena, w->arena_bytes);
     free(w->output_norm);
     free(w->rope_factors);
     free(w->layers);

@@ -40,14 +40,17 @@ typedef struct wina_layer {
     wina_group_weights groups[WINA_N_GROUPS]; /* by wina_group */
     wina_group_weights
         rotations[WINA_N_SITES]; /* before the norms; n_panels 0: none. Never sparse */
+    uint64_t offset;             /* of its first panel in the arena */
     float *attn_norm;            /* (n_embd) gain */
     float *ffn_norm;             /* (n_embd) gain */
 } wina_layer;
 
 typedef struct wina_weights {
     int32_t n_layer;
-    uint8_t *arena; /* all panels, in huge pages where there are any */
+    uint8_t *arena; /* all panels, in huge pages where there are any, or in a packed file */
     uint64_t arena_bytes;
+    bool mapped;                        /* the arena is the file's: not to be freed or written */
+    bool locked;                        /* its pages stay in memory */
     wina_layer *layers;                 /* (n_layer) */
     float *output_norm;                 /* (n_embd) gain */
     float *rope_factors;                /* (rope_dim / 2) frequency divisors or NULL */
@@ -60,11 +63,27 @@ typedef struct wina_weights {
 /* Checks every tensor and computes all sizes; nothing is allocated but the table of layers. */
 int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *config, wina_weights *out);
 
-/* Packs what was planned, with norms. stop(progress, user) may end it: WINA_E_CANCELLED. */
-int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *config, wina_threads *threads,
-                          int32_t (*stop)(float progress, void *user), void *user,
-                          wina_weights *weights);
+/* Packs what was planned, with norms; panels of a packed file are used as they are unless
+ * how->copy. how->stop(progress, user) may end it: WINA_E_CANCELLED. */
+typedef struct wina_weights_how {
+    wina_threads *threads;
+    int32_t (*stop)(float progress, void *user);
+    void *user;
+    bool copy; /* a packed file's panels are read into memory, not mapped */
+    bool lock; /* panels must stay in memory */
+} wina_weights_how;
+
+int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *config,
+                          const wina_weights_how *how, wina_weights *weights);
 void wina_weights_free(wina_weights *weights);
+
+/* The panel that holds a matrix, and its first row there; NULL if the tensor is in no panel. */
+const wina_panel *wina_weights_find_panel(const wina_weights *weights, const char *name,
+                                          int64_t *row0);
+
+/* Calls visit for all norms, (n) each, in the order in which packed files hold them. */
+int32_t wina_weights_each_norms(wina_weights *weights,
+                                int32_t (*visit)(float **norms, int32_t n, void *user), void *user);
 
 /* Row of the token embedding, (n_embd). */
 void wina_weights_embed(const wina_weights *weights, int32_t token, float *out);

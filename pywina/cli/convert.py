@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--windows", type=int, default=16, metavar="N", help="of 512 tokens; 16")
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+    parser.add_argument(
+        "--pack", action="store_true",
+        help="lay the weights out as they are in memory: loads at once, but in pywina only",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
 
 
@@ -59,14 +64,29 @@ def _rotation(model: Model, args: argparse.Namespace) -> Rotation:
         return Rotation(model, make_bases(model, args.transform, windows, bar.update))
 
 
-def _write(plan: Plan, target: Path, dry_run: bool) -> int:
+def _pack(source: Path, target: Path, threads: int | None) -> None:
+    with (
+        load(source, n_ctx=1, n_threads=threads, backend="cpu") as model,
+        tqdm(total=100, unit="%", desc="packing", disable=None) as bar,
+    ):
+        model.write_packed(target, lambda done: bar.update(int(done * 100) - bar.n))
+
+
+def _write(plan: Plan, target: Path, args: argparse.Namespace) -> int:
     for line in plan.lines:
         print(line)
-    if dry_run:
+    if args.pack:
+        print("panels: laid out as in memory; only pywina and wina can read the file")
+    if args.dry_run:
         return 0
-    bar = tqdm(total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None)
-    with bar:
-        convert.run(plan, target, bar.update)
+    # A packed file is made from a file: what would be written without --pack, for a while.
+    with tempfile.TemporaryDirectory(prefix=".pack-", dir=target.parent) as folder:
+        plain = Path(folder) / "plain.gguf" if args.pack else target
+        bar = tqdm(total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None)
+        with bar:
+            convert.run(plan, plain, bar.update)
+        if args.pack:
+            _pack(plain, target, args.threads)
     print(f"pywina: wrote {target}", file=sys.stderr)
     return 0
 
@@ -76,7 +96,7 @@ def main(args: argparse.Namespace) -> int:
         if args.transform or args.tuning:
             raise ArgumentError("convert the checkpoint first, then the GGUF file it becomes")
         convert.check_paths(Path(args.source), args.target)
-        return _write(plan_checkpoint(Path(args.source), args.type), args.target, args.dry_run)
+        return _write(plan_checkpoint(Path(args.source), args.type), args.target, args)
     source = resolve(args.source)
     convert.check_paths(source, args.target)
     tuning = Tuning.load(args.tuning) if args.tuning else None
@@ -88,4 +108,4 @@ def main(args: argparse.Namespace) -> int:
         else:
             rotation = _rotation(model, args)
             plan = convert.plan_rotated(model, rotation, args.transform, args.type, tuning)
-        return _write(plan, args.target, args.dry_run)
+        return _write(plan, args.target, args)

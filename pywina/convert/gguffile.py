@@ -19,7 +19,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FileError, FormatError
+from ..errors import ArgumentError, FileError, FormatError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _FLOAT32 = 8, 9, 6
@@ -136,6 +136,8 @@ def read(path: Path) -> GgufFile:
             end = file.tell()
             file.seek(start)
             values[key] = at.take(end - start)
+        if "wina.pack.version" in values:
+            raise ArgumentError(f"{path} is a packed file; use the file that it was made from")
         result = GgufFile(values)
         entries = []
         for _ in range(n_tensors):

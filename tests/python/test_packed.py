@@ -1,0 +1,210 @@
+"""Packed files: the same results as the file they were made from, mapped, checked, or refused."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from tinymodel import ROLES
+
+import pywina
+from pywina.cli import main
+
+IDS = [int(t) for t in np.random.default_rng(3).integers(0, 250, 40)]
+MIXED = dict(zip(ROLES, "Q8_0 F16 Q4_0 Q4_1 Q5_0 BF16 Q5_1 Q8_0 Q4_0".split(), strict=True))
+MODELS: dict[str, dict[str, object]] = {
+    "f32": {},
+    "mixed": {"types": MIXED, "tied": False, "architecture": "qwen2"},
+    "k": {
+        "types": dict(zip(ROLES, "Q6_K Q6_K Q4_K Q4_K Q6_K Q5_K Q4_K Q5_K Q6_K".split(),
+                          strict=True)),
+        "n_embd": 256, "n_ff": 512,
+    },
+}  # fmt: skip
+
+
+def _run(wina_bin: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([wina_bin, *map(str, args)], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def packed(tiny_model: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "packed.gguf"
+    with pywina.load(tiny_model) as model:
+        model.write_packed(target)
+    return target
+
+
+def _data_offset(path: Path) -> int:
+    return int(gguf.GGUFReader(path).data_offset)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_results_are_the_same_bits(
+    kind: str, write_model: Callable[..., Path], tmp_path: Path, wina_bin: Path
+) -> None:
+    source, target = write_model(**MODELS[kind]), tmp_path / "packed.gguf"
+    done = _run(wina_bin, "pack", "-m", source, "-o", target)
+    assert done.returncode == 0, done.stderr
+    assert _run(wina_bin, "inspect", "-m", target, "--verify").returncode == 0
+    with pywina.load(source) as plain, pywina.load(target) as mapped:
+        for sparsity in (0.0, 0.5):
+            for mask in ("group", "projection"):
+                rule = pywina.Sparsity(sparsity, mask=mask, exponent=1.0)
+                np.testing.assert_array_equal(
+                    plain.logits(IDS, sparsity=rule), mapped.logits(IDS, sparsity=rule)
+                )
+        assert set(plain.tensors) <= set(mapped.tensors)
+        for name, tensor in plain.tensors.items():
+            assert mapped.tensors[name].type == tensor.type
+            np.testing.assert_array_equal(plain.read_tensor(name), mapped.read_tensor(name))
+        assert plain.info.n_params == mapped.info.n_params
+        np.testing.assert_array_equal(plain.norms(1, "gate_up"), mapped.norms(1, "gate_up"))
+        assert plain.generate("the", max_tokens=8, seed=1) == mapped.generate(
+            "the", max_tokens=8, seed=1
+        )
+        assert {k: v for k, v in mapped.metadata.items() if k in plain.metadata} == plain.metadata
+
+
+def test_the_real_model_says_the_same(smollm2_path: Path, tmp_path: Path, wina_bin: Path) -> None:
+    target = tmp_path / "packed.gguf"
+    assert _run(wina_bin, "pack", "-m", smollm2_path, "-o", target, "-t", 1).returncode == 0
+    options = "bench -p 5 -n 2 -r 1 -t 1 --sparsity 0.5 --json -m".split()
+    hashes = [
+        [row.split('"')[0] for row in done.stdout.split('logits_hash":"')[1:]]
+        for path in (smollm2_path, target)
+        for more in ([], ["--no-mmap"])
+        if (done := _run(wina_bin, *options, path, *more)).returncode == 0
+    ]
+    assert len(hashes) == 4 and hashes[0] and all(row == hashes[0] for row in hashes)
+
+
+def test_convert_packs_with_the_tuning(tiny_model: Path, tmp_path: Path) -> None:
+    plain, target = tmp_path / "plain.gguf", tmp_path / "packed.gguf"
+    assert main(["convert", str(tiny_model), str(target), "--pack", "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert main(["convert", str(tiny_model), str(plain)]) == 0
+    assert main(["convert", str(tiny_model), str(target), "--pack"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["packed.gguf", "plain.gguf"]
+    rule = pywina.Sparsity(0.5, norms="calibrated")
+    with pywina.load(plain) as a, pywina.load(target) as b:
+        np.testing.assert_array_equal(a.logits(IDS, sparsity=rule), b.logits(IDS, sparsity=rule))
+    assert main(["convert", str(target), str(tmp_path / "again.gguf")]) != 0
+    assert not (tmp_path / "again.gguf").exists()
+
+
+def test_a_packed_file_is_not_packed_again(packed: Path, tiny_model: Path, wina_bin: Path) -> None:
+    done = _run(wina_bin, "pack", "-m", packed, "-o", packed.with_name("again.gguf"))
+    assert done.returncode == 2 and "packed file already" in done.stderr
+    done = _run(wina_bin, "pack", "-m", tiny_model, "-o", tiny_model)
+    assert done.returncode == 2 and "the input itself" in done.stderr
+    done = _run(wina_bin, "inspect", "-m", tiny_model, "--verify")
+    assert done.returncode == 2 and "not packed" in done.stderr
+
+
+def test_writing_is_all_or_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "packed.gguf"
+    target.write_bytes(b"old")
+
+    def stop(done: float) -> None:
+        raise KeyboardInterrupt
+
+    with pywina.load(tiny_model) as model:
+        with pytest.raises(KeyboardInterrupt):
+            model.write_packed(target, stop)
+        assert target.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+        with pytest.raises(pywina.WinaError, match="no/such"):
+            model.write_packed(tmp_path / "no/such/file")
+
+
+def _patched(path: Path, key: bytes, value: int) -> Path:
+    data = bytearray(path.read_bytes())
+    at = data.index(key) + len(key) + 4
+    data[at : at + 4] = struct.pack("<I", value)
+    path.write_bytes(data)
+    return path
+
+
+def test_other_versions_are_named(packed: Path) -> None:
+    other = Path(shutil.copy(packed, packed.with_name("other.gguf")))
+    with pytest.raises(pywina.UnsupportedError, match=r"panel layout 7.*pack the original again"):
+        pywina.load(_patched(other, b"wina.pack.layout", 7))
+    with pytest.raises(pywina.UnsupportedError, match="packed in format 9"):
+        pywina.load(_patched(packed, b"wina.pack.version", 9))
+
+
+def test_damage_is_found(packed: Path, wina_bin: Path) -> None:
+    whole = packed.read_bytes()
+    at = _data_offset(packed)
+    first = struct.unpack_from("<f", whole, at)  # the panels are where the data begins
+    assert first
+    for offset, section in ((at + 8, "output panel"), (len(whole) - 400, "unpacked tensors")):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1
+        packed.write_bytes(damaged)
+        done = _run(wina_bin, "inspect", "-m", packed, "--verify")
+        assert done.returncode == 2 and "checksum" in done.stderr and section in done.stderr
+    damaged = bytearray(whole)
+    damaged[whole.index("Ġthe".encode()) + 2] ^= 1
+    packed.write_bytes(damaged)
+    with pytest.raises(pywina.FormatError, match="header"):
+        pywina.load(packed)
+
+
+def test_a_file_that_is_cut_short_is_refused(packed: Path) -> None:
+    whole = packed.read_bytes()
+    for n in (len(whole) - 8, _data_offset(packed) + 64, _data_offset(packed), 100):
+        packed.write_bytes(whole[:n])
+        with pytest.raises(pywina.FormatError, match=r"cut short|more bytes than the file"):
+            pywina.load(packed)
+
+
+def _hash(data: bytes) -> int:
+    """The checksum, written a second time."""
+    mask = (1 << 64) - 1
+
+    def mix(h: int, word: int) -> int:
+        h = (h ^ word) * 0x9E3779B97F4A7C15 & mask
+        return h ^ h >> 32
+
+    lanes = [1, 2, 3, 4]
+    whole = len(data) & ~31
+    words = struct.unpack(f"<{whole // 8}Q", data[:whole])
+    for i, word in enumerate(words):
+        lanes[i % 4] = mix(lanes[i % 4], word)
+    h = mix(len(data), lanes[0])
+    for lane in lanes[1:]:
+        h = mix(h, lane)
+    for byte in data[whole:]:
+        h = mix(h, byte)
+    return h
+
+
+def test_wrong_headers_with_right_checksums(packed: Path) -> None:
+    """A file made to look whole: whatever it says, it loads or is refused."""
+    whole, start = packed.read_bytes(), _data_offset(packed)
+    sums = next(t for t in gguf.GGUFReader(packed).tensors if t.name == "wina.pack.sums")
+    at = int(sums.data_offset)
+    assert struct.unpack_from("<Q", whole, at)[0] == _hash(whole[:start])
+    random = np.random.default_rng(5)
+    first = whole.index(b"wina.pack.names")
+    outcomes = set()
+    for _ in range(60):
+        data = bytearray(whole)
+        for _ in range(int(random.integers(1, 3))):
+            data[int(random.integers(first, start))] = int(random.integers(0, 256))
+        struct.pack_into("<Q", data, at, _hash(bytes(data[:start])))
+        packed.write_bytes(data)
+        try:
+            with pywina.load(packed) as model:
+                model.logits(IDS[:4])
+            outcomes.add("loaded")
+        except pywina.WinaError:
+            outcomes.add("refused")
+    assert outcomes == {"loaded", "refused"}
