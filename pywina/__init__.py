@@ -32,6 +32,7 @@ from .errors import (
 from .generation import Chunk, Stream, Timings
 from .grammar import Grammar
 from .info import ModelInfo, Stats, TensorInfo
+from .llama import Llama, LlamaGrammar
 from .model import Model
 from .params import GenerateOptions, LogitsProcessor, Params
 from .sparsity import Sparsity
@@ -49,6 +50,8 @@ __all__ = [
     "GenerateOptions",
     "Grammar",
     "LibraryError",
+    "Llama",
+    "LlamaGrammar",
     "LogitsProcessor",
     "Model",
     "ModelInfo",

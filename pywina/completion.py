@@ -84,11 +84,15 @@ class _Reply:
             "tokens": texts,
             "text_offset": offsets,
             "token_logprobs": [chunk.logprob for chunk in tokens],
-            "top_logprobs": [
-                {self.token_text(token): value for token, value in chunk.top_logprobs}
-                for chunk in tokens
-            ],
+            "top_logprobs": [self._top(chunk) for chunk in tokens],
         }
+
+    def _top(self, chunk: Chunk) -> dict[str, float] | None:
+        """The likeliest tokens and the chosen one; None for a prompt's first token."""
+        if chunk.logprob is None:
+            return None
+        values = [*chunk.top_logprobs, (chunk.token or 0, chunk.logprob)]
+        return {self.token_text(token): value for token, value in values}
 
     def chat_logprobs(self, tokens: Sequence[Chunk]) -> Json:
         """The form of /v1/chat/completions."""
@@ -178,8 +182,9 @@ class Completions:
 
         prompt: text that is trusted (control tokens in it are recognised), or token ids.
         max_tokens: None, 0 or -1: until the context is full.
-        logprobs: so many likeliest tokens with their log probabilities for every token.
-        echo: the prompt's text comes first.
+        logprobs: so many likeliest tokens, and the chosen one, with their log probabilities for
+            every token. Offsets count characters from the beginning of the prompt.
+        echo: the prompt's text comes first, with ``logprobs`` those of its tokens, too.
         stream: an iterator of chunks instead of one dictionary.
         model: the name that the reply gives; default: the file's.
         grammar: a :class:`pywina.Grammar`.
@@ -196,16 +201,17 @@ class Completions:
             seed=seed, mirostat=mirostat_mode, mirostat_tau=mirostat_tau,
             mirostat_eta=mirostat_eta, logit_bias=_bias(logit_bias), sparsity=sparsity, **options,
         )  # fmt: skip
-        first = self.detokenize(made.prompt) if echo else ""
+        first = prompt if isinstance(prompt, str) else self.detokenize(made.prompt, special=True)
         reply = self._reply("cmpl", "text_completion", model)
         if stream:
-            return self._text_chunks(reply, made, first)
-        text, tokens, finish = first, [], None
+            return self._text_chunks(reply, made, first, echo)
+        text, offset = (first, 0) if echo else ("", len(first))
+        tokens, finish = self._echoed(made, echo), None
         with self._handle.run():
             for piece in _pieces(made):
                 text, finish = text + piece.text, piece.finish
                 tokens += piece.tokens
-        probabilities = None if logprobs is None else reply.text_logprobs(tokens, len(first))
+        probabilities = None if logprobs is None else reply.text_logprobs(tokens, offset)
         choice = {"text": text, "logprobs": probabilities, "finish_reason": finish}
         return reply.frame(choice, usage_of(made))
 
@@ -238,6 +244,7 @@ class Completions:
         logprobs: bool | None = None,
         top_logprobs: int | None = None,
         sparsity: float | Sparsity | None = None,
+        template: str | None = None,
         template_vars: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
@@ -246,6 +253,7 @@ class Completions:
         tools: shown to the model by the file's template; a call that it writes is part of the text.
         response_format: ``{"type": "json_object"}``, or ``"json_schema"`` with a schema: the answer
             is JSON of that form (needs llguidance: the extra ``grammar``).
+        template: jinja text in place of the file's.
         template_vars: further names for the template, such as ``enable_thinking``.
         Everything else as in :meth:`create_completion`.
         """
@@ -260,7 +268,7 @@ class Completions:
             variables["tools"] = list(tools)
         wanted = (top_logprobs or 0) if logprobs or top_logprobs else None
         made = self._make_stream(
-            self.chat_tokens(messages, **variables), grammar, logits_processor,
+            self.chat_tokens(messages, template=template, **variables), grammar, logits_processor,
             max_tokens=_limit(max_tokens), temperature=temperature, top_p=top_p, min_p=min_p,
             typical_p=typical_p, logprobs=wanted, stop=stop, frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty, repeat_penalty=repeat_penalty, top_k=max(top_k, 0),
@@ -306,10 +314,28 @@ class Completions:
             functions.append(grammar.processor(self, len(tokens)))
         return self.stream(tokens, logits_processors=functions, **options)
 
-    def _text_chunks(self: Model, reply: _Reply, made: Stream, first: str) -> Iterator[Json]:  # type: ignore[misc]
+    def _echoed(self: Model, made: Stream, echo: bool) -> list[Chunk]:  # type: ignore[misc]
+        """The prompt's tokens with their log probabilities, if they are wanted."""
+        if not echo or made.params.logprobs is None:
+            return []
+        tokens, values = made.prompt, self._prompt_logprobs(made)
+        return [Chunk("", tokens[0])] + [
+            Chunk("", token, logprob=value, top_logprobs=top)
+            for token, (value, top) in zip(tokens[1:], values, strict=True)
+        ]
+
+    def _text_chunks(
+        self: Model,  # type: ignore[misc]
+        reply: _Reply,
+        made: Stream,
+        first: str,
+        echo: bool,
+    ) -> Iterator[Json]:
         offset = len(first)
-        if first:
-            yield reply.frame({"text": first, "logprobs": None, "finish_reason": None})
+        if echo:
+            shown = self._echoed(made, echo)
+            probabilities = reply.text_logprobs(shown, 0) if shown else None
+            yield reply.frame({"text": first, "logprobs": probabilities, "finish_reason": None})
         for piece in _pieces(made):
             probabilities = None
             if made.params.logprobs is not None:

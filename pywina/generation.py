@@ -75,9 +75,11 @@ class Chunk:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
-def log_probabilities(logits: NDArray[np.float32], token: int, n_top: int) -> tuple[
-    float, tuple[tuple[int, float], ...]
-]:  # fmt: skip
+#: log p of a token, and the likeliest tokens with theirs
+LogProbabilities = tuple[float, tuple[tuple[int, float], ...]]
+
+
+def log_probabilities(logits: NDArray[np.float32], token: int, n_top: int) -> LogProbabilities:
     """log p of a token, and the n_top likeliest tokens with theirs. logits: (n_vocab,)."""
     shifted = logits.astype(np.float64) - logits.max()
     logs = shifted - np.log(np.exp(shifted).sum())

@@ -87,6 +87,17 @@ class Grammar:
         """text: a grammar in Lark's notation, with llguidance's extensions."""
         return cls(_llguidance().LLMatcher.grammar_from_lark(text))
 
+    @classmethod
+    def from_gbnf(cls, text: str) -> Grammar:
+        """text: a grammar in GBNF, llama.cpp's notation, beginning at ``root``."""
+        _llguidance()
+        from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+        try:
+            return cls.from_lark(gbnf_to_lark(text))
+        except (GbnfToLarkError, ValueError) as error:
+            raise ArgumentError(f"the GBNF grammar cannot be used: {error}") from error
+
     def processor(self, model: Model, n_prompt: int) -> LogitsProcessor:
         """A logits processor for one answer after a prompt of n_prompt tokens."""
         library = _llguidance()

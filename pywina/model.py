@@ -10,7 +10,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +21,14 @@ from ._native import check, ffi, lib
 from .chat import ChatTemplate, Message
 from .completion import Completions
 from .errors import ArgumentError, ContextError, FormatError, TemplateError
-from .generation import Stream, Timings
+from .generation import LogProbabilities, Stream, Timings, log_probabilities
 from .hub.fetch import resolve
+from .hub.pretrained import fetch_pretrained
 from .info import ModelInfo, Stats, _fields, _text
 from .inspection import Inspection
 from .params import GenerateOptions, split_options
 from .sparsity import Mask, Method, Sparsity
+from .variants import Variants
 
 Backend = Literal["auto", "cpu", "cuda"]
 
@@ -107,7 +109,7 @@ def _create(
         raise
 
 
-class Model(Inspection, Completions):
+class Model(Inspection, Completions, Variants):
     """A loaded model with room for one sequence of tokens; see :func:`pywina.load`.
 
     Calls from several threads wait for one another. Every call starts with an empty context.
@@ -147,6 +149,32 @@ class Model(Inspection, Completions):
         self._held: list[int] = []  # tokens in the context, as far as they may be used again
         self.load_s = time.perf_counter() - started
         self.info = self._read_info()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | PathLike[str] | None = None,
+        local_dir: str | PathLike[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """A model from the Hugging Face hub, fetched into its cache on first use.
+
+        filename: a name or a pattern such as ``"*Q4_K_M.gguf"``, which must match one file;
+            default: the only GGUF file. revision: a branch, tag or commit.
+        token: default: ``HF_TOKEN``, or what was logged in with. local_dir: not into the cache.
+        options: as in :func:`pywina.load`.
+        Raises ModelNotFoundError, FetchError, and ArgumentError if several files match.
+        """
+        path = fetch_pretrained(
+            repo_id, filename, revision=revision, token=token, cache_dir=cache_dir,
+            local_dir=local_dir,
+        )  # fmt: skip
+        return cls(path, **options)
 
     def _read_info(self) -> ModelInfo:
         info = ffi.new("wina_model_info *")
@@ -260,6 +288,14 @@ class Model(Inspection, Completions):
         (token,) = _values.token_ids("token", [token], self.info.n_vocab)
         with self._handle.borrow() as model:
             return bool(lib.wina_token_is_eog(model, token))
+
+    def end_token(self) -> int:
+        """A token that ends an answer: EOS, or the first other one. ArgumentError if none does."""
+        eos = self.info.eos_token
+        for token in [eos] if eos is not None else range(self.info.n_vocab):
+            if self.is_eog(token):
+                return token
+        raise ArgumentError(f"{self.path} has no token that ends an answer")
 
     @functools.cached_property
     def control_tokens(self) -> dict[str, int]:
@@ -502,6 +538,27 @@ class Model(Inspection, Completions):
             call.logits = ffi.from_buffer("float[]", rows)
         check(lib.wina_session_eval(session, call))
 
+    def _prompt_logprobs(self, stream: Stream) -> list[LogProbabilities]:
+        """Log probabilities of the prompt's tokens from the second on, and of the likeliest ones
+        in their places. The stream then goes on from what was evaluated."""
+        tokens, n_top = stream.prompt, stream.params.logprobs or 0
+        n_dense = 0 if stream.sparsity.prefill else len(tokens)
+        result: list[LogProbabilities] = []
+        with self._handle.run() as session:
+            self._begin(session, stream.sparsity)
+            for first in range(0, len(tokens), self._n_batch):
+                part = tokens[first : first + self._n_batch]
+                rows = np.empty((len(part), self.info.n_vocab), dtype=np.float32)
+                self._eval(session, part, first, first, n_dense, rows)
+                following = tokens[first + 1 : first + 1 + len(part)]
+                result += [
+                    log_probabilities(row, token, n_top)
+                    for row, token in zip(rows, following, strict=False)
+                ]
+            if n_dense and self.info.backend == "cpu":
+                self._held = list(tokens)
+        return result
+
     @property
     def stats(self) -> Stats:
         """Counters of the last generation or evaluation."""
@@ -510,20 +567,25 @@ class Model(Inspection, Completions):
             check(lib.wina_session_get_stats(session, stats))
         return Stats(**_fields(stats, Stats.__dataclass_fields__))
 
-    def embed(self, text: str | Sequence[int], *, normalize: bool = True) -> NDArray[np.float32]:
-        """One vector for a text, shape (n_embd,): the mean over its tokens of the last layer's
-        normed output, evaluated dense; of length 1 with normalize. On the CPU only."""
-        ids = self._prompt_tokens(text)
+    def hidden(self, tokens: str | Sequence[int]) -> NDArray[np.float32]:
+        """The last layer's normed output after each token, shape (n_tokens, n_embd), evaluated
+        dense. tokens: ids, or text that is treated like a prompt. On the CPU only."""
+        ids = self._prompt_tokens(tokens)
         if len(ids) > self.info.n_ctx:
             raise ContextError(f"{len(ids)} tokens do not fit into n_ctx = {self.info.n_ctx}")
         out = np.empty((len(ids), self.info.n_embd), dtype=np.float32)
-        call, tokens = ffi.new("wina_eval *"), ffi.new("int32_t[]", ids)
-        call.tokens, call.n_tokens, call.n_dense = tokens, len(ids), -1
+        call, native = ffi.new("wina_eval *"), ffi.new("int32_t[]", ids)
+        call.tokens, call.n_tokens, call.n_dense = native, len(ids), -1
         call.hidden = ffi.from_buffer("float[]", out)
         with self._handle.run() as session:
             self._begin(session, Sparsity())
             check(lib.wina_session_eval(session, call))
-        mean = out.mean(axis=0, dtype=np.float64)
+        return out
+
+    def embed(self, text: str | Sequence[int], *, normalize: bool = True) -> NDArray[np.float32]:
+        """One vector for a text, shape (n_embd,): the mean of :meth:`hidden` over its tokens; of
+        length 1 with normalize."""
+        mean = self.hidden(text).mean(axis=0, dtype=np.float64)
         length = float(np.linalg.norm(mean)) if normalize else 1.0
         return (mean / (length or 1.0)).astype(np.float32)
 
