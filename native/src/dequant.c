@@ -145,3 +145,102 @@ void wina_dequant_q6_k(const uint8_t *src, float *dst, uint64_t n_blocks) {
         }
     }
 }
+
+const int8_t wina_dequant_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                            1,    13,   25,  38,  53,  69,  89,  113};
+/* Twice 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. */
+const int8_t wina_dequant_mxfp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8,
+                                              -12};
+
+void wina_dequant_q2_k(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_q2_k *b = (const wina_block_q2_k *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++) {
+        float d = half_at(b->d), dmin = half_at(b->dmin);
+        for (int part = 0; part < 16; part++, dst += 16) {
+            const uint8_t *qs = b->qs + part / 8 * 32 + part % 2 * 16;
+            float ds = d * (float)(b->scales[part] & 15), dm = dmin * (float)(b->scales[part] >> 4);
+            for (int j = 0; j < 16; j++)
+                dst[j] = ds * (float)(qs[j] >> part / 2 % 4 * 2 & 3) - dm;
+        }
+    }
+}
+
+/* Low bits of scales 0-7 and 8-15 in the nibbles of bytes 0-7, the upper two bits of scale j in
+ * byte 8 + j % 4 from bit 2 (j / 4) on. */
+void wina_dequant_q3_scales(const uint8_t packed[12], uint8_t scale[16]) {
+    for (int j = 0; j < 16; j++)
+        scale[j] = (uint8_t)((packed[j % 8] >> j / 8 * 4 & 15) |
+                             (packed[8 + j % 4] >> j / 4 * 2 & 3) << 4);
+}
+
+void wina_dequant_q3_k(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_q3_k *b = (const wina_block_q3_k *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++) {
+        float d = half_at(b->d);
+        uint8_t scale[16];
+        wina_dequant_q3_scales(b->scales, scale);
+        for (int part = 0; part < 16; part++, dst += 16) {
+            const uint8_t *qs = b->qs + part / 8 * 32 + part % 2 * 16;
+            const uint8_t *high = b->hmask + part % 2 * 16;
+            float ds = d * (float)(scale[part] - 32);
+            for (int j = 0; j < 16; j++) {
+                int q = (qs[j] >> part / 2 % 4 * 2 & 3) | (high[j] >> part / 2 & 1) << 2;
+                dst[j] = ds * (float)(q - 4);
+            }
+        }
+    }
+}
+
+/* 32 weights d * table[q] */
+static void decode_table(const uint8_t *qs, float d, const int8_t table[16], float *dst) {
+    for (int j = 0; j < 16; j++) {
+        dst[j] = d * (float)table[qs[j] & 15];
+        dst[j + 16] = d * (float)table[qs[j] >> 4];
+    }
+}
+
+void wina_dequant_iq4_nl(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_iq4_nl *b = (const wina_block_iq4_nl *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++, dst += 32)
+        decode_table(b->qs, half_at(b->d), wina_dequant_iq4_values, dst);
+}
+
+void wina_dequant_iq4_xs(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_iq4_xs *b = (const wina_block_iq4_xs *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++)
+        for (int part = 0; part < 8; part++, dst += 32) {
+            int scale = (b->scales_l[part / 2] >> part % 2 * 4 & 15) |
+                        (b->scales_h[part / 4] >> part % 4 * 2 & 3) << 4;
+            decode_table(b->qs + 16 * part, half_at(b->d) * (float)(scale - 32),
+                         wina_dequant_iq4_values, dst);
+        }
+}
+
+void wina_dequant_mxfp4(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_mxfp4 *b = (const wina_block_mxfp4 *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++, dst += 32)
+        decode_table(b->qs, wina_e8m0_to_f32(b->e), wina_dequant_mxfp4_values, dst);
+}
+
+void wina_dequant_tq1_0(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_tq1_0 *b = (const wina_block_tq1_0 *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++) {
+        float d = half_at(b->d);
+        for (int j = 0; j < 160; j++)
+            *dst++ = d * (float)(wina_dequant_digit(b->qs[j % 32], j / 32) - 1);
+        for (int j = 0; j < 80; j++)
+            *dst++ = d * (float)(wina_dequant_digit(b->qs[32 + j % 16], j / 16) - 1);
+        for (int j = 0; j < 16; j++)
+            *dst++ = d * (float)(wina_dequant_digit(b->qh[j % 4], j / 4) - 1);
+    }
+}
+
+void wina_dequant_tq2_0(const uint8_t *src, float *dst, uint64_t n_blocks) {
+    const wina_block_tq2_0 *b = (const wina_block_tq2_0 *)src;
+    for (uint64_t i = 0; i < n_blocks; i++, b++) {
+        float d = half_at(b->d);
+        for (int run = 0; run < 8; run++, dst += 32)
+            for (int j = 0; j < 32; j++)
+                dst[j] = d * (float)((b->qs[run / 4 * 32 + j] >> run % 4 * 2 & 3) - 1);
+    }
+}

@@ -12,9 +12,16 @@ _Static_assert(sizeof(wina_block_q4_1) == 20, "Q4_1");
 _Static_assert(sizeof(wina_block_q5_0) == 22, "Q5_0");
 _Static_assert(sizeof(wina_block_q5_1) == 24, "Q5_1");
 _Static_assert(sizeof(wina_block_q8_0) == 34, "Q8_0");
+_Static_assert(sizeof(wina_block_q2_k) == 84, "Q2_K");
+_Static_assert(sizeof(wina_block_q3_k) == 110, "Q3_K");
 _Static_assert(sizeof(wina_block_q4_k) == 144, "Q4_K");
 _Static_assert(sizeof(wina_block_q5_k) == 176, "Q5_K");
 _Static_assert(sizeof(wina_block_q6_k) == 210, "Q6_K");
+_Static_assert(sizeof(wina_block_iq4_nl) == 18, "IQ4_NL");
+_Static_assert(sizeof(wina_block_iq4_xs) == 136, "IQ4_XS");
+_Static_assert(sizeof(wina_block_mxfp4) == 17, "MXFP4");
+_Static_assert(sizeof(wina_block_tq1_0) == 54, "TQ1_0");
+_Static_assert(sizeof(wina_block_tq2_0) == 66, "TQ2_0");
 
 static const wina_dtype DTYPES[] = {
     {WINA_DTYPE_F32, "F32", 1, 4, wina_dequant_f32},
@@ -25,9 +32,16 @@ static const wina_dtype DTYPES[] = {
     {WINA_DTYPE_Q5_0, "Q5_0", 32, sizeof(wina_block_q5_0), wina_dequant_q5_0},
     {WINA_DTYPE_Q5_1, "Q5_1", 32, sizeof(wina_block_q5_1), wina_dequant_q5_1},
     {WINA_DTYPE_Q8_0, "Q8_0", 32, sizeof(wina_block_q8_0), wina_dequant_q8_0},
+    {WINA_DTYPE_Q2_K, "Q2_K", 256, sizeof(wina_block_q2_k), wina_dequant_q2_k},
+    {WINA_DTYPE_Q3_K, "Q3_K", 256, sizeof(wina_block_q3_k), wina_dequant_q3_k},
     {WINA_DTYPE_Q4_K, "Q4_K", 256, sizeof(wina_block_q4_k), wina_dequant_q4_k},
     {WINA_DTYPE_Q5_K, "Q5_K", 256, sizeof(wina_block_q5_k), wina_dequant_q5_k},
     {WINA_DTYPE_Q6_K, "Q6_K", 256, sizeof(wina_block_q6_k), wina_dequant_q6_k},
+    {WINA_DTYPE_IQ4_NL, "IQ4_NL", 32, sizeof(wina_block_iq4_nl), wina_dequant_iq4_nl},
+    {WINA_DTYPE_IQ4_XS, "IQ4_XS", 256, sizeof(wina_block_iq4_xs), wina_dequant_iq4_xs},
+    {WINA_DTYPE_MXFP4, "MXFP4", 32, sizeof(wina_block_mxfp4), wina_dequant_mxfp4},
+    {WINA_DTYPE_TQ1_0, "TQ1_0", 256, sizeof(wina_block_tq1_0), wina_dequant_tq1_0},
+    {WINA_DTYPE_TQ2_0, "TQ2_0", 256, sizeof(wina_block_tq2_0), wina_dequant_tq2_0},
 };
 
 /* Every id that the file format has given out, so that a refusal can name the type. 4, 5, 31-33

@@ -14,10 +14,17 @@ typedef enum wina_dtype_id {
     WINA_DTYPE_Q5_0 = 6,
     WINA_DTYPE_Q5_1 = 7,
     WINA_DTYPE_Q8_0 = 8,
+    WINA_DTYPE_Q2_K = 10,
+    WINA_DTYPE_Q3_K = 11,
     WINA_DTYPE_Q4_K = 12,
     WINA_DTYPE_Q5_K = 13,
     WINA_DTYPE_Q6_K = 14,
-    WINA_DTYPE_BF16 = 30
+    WINA_DTYPE_IQ4_NL = 20,
+    WINA_DTYPE_IQ4_XS = 23,
+    WINA_DTYPE_BF16 = 30,
+    WINA_DTYPE_TQ1_0 = 34,
+    WINA_DTYPE_TQ2_0 = 35,
+    WINA_DTYPE_MXFP4 = 39
 } wina_dtype_id;
 
 typedef struct wina_dtype {
@@ -39,6 +46,14 @@ const char *wina_dtype_name(uint32_t id);
  * independent of the processor. */
 float wina_f16_to_f32(uint16_t h);
 uint16_t wina_f32_to_f16(float f);
+/* A scale of MXFP4: 2^(e - 128), which the format's doubled integers are multiplied by. */
+static inline float wina_e8m0_to_f32(uint8_t e) {
+    union {
+        uint32_t u;
+        float f;
+    } v = {e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23};
+    return v.f;
+}
 static inline float wina_bf16_to_f32(uint16_t h) {
     union {
         uint32_t u;
