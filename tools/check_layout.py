@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("status",),
     ("mem", "mapfile", "threads", "unicode", "unicode_data"),
     ("sparse",),
-    ("dtype", "dequant", "pairmap"),
+    ("dtype", "dequant", "piece", "pairmap"),
     ("gguf", "gguf_value"),
     ("pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
     ("config", "pack", "candidates", "textcut"),

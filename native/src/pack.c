@@ -5,20 +5,35 @@
 #include "mem.h"
 #include "status.h"
 
+/* wina_dequant_iq4_values and wina_dequant_mxfp4_values plus 128. */
+static const uint8_t IQ4[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                129, 141, 153, 166, 181, 197, 217, 241};
+static const uint8_t MXFP4[16] = {128, 129, 130, 131, 132, 134, 136, 140,
+                                  128, 127, 126, 125, 124, 122, 120, 116};
+
+/* clang-format off */
 static const wina_layout LAYOUTS[] = {
-    /* dtype          scales             low high off  sub scale super */
-    {WINA_DTYPE_F32, WINA_SCALES_F32, 32, 0, 0, 32, 0, 0},
-    {WINA_DTYPE_F16, WINA_SCALES_F16, 16, 0, 0, 32, 0, 0},
-    {WINA_DTYPE_BF16, WINA_SCALES_BF16, 16, 0, 0, 32, 0, 0},
-    {WINA_DTYPE_Q8_0, WINA_SCALES_D, 8, 0, 128, 32, 2, 0},
-    {WINA_DTYPE_Q4_0, WINA_SCALES_D, 4, 0, 8, 32, 2, 0},
-    {WINA_DTYPE_Q5_0, WINA_SCALES_D, 4, 1, 16, 32, 2, 0},
-    {WINA_DTYPE_Q4_1, WINA_SCALES_DM, 4, 0, 0, 32, 4, 0},
-    {WINA_DTYPE_Q5_1, WINA_SCALES_DM, 4, 1, 0, 32, 4, 0},
-    {WINA_DTYPE_Q4_K, WINA_SCALES_K_DM, 4, 0, 0, 32, 2, 4},
-    {WINA_DTYPE_Q5_K, WINA_SCALES_K_DM, 4, 1, 0, 32, 2, 4},
-    {WINA_DTYPE_Q6_K, WINA_SCALES_K_D16, 4, 2, 32, 16, 2, 2},
+    /* dtype          scales        low high off  sub scale super plane  reader  table */
+    {WINA_DTYPE_F32, WINA_SCALES_F32, 32, 0, 0, 32, 0, 0, WINA_PLANE_8, NULL, NULL},
+    {WINA_DTYPE_F16, WINA_SCALES_F16, 16, 0, 0, 32, 0, 0, WINA_PLANE_8, NULL, NULL},
+    {WINA_DTYPE_BF16, WINA_SCALES_BF16, 16, 0, 0, 32, 0, 0, WINA_PLANE_8, NULL, NULL},
+    {WINA_DTYPE_Q8_0, WINA_SCALES_D, 8, 0, 128, 32, 2, 0, WINA_PLANE_8, wina_piece_q8_0, NULL},
+    {WINA_DTYPE_Q4_0, WINA_SCALES_D, 4, 0, 8, 32, 2, 0, WINA_PLANE_4, wina_piece_q4_0, NULL},
+    {WINA_DTYPE_Q5_0, WINA_SCALES_D, 4, 1, 16, 32, 2, 0, WINA_PLANE_5, wina_piece_q5_0, NULL},
+    {WINA_DTYPE_Q4_1, WINA_SCALES_DM, 4, 0, 0, 32, 4, 0, WINA_PLANE_4, wina_piece_q4_1, NULL},
+    {WINA_DTYPE_Q5_1, WINA_SCALES_DM, 4, 1, 0, 32, 4, 0, WINA_PLANE_5, wina_piece_q5_1, NULL},
+    {WINA_DTYPE_Q2_K, WINA_SCALES_K_DM16, 2, 0, 0, 16, 2, 4, WINA_PLANE_2, wina_piece_q2_k, NULL},
+    {WINA_DTYPE_Q3_K, WINA_SCALES_K_D16, 2, 1, 4, 16, 2, 2, WINA_PLANE_3, wina_piece_q3_k, NULL},
+    {WINA_DTYPE_Q4_K, WINA_SCALES_K_DM, 4, 0, 0, 32, 2, 4, WINA_PLANE_4, wina_piece_q4_k, NULL},
+    {WINA_DTYPE_Q5_K, WINA_SCALES_K_DM, 4, 1, 0, 32, 2, 4, WINA_PLANE_5, wina_piece_q5_k, NULL},
+    {WINA_DTYPE_Q6_K, WINA_SCALES_K_D16, 4, 2, 32, 16, 2, 2, WINA_PLANE_6, wina_piece_q6_k, NULL},
+    {WINA_DTYPE_IQ4_NL, WINA_SCALES_D, 4, 0, 128, 32, 2, 0, WINA_PLANE_T, wina_piece_q4_0, IQ4},
+    {WINA_DTYPE_IQ4_XS, WINA_SCALES_K_D32, 4, 0, 128, 32, 1, 2, WINA_PLANE_T, wina_piece_iq4_xs, IQ4},
+    {WINA_DTYPE_MXFP4, WINA_SCALES_E8, 4, 0, 128, 32, 1, 0, WINA_PLANE_T, wina_piece_mxfp4, MXFP4},
+    {WINA_DTYPE_TQ1_0, WINA_SCALES_D, 2, 0, 1, 32, 2, 0, WINA_PLANE_2, wina_piece_tq1_0, NULL},
+    {WINA_DTYPE_TQ2_0, WINA_SCALES_D, 2, 0, 1, 32, 2, 0, WINA_PLANE_2, wina_piece_tq2_0, NULL},
 };
+/* clang-format on */
 
 /* Columns from here on are split between threads by rows, shorter ones by parts. */
 enum { LONG_COLUMN = 32 << 10 };
@@ -66,113 +81,11 @@ int32_t wina_panel_plan(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_pan
     return WINA_OK;
 }
 
-/* ---- file blocks to plain integers ------------------------------------------------------- */
-
-/* 32 inputs of one row: stored values (0..255) and scales, as the panel wants them. */
-typedef struct piece {
-    uint8_t q[WINA_BLOCK];
-    uint16_t d, m; /* f16 of the block or super-block */
-    uint8_t s[2];  /* sub-scales */
-} piece;
+/* ---- filling ------------------------------------------------------------------------------ */
 
 static uint16_t load_u16(const uint8_t *p) {
     return (uint16_t)(p[0] | p[1] << 8);
 }
-
-static void split_nibbles(const uint8_t *qs, uint8_t *q) {
-    for (int i = 0; i < 16; i++) {
-        q[i] = qs[i] & 15;
-        q[i + 16] = qs[i] >> 4;
-    }
-}
-
-static void add_fifth_bits(const uint8_t *qh, uint8_t *q) {
-    for (int i = 0; i < 32; i++)
-        q[i] |= (uint8_t)((qh[i / 8] >> (i % 8) & 1) << 4);
-}
-
-/* 6-bit scale and min number j of a Q4_K or Q5_K super-block (12 bytes at s). */
-static void k_scale(const uint8_t *s, int j, uint8_t *scale, uint8_t *min) {
-    if (j < 4) {
-        *scale = s[j] & 63;
-        *min = s[j + 4] & 63;
-    } else {
-        *scale = (uint8_t)((s[j + 4] & 15) | s[j - 4] >> 6 << 4);
-        *min = (uint8_t)(s[j + 4] >> 4 | s[j] >> 6 << 4);
-    }
-}
-
-/* Block b (32 inputs) of a row of a quantised type. */
-static void read_piece(uint32_t dtype, const uint8_t *row, int32_t b, piece *out) {
-    const uint8_t *p;
-    int j = b % 8;
-    switch (dtype) {
-    case WINA_DTYPE_Q8_0:
-        p = row + (uint64_t)b * 34;
-        out->d = load_u16(p);
-        for (int i = 0; i < 32; i++)
-            out->q[i] = p[2 + i] ^ 0x80;
-        break;
-    case WINA_DTYPE_Q4_0:
-        p = row + (uint64_t)b * 18;
-        out->d = load_u16(p);
-        split_nibbles(p + 2, out->q);
-        break;
-    case WINA_DTYPE_Q4_1:
-        p = row + (uint64_t)b * 20;
-        out->d = load_u16(p);
-        out->m = load_u16(p + 2);
-        split_nibbles(p + 4, out->q);
-        break;
-    case WINA_DTYPE_Q5_0:
-        p = row + (uint64_t)b * 22;
-        out->d = load_u16(p);
-        split_nibbles(p + 6, out->q);
-        add_fifth_bits(p + 2, out->q);
-        break;
-    case WINA_DTYPE_Q5_1:
-        p = row + (uint64_t)b * 24;
-        out->d = load_u16(p);
-        out->m = load_u16(p + 2);
-        split_nibbles(p + 8, out->q);
-        add_fifth_bits(p + 4, out->q);
-        break;
-    case WINA_DTYPE_Q4_K:
-    case WINA_DTYPE_Q5_K: {
-        bool five = dtype == WINA_DTYPE_Q5_K;
-        p = row + (uint64_t)(b / 8) * (five ? 176 : 144);
-        out->d = load_u16(p);
-        out->m = load_u16(p + 2);
-        k_scale(p + 4, j, &out->s[0], &out->s[1]);
-        const uint8_t *qs = p + (five ? 48 : 16) + 32 * (j / 2);
-        for (int i = 0; i < 32; i++) {
-            out->q[i] = j % 2 ? qs[i] >> 4 : qs[i] & 15;
-            if (five)
-                out->q[i] |= (uint8_t)((p[16 + i] >> j & 1) << 4);
-        }
-        break;
-    }
-    case WINA_DTYPE_Q6_K: {
-        /* 256 inputs = 2 halves of 128; in a half, low bits of quarter k and k + 2 share bytes. */
-        p = row + (uint64_t)(b / 8) * 210;
-        int half = j / 4, quarter = j % 4;
-        const uint8_t *ql = p + 64 * half + 32 * (quarter % 2);
-        const uint8_t *qh = p + 128 + 32 * half;
-        for (int i = 0; i < 32; i++) {
-            uint8_t low = quarter < 2 ? ql[i] & 15 : ql[i] >> 4;
-            out->q[i] = (uint8_t)(low | (qh[i] >> (2 * quarter) & 3) << 4);
-        }
-        out->s[0] = p[192 + 2 * j];
-        out->s[1] = p[192 + 2 * j + 1];
-        out->d = load_u16(p + 208);
-        break;
-    }
-    default:
-        break;
-    }
-}
-
-/* ---- filling ------------------------------------------------------------------------------ */
 
 static void store_u16(uint8_t *p, uint16_t v) {
     p[0] = (uint8_t)v;
@@ -205,42 +118,47 @@ static void transpose(const uint8_t q[WINA_STRIP][WINA_BLOCK], uint8_t t[WINA_BL
         }
 }
 
+/* Two bits of 64 rows from bit `shift` on. */
+static void store_pairs(uint8_t *to, const uint8_t v[WINA_STRIP], int shift) {
+    for (int r = 0; r < 16; r++)
+        to[r] = (uint8_t)((v[r] >> shift & 3) | (v[r + 16] >> shift & 3) << 2 |
+                          (v[r + 32] >> shift & 3) << 4 | (v[r + 48] >> shift & 3) << 6);
+}
+
 /* Values of one strip and block: (64 rows, 32 inputs) transposed into planes. */
 static void store_values(const wina_panel *p, uint8_t *block, int32_t strip,
                          const uint8_t q[WINA_STRIP][WINA_BLOCK]) {
     const wina_layout *l = p->layout;
-    uint64_t low_bytes = (uint64_t)p->n_rows * l->low_bits / 8;
+    const int low_bits = l->low_bits;
     uint8_t t[WINA_BLOCK][WINA_STRIP];
     transpose(q, t);
     for (int c = 0; c < WINA_BLOCK; c++) {
-        uint8_t *col = block + (uint64_t)c * p->col_bytes;
+        uint8_t *col = block + (uint64_t)c * p->col_bytes, *low = col + strip * 8 * low_bits;
         const uint8_t *v = t[c];
-        if (l->low_bits == 8) {
-            memcpy(col + strip * 64, v, 64);
-            continue;
-        }
-        for (int r = 0; r < 32; r++)
-            col[strip * 32 + r] = (uint8_t)((v[r] & 15) | (v[r + 32] & 15) << 4);
-        uint8_t *high = col + low_bytes;
+        if (low_bits == 8)
+            memcpy(low, v, 64);
+        else if (low_bits == 2)
+            store_pairs(low, v, 0);
+        else
+            for (int r = 0; r < 32; r++)
+                low[r] = (uint8_t)((v[r] & 15) | (v[r + 32] & 15) << 4);
+        uint8_t *high = col + (uint64_t)p->n_rows * l->low_bits / 8;
         if (l->high_bits == 1) {
             for (int r = 0; r < 64; r += 8) {
-                uint64_t w; /* bit 4 of eight bytes, gathered into the top one */
+                uint64_t w; /* the bit of eight bytes, gathered into the top one */
                 memcpy(&w, v + r, 8);
                 high[strip * 8 + r / 8] =
-                    (uint8_t)((w >> 4 & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+                    (uint8_t)((w >> low_bits & 0x0101010101010101u) * 0x0102040810204080u >> 56);
             }
         } else if (l->high_bits == 2) {
-            for (int r = 0; r < 16; r++)
-                high[strip * 16 + r] =
-                    (uint8_t)((v[r] >> 4 & 3) | (v[r + 16] >> 4 & 3) << 2 |
-                              (v[r + 32] >> 4 & 3) << 4 | (v[r + 48] >> 4 & 3) << 6);
+            store_pairs(high + strip * 16, v, low_bits);
         }
     }
 }
 
 /* Scales of one row, at position `at` of the panel's swapped row order. */
 static void store_scales(const wina_panel *p, uint8_t *super, uint8_t *scales, bool first,
-                         int64_t at, const piece *w) {
+                         int64_t at, const wina_piece *w) {
     uint64_t rows = (uint64_t)p->n_rows, i = (uint64_t)at;
     switch (p->layout->scales) {
     case WINA_SCALES_D:
@@ -251,14 +169,17 @@ static void store_scales(const wina_panel *p, uint8_t *super, uint8_t *scales, b
         store_u16(scales + 2 * (rows + i), w->m);
         break;
     case WINA_SCALES_K_DM:
+    case WINA_SCALES_K_DM16:
     case WINA_SCALES_K_D16:
+    case WINA_SCALES_K_D32:
+    case WINA_SCALES_E8:
         scales[i] = w->s[0];
-        scales[rows + i] = w->s[1];
-        if (first) {
+        if (p->layout->scale_bytes == 2)
+            scales[rows + i] = w->s[1];
+        if (first && p->layout->super_bytes >= 2)
             store_u16(super + 2 * i, w->d);
-            if (p->layout->scales == WINA_SCALES_K_DM)
-                store_u16(super + 2 * (rows + i), w->m);
-        }
+        if (first && p->layout->super_bytes == 4)
+            store_u16(super + 2 * (rows + i), w->m);
         break;
     default:
         break;
@@ -298,8 +219,8 @@ void wina_panel_fill(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t 
             uint8_t *scales = (uint8_t *)wina_panel_scales(p, b);
             uint8_t q[WINA_STRIP][WINA_BLOCK] = {{0}};
             for (int32_t r = 0; r < WINA_STRIP && r0 + r < n_rows; r++) {
-                piece w = {.d = 0};
-                read_piece(l->dtype, rows + (uint64_t)(r0 + r) * row_bytes, b, &w);
+                wina_piece w = {.d = 0};
+                l->read(rows + (uint64_t)(r0 + r) * row_bytes, b, &w);
                 memcpy(q[r], w.q, WINA_BLOCK);
                 store_scales(p, super, scales, b % WINA_SUPER_BLOCKS == 0,
                              (int64_t)strip * WINA_STRIP + wina_strip_swap(r), &w);
@@ -314,15 +235,17 @@ void wina_panel_fill(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t 
 static int32_t stored_value(const wina_panel *p, const uint8_t *col, int64_t row) {
     const wina_layout *l = p->layout;
     int64_t strip = row / WINA_STRIP, r = row % WINA_STRIP;
+    const int64_t at = strip * 16 + r % 16, shift = r / 16 * 2; /* of two bits */
     if (l->low_bits == 8)
         return col[row];
-    int32_t v = col[strip * 32 + r % 32] >> (r / 32 * 4) & 15;
-    const uint8_t *high = col + (uint64_t)p->n_rows / 2;
+    int32_t v =
+        l->low_bits == 2 ? col[at] >> shift & 3 : col[strip * 32 + r % 32] >> (r / 32 * 4) & 15;
+    const uint8_t *high = col + (uint64_t)p->n_rows * l->low_bits / 8;
     if (l->high_bits == 1)
-        v |= (high[strip * 8 + r / 8] >> (r % 8) & 1) << 4;
+        v |= (high[strip * 8 + r / 8] >> (r % 8) & 1) << l->low_bits;
     else if (l->high_bits == 2)
-        v |= (high[strip * 16 + r % 16] >> (r / 16 * 2) & 3) << 4;
-    return v;
+        v |= (high[at] >> shift & 3) << l->low_bits;
+    return l->table ? l->table[v] : v;
 }
 
 void wina_panel_decode_row(const wina_panel *p, int64_t row, float *out) {
@@ -355,8 +278,15 @@ void wina_panel_decode_row(const wina_panel *p, int64_t row, float *out) {
             float s = wina_f16_to_f32(load_u16(super + 2 * at)) * (float)scales[at];
             float m = wina_f16_to_f32(load_u16(super + 2 * (rows + at))) * (float)scales[rows + at];
             out[c] = s * q - m;
+        } else if (l->scales == WINA_SCALES_K_DM16) {
+            uint8_t sub = scales[(c % 32 / 16 ? rows : 0) + at];
+            float s = wina_f16_to_f32(load_u16(super + 2 * at)) * (float)(sub & 15);
+            float m = wina_f16_to_f32(load_u16(super + 2 * (rows + at))) * (float)(sub >> 4);
+            out[c] = s * q - m;
+        } else if (l->scales == WINA_SCALES_E8) {
+            out[c] = wina_e8m0_to_f32(scales[at]) * q;
         } else {
-            int8_t sub = (int8_t)scales[(c % 32 / 16 ? rows : 0) + at];
+            int8_t sub = (int8_t)scales[(l->sub == 16 && c % 32 / 16 ? rows : 0) + at];
             out[c] = wina_f16_to_f32(load_u16(super + 2 * at)) * (float)sub * q;
         }
     }

@@ -9,10 +9,11 @@
  *   super-block | super scales | block 0: input 0, input 1, ... input 31, scales | block 1 ... |
  *
  * Rows come in strips of 64. Within a strip an input's values are in row order; in 4 bits, byte j
- * holds row j in its low and row j + 32 in its high half. A fifth bit (8 bytes) or a fifth and
- * sixth (16 bytes: rows j, j + 16, j + 32, j + 48 from the lowest bits up) follow after all the
- * strips' low parts. Scales are stored per strip in the order in which byte-interleaving kernels
- * produce their sums: position 16 k + 4 l + i holds row 16 l + 4 k + i (its own inverse).
+ * holds row j in its low and row j + 32 in its high half; in 2 bits, byte j of 16 holds rows j,
+ * j + 16, j + 32, j + 48 from the lowest bits up. One further bit (8 bytes) or two (16 bytes, as
+ * the 2 bits) follow after all the strips' low parts. Scales are stored per strip in the order in
+ * which byte-interleaving kernels produce their sums: position 16 k + 4 l + i holds row 16 l + 4 k
+ * + i (its own inverse).
  */
 #ifndef WINA_PACK_H
 #define WINA_PACK_H
@@ -20,6 +21,7 @@
 #include <stdbool.h>
 
 #include "dtype.h"
+#include "piece.h"
 #include "threads.h"
 
 /* Number of this layout; files of panels carry it. Any change of what is above or of where
@@ -28,7 +30,6 @@ enum { WINA_PANEL_LAYOUT = 1 };
 
 enum {
     WINA_STRIP = 64,      /* rows of a strip */
-    WINA_BLOCK = 32,      /* inputs of a block */
     WINA_PARTS = 4,       /* parts of a panel at most */
     WINA_SUPER_BLOCKS = 8 /* blocks of a super-block */
 };
@@ -38,22 +39,68 @@ typedef enum wina_scales {
     WINA_SCALES_F32, /* float values, no scales */
     WINA_SCALES_F16,
     WINA_SCALES_BF16,
-    WINA_SCALES_D,    /* w = d (q - offset);  d f16 */
-    WINA_SCALES_DM,   /* w = d q + m;         d, m f16 */
-    WINA_SCALES_K_DM, /* w = D s q - M m;     s, m u8 per block; D, M f16 per super-block */
-    WINA_SCALES_K_D16 /* w = D s (q - 32);    s i8 per 16 inputs; D f16 per super-block */
+    WINA_SCALES_D,      /* w = d (q - offset);  d f16 */
+    WINA_SCALES_DM,     /* w = d q + m;         d, m f16 */
+    WINA_SCALES_K_DM,   /* w = D s q - M m;     s, m u8 per block; D, M f16 per super-block */
+    WINA_SCALES_K_D16,  /* w = D s (q - offset);  s i8 per 16 inputs; D f16 per super-block */
+    WINA_SCALES_K_DM16, /* w = D s q - M m;       s, m the halves of a byte per 16 inputs */
+    WINA_SCALES_K_D32,  /* w = D s (q - offset);  s i8 per block; D f16 per super-block */
+    WINA_SCALES_E8,     /* w = 2^(e - 128) (q - offset);  e u8 per block */
+    WINA_N_SCALES
 } wina_scales;
+
+/* How the stored values of a quantised panel lie: their bits. In WINA_PLANE_T four bits choose one
+ * of the 16 values of the layout's table. */
+typedef enum wina_plane {
+    WINA_PLANE_8,
+    WINA_PLANE_4,
+    WINA_PLANE_5,
+    WINA_PLANE_6,
+    WINA_PLANE_2,
+    WINA_PLANE_3,
+    WINA_PLANE_T,
+    WINA_N_PLANES
+} wina_plane;
+
+/* Every pair of plane and scales there is: X(name, plane, scales). Kernels are written once and
+ * compiled for each, with both constant. */
+#define WINA_KINDS(X)                                                                              \
+    X(d8, WINA_PLANE_8, WINA_SCALES_D)                                                             \
+    X(d4, WINA_PLANE_4, WINA_SCALES_D)                                                             \
+    X(d5, WINA_PLANE_5, WINA_SCALES_D)                                                             \
+    X(d2, WINA_PLANE_2, WINA_SCALES_D)                                                             \
+    X(dt, WINA_PLANE_T, WINA_SCALES_D)                                                             \
+    X(dm4, WINA_PLANE_4, WINA_SCALES_DM)                                                           \
+    X(dm5, WINA_PLANE_5, WINA_SCALES_DM)                                                           \
+    X(k2, WINA_PLANE_2, WINA_SCALES_K_DM16)                                                        \
+    X(k3, WINA_PLANE_3, WINA_SCALES_K_D16)                                                         \
+    X(k4, WINA_PLANE_4, WINA_SCALES_K_DM)                                                          \
+    X(k5, WINA_PLANE_5, WINA_SCALES_K_DM)                                                          \
+    X(k6, WINA_PLANE_6, WINA_SCALES_K_D16)                                                         \
+    X(kt, WINA_PLANE_T, WINA_SCALES_K_D32)                                                         \
+    X(et, WINA_PLANE_T, WINA_SCALES_E8)
+
+/* Parts of a block with scales of their own, and whether mins are added. */
+static inline __attribute__((always_inline)) int wina_scales_subs(wina_scales kind) {
+    return kind == WINA_SCALES_K_D16 || kind == WINA_SCALES_K_DM16 ? 2 : 1;
+}
+static inline __attribute__((always_inline)) bool wina_scales_mins(wina_scales kind) {
+    return kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM || kind == WINA_SCALES_K_DM16;
+}
 
 /* A row of the table of layouts: one per tensor type. */
 typedef struct wina_layout {
     uint32_t dtype; /* wina_dtype_id */
     wina_scales scales;
-    uint8_t low_bits;    /* of the first plane: 4, 8, 16, 32 */
+    uint8_t low_bits;    /* of the first plane: 2, 4, 8, 16, 32 */
     uint8_t high_bits;   /* of the second plane: 0, 1, 2 */
     uint8_t offset;      /* stored value minus this is the signed integer */
     uint8_t sub;         /* inputs that share a scale: 32 or 16 */
     uint8_t scale_bytes; /* per row and block */
     uint8_t super_bytes; /* per row and super-block */
+    wina_plane plane;
+    wina_piece_reader read; /* NULL for floats */
+    const uint8_t *table;   /* (16) of WINA_PLANE_T: values plus offset */
 } wina_layout;
 
 /* NULL if the type cannot be packed. */

@@ -37,11 +37,23 @@ static uint8_t *create_rows(const wina_dtype *t, int64_t rows, int64_t cols, boo
         case WINA_DTYPE_Q8_0:
         case WINA_DTYPE_Q4_0:
         case WINA_DTYPE_Q5_0:
+        case WINA_DTYPE_IQ4_NL:
+        case WINA_DTYPE_IQ4_XS:
             n_scales = 1;
             break;
+        case WINA_DTYPE_MXFP4:
+            p[b] = (uint8_t)(120 + p[b] % 6);
+            break;
+        case WINA_DTYPE_Q3_K:
         case WINA_DTYPE_Q6_K:
-            scales[0] = p + b + 208;
+        case WINA_DTYPE_TQ1_0:
+        case WINA_DTYPE_TQ2_0:
+            scales[0] = p + b + t->block_bytes - 2;
             n_scales = 1;
+            break;
+        case WINA_DTYPE_Q2_K:
+            scales[0] = p + b + 80, scales[1] = p + b + 82;
+            n_scales = 2;
             break;
         default:
             n_scales = 2;
@@ -312,10 +324,11 @@ static void test_type(const wina_kernels *c, const wina_kernels *k, uint32_t dty
 }
 
 int main(void) {
-    static const uint32_t types[] = {WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16,
-                                     WINA_DTYPE_Q4_0, WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0,
-                                     WINA_DTYPE_Q5_1, WINA_DTYPE_Q8_0, WINA_DTYPE_Q4_K,
-                                     WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
+    static const uint32_t types[] = {
+        WINA_DTYPE_F32,   WINA_DTYPE_F16,   WINA_DTYPE_BF16, WINA_DTYPE_Q4_0,   WINA_DTYPE_Q4_1,
+        WINA_DTYPE_Q5_0,  WINA_DTYPE_Q5_1,  WINA_DTYPE_Q8_0, WINA_DTYPE_Q4_K,   WINA_DTYPE_Q5_K,
+        WINA_DTYPE_Q6_K,  WINA_DTYPE_Q2_K,  WINA_DTYPE_Q3_K, WINA_DTYPE_IQ4_NL, WINA_DTYPE_IQ4_XS,
+        WINA_DTYPE_MXFP4, WINA_DTYPE_TQ1_0, WINA_DTYPE_TQ2_0};
     static const char *const names[] = {"c", "avx2", "avx512", "neon", "dotprod", "i8mm"};
     wina_kernels c;
     wina_kernels_init_c(&c);
@@ -326,7 +339,7 @@ int main(void) {
             printf("kernels: %s skipped: %s\n", names[n], wina_error());
             continue;
         }
-        for (int t = 0; t < 11; t++)
+        for (size_t t = 0; t < sizeof types / sizeof types[0]; t++)
             test_type(&c, &k, types[t]);
         static const int32_t sizes[] = {1, 15, 16, 17, 64, 100, 576, 4099};
         for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {

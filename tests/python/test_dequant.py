@@ -26,6 +26,13 @@ TYPES: dict[Type, tuple[int, ...]] = {
     Type.Q4_K: (0, 2),
     Type.Q5_K: (0, 2),
     Type.Q6_K: (208,),
+    Type.Q2_K: (80, 82),
+    Type.Q3_K: (108,),
+    Type.IQ4_NL: (0,),
+    Type.IQ4_XS: (0,),
+    Type.MXFP4: (),
+    Type.TQ1_0: (52,),
+    Type.TQ2_0: (64,),
 }
 N_BLOCKS = 4096
 

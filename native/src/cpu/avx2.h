@@ -28,39 +28,66 @@ typedef struct strip_values {
     __m256i a, b; /* rows 0..31 and 32..63, a byte each */
 } strip_values;
 
-/* Bit 4 of 32 rows from their bits in four bytes. */
-INLINE __m256i fifth_bits(const uint8_t *bits) {
+/* `value` in each of 32 rows whose bit is set in four bytes. */
+INLINE __m256i spread_bits(const uint8_t *bits, int value) {
     const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
                                             2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201u);
     int32_t four;
     memcpy(&four, bits, 4);
     __m256i v = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(four), spread), bit);
-    return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8(16));
+    return _mm256_and_si256(_mm256_cmpeq_epi8(v, bit), _mm256_set1_epi8((char)value));
 }
 
-/* 64 stored values of one input. kind: low_bits 8 -> 0; 4 -> 1; 4 + 1 -> 2; 4 + 2 -> 3 */
-INLINE strip_values load_values(const uint8_t *col, int32_t n_rows, int32_t strip, int kind) {
-    if (kind == 0) {
-        const __m256i *p = (const __m256i *)(col + (int64_t)strip * 64);
-        return (strip_values){_mm256_loadu_si256(p), _mm256_loadu_si256(p + 1)};
+/* Two bits of 64 rows from 16 bytes, as bits 4 and 5 of a byte each. */
+INLINE strip_values spread_pairs(const uint8_t *pairs) {
+    const __m256i bits = _mm256_set1_epi8(0x30);
+    __m256i h = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)pairs));
+    __m256i a = _mm256_sllv_epi32(h, _mm256_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2));
+    __m256i b = _mm256_srlv_epi32(h, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
+    return (strip_values){_mm256_and_si256(a, bits), _mm256_and_si256(b, bits)};
+}
+
+/* 64 stored values of one input, 2 or 3 bits each. */
+INLINE strip_values load_small(const wina_panel *p, const uint8_t *col, int32_t strip,
+                               wina_plane plane) {
+    strip_values v = spread_pairs(col + (int64_t)strip * 16);
+    v.a = _mm256_srli_epi16(v.a, 4);
+    v.b = _mm256_srli_epi16(v.b, 4);
+    if (plane == WINA_PLANE_3) {
+        const uint8_t *high = col + p->n_rows / 4 + (int64_t)strip * 8;
+        v.a = _mm256_or_si256(v.a, spread_bits(high, 4));
+        v.b = _mm256_or_si256(v.b, spread_bits(high + 4, 4));
     }
+    return v;
+}
+
+/* 64 stored values of one input. */
+INLINE strip_values load_values(const wina_panel *p, const uint8_t *col, int32_t strip,
+                                wina_plane plane) {
+    if (plane == WINA_PLANE_8) {
+        const __m256i *at = (const __m256i *)(col + (int64_t)strip * 64);
+        return (strip_values){_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+    }
+    if (plane == WINA_PLANE_2 || plane == WINA_PLANE_3)
+        return load_small(p, col, strip, plane);
     const __m256i low = _mm256_set1_epi8(15);
     __m256i both = _mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32));
     strip_values v = {_mm256_and_si256(both, low),
                       _mm256_and_si256(_mm256_srli_epi16(both, 4), low)};
-    const uint8_t *high = col + n_rows / 2;
-    if (kind == 2) {
-        v.a = _mm256_or_si256(v.a, fifth_bits(high + (int64_t)strip * 8));
-        v.b = _mm256_or_si256(v.b, fifth_bits(high + (int64_t)strip * 8 + 4));
-    } else if (kind == 3) {
-        const __m256i bits = _mm256_set1_epi8(0x30);
-        __m256i h = _mm256_broadcastsi128_si256(
-            _mm_loadu_si128((const __m128i *)(high + (int64_t)strip * 16)));
-        __m256i ha = _mm256_sllv_epi32(h, _mm256_setr_epi32(4, 4, 4, 4, 2, 2, 2, 2));
-        __m256i hb = _mm256_srlv_epi32(h, _mm256_setr_epi32(0, 0, 0, 0, 2, 2, 2, 2));
-        v.a = _mm256_or_si256(v.a, _mm256_and_si256(ha, bits));
-        v.b = _mm256_or_si256(v.b, _mm256_and_si256(hb, bits));
+    const uint8_t *high = col + p->n_rows / 2;
+    if (plane == WINA_PLANE_5) {
+        v.a = _mm256_or_si256(v.a, spread_bits(high + (int64_t)strip * 8, 16));
+        v.b = _mm256_or_si256(v.b, spread_bits(high + (int64_t)strip * 8 + 4, 16));
+    } else if (plane == WINA_PLANE_6) {
+        strip_values h = spread_pairs(high + (int64_t)strip * 16);
+        v.a = _mm256_or_si256(v.a, h.a);
+        v.b = _mm256_or_si256(v.b, h.b);
+    } else if (plane == WINA_PLANE_T) {
+        const __m256i table =
+            _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p->layout->table));
+        v.a = _mm256_shuffle_epi8(table, v.a);
+        v.b = _mm256_shuffle_epi8(table, v.b);
     }
     return v;
 }
@@ -101,25 +128,43 @@ INLINE __m256 signed_bytes(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
+/* The low or, with shift 4, the high halves of eight bytes. */
+INLINE __m256 nibbles(const uint8_t *p, int shift) {
+    __m256i v = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(v, shift), _mm256_set1_epi32(15)));
+}
+/* wina_e8m0_to_f32: below 2 the result is subnormal. */
+INLINE __m256 exponents(const uint8_t *p) {
+    const __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    return _mm256_castsi256_ps(
+        _mm256_blendv_epi8(small, normal, _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1))));
+}
+
 /* Scales (and mins, as they are added) of 8 rows at stored position `at`. */
 INLINE __m256 load_d(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows,
                      int64_t at, int sub) {
     if (kind == WINA_SCALES_K_DM)
         return _mm256_mul_ps(halves(super + 2 * at), bytes(scales + at));
-    if (kind == WINA_SCALES_K_D16)
+    if (kind == WINA_SCALES_K_D16 || kind == WINA_SCALES_K_D32)
         return _mm256_mul_ps(halves(super + 2 * at), signed_bytes(scales + (sub ? rows : 0) + at));
+    if (kind == WINA_SCALES_K_DM16)
+        return _mm256_mul_ps(halves(super + 2 * at), nibbles(scales + (sub ? rows : 0) + at, 0));
+    if (kind == WINA_SCALES_E8)
+        return exponents(scales + at);
     return halves(scales + 2 * at);
 }
 INLINE __m256 load_m(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows,
-                     int64_t at) {
+                     int64_t at, int sub) {
+    if (kind == WINA_SCALES_K_DM16)
+        return _mm256_mul_ps(
+            halves(super + 2 * (rows + at)),
+            _mm256_sub_ps(_mm256_set1_ps(-0.0f), nibbles(scales + (sub ? rows : 0) + at, 4)));
     if (kind == WINA_SCALES_K_DM)
         return _mm256_mul_ps(halves(super + 2 * (rows + at)),
                              _mm256_sub_ps(_mm256_set1_ps(-0.0f), bytes(scales + rows + at)));
     return halves(scales + 2 * (rows + at));
-}
-
-INLINE bool has_min(wina_scales kind) {
-    return kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM;
 }
 
 /* Stored order back to row order: the 4 x 4 blocks of four rows are transposed. */

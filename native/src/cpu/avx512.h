@@ -15,29 +15,45 @@ typedef struct block_sums {
     __m512i hi[4], lo[4]; /* 16 rows each, in stored order */
 } block_sums;
 
-/* 64 stored values of one input. kind: low_bits 8 -> 0; 4 -> 1; 4 + 1 -> 2; 4 + 2 -> 3 */
-static inline __attribute__((always_inline)) __m512i load_values(const uint8_t *col, int32_t n_rows,
-                                                                 int32_t strip, int kind) {
-    if (kind == 0)
+/* Two bits of 64 rows from 16 bytes. */
+static inline __attribute__((always_inline)) __m512i spread_pairs(const uint8_t *pairs) {
+    const __m512i by_quarter =
+        _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004,
+                         0x0004000400040004, 0x0002000200020002, 0x0002000200020002, 0, 0);
+    __m512i h = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)pairs));
+    return _mm512_and_si512(_mm512_srlv_epi16(h, by_quarter), _mm512_set1_epi8(3));
+}
+
+/* v plus `value` where a row's bit is set in eight bytes. */
+static inline __attribute__((always_inline)) __m512i add_bits(__m512i v, const uint8_t *eight,
+                                                              int value) {
+    uint64_t bits;
+    memcpy(&bits, eight, 8);
+    return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8((char)value));
+}
+
+/* 64 stored values of one input. */
+static inline __attribute__((always_inline)) __m512i
+load_values(const wina_panel *p, const uint8_t *col, int32_t strip, wina_plane plane) {
+    if (plane == WINA_PLANE_8)
         return _mm512_loadu_si512(col + (int64_t)strip * 64);
+    if (plane == WINA_PLANE_2)
+        return spread_pairs(col + (int64_t)strip * 16);
+    if (plane == WINA_PLANE_3)
+        return add_bits(spread_pairs(col + (int64_t)strip * 16),
+                        col + p->n_rows / 4 + (int64_t)strip * 8, 4);
     __m512i both =
         _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(col + (int64_t)strip * 32)));
     const __m512i by_half = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
     __m512i v = _mm512_and_si512(_mm512_srlv_epi16(both, by_half), _mm512_set1_epi8(15));
-    const uint8_t *high = col + n_rows / 2;
-    if (kind == 2) {
-        uint64_t bits;
-        memcpy(&bits, high + (int64_t)strip * 8, 8);
-        v = _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8(16));
-    } else if (kind == 3) {
-        __m512i h =
-            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(high + (int64_t)strip * 16)));
-        const __m512i by_quarter =
-            _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004,
-                             0x0004000400040004, 0x0002000200020002, 0x0002000200020002, 0, 0);
-        h = _mm512_and_si512(_mm512_srlv_epi16(h, by_quarter), _mm512_set1_epi8(3));
-        v = _mm512_or_si512(v, _mm512_slli_epi16(h, 4));
-    }
+    const uint8_t *high = col + p->n_rows / 2;
+    if (plane == WINA_PLANE_5)
+        v = add_bits(v, high + (int64_t)strip * 8, 16);
+    else if (plane == WINA_PLANE_6)
+        v = _mm512_or_si512(v, _mm512_slli_epi16(spread_pairs(high + (int64_t)strip * 16), 4));
+    else if (plane == WINA_PLANE_T)
+        v = _mm512_shuffle_epi8(
+            _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p->layout->table)), v);
     return v;
 }
 
@@ -67,18 +83,41 @@ static inline __m512 signed_bytes(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
+/* The low or, with shift 4, the high halves of sixteen bytes. */
+static inline __m512 nibbles(const uint8_t *p, unsigned shift) {
+    __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, shift), _mm512_set1_epi32(15)));
+}
+/* wina_e8m0_to_f32: below 2 the result is subnormal. */
+static inline __m512 exponents(const uint8_t *p) {
+    const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    const __m512i small = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+    return _mm512_castsi512_ps(
+        _mm512_mask_mov_epi32(small, _mm512_cmpgt_epi32_mask(e, _mm512_set1_epi32(1)), normal));
+}
+
 /* Scales (and mins, as they are added) of 16 rows at stored position `at`. */
 static inline __attribute__((always_inline)) __m512 load_d(wina_scales kind, const uint8_t *scales,
                                                            const uint8_t *super, int64_t rows,
                                                            int64_t at, int sub) {
     if (kind == WINA_SCALES_K_DM)
         return _mm512_mul_ps(halves(super + 2 * at), bytes(scales + at));
-    if (kind == WINA_SCALES_K_D16)
+    if (kind == WINA_SCALES_K_D16 || kind == WINA_SCALES_K_D32)
         return _mm512_mul_ps(halves(super + 2 * at), signed_bytes(scales + (sub ? rows : 0) + at));
+    if (kind == WINA_SCALES_K_DM16)
+        return _mm512_mul_ps(halves(super + 2 * at), nibbles(scales + (sub ? rows : 0) + at, 0));
+    if (kind == WINA_SCALES_E8)
+        return exponents(scales + at);
     return halves(scales + 2 * at);
 }
-static inline __attribute__((always_inline)) __m512
-load_m(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows, int64_t at) {
+static inline __attribute__((always_inline)) __m512 load_m(wina_scales kind, const uint8_t *scales,
+                                                           const uint8_t *super, int64_t rows,
+                                                           int64_t at, int sub) {
+    if (kind == WINA_SCALES_K_DM16)
+        return _mm512_mul_ps(
+            halves(super + 2 * (rows + at)),
+            _mm512_sub_ps(_mm512_set1_ps(-0.0f), nibbles(scales + (sub ? rows : 0) + at, 4)));
     if (kind == WINA_SCALES_K_DM)
         return _mm512_mul_ps(halves(super + 2 * (rows + at)),
                              _mm512_sub_ps(_mm512_set1_ps(-0.0f), bytes(scales + rows + at)));
@@ -97,8 +136,8 @@ add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scales, const uin
         __m512 d = load_d(kind, scales, super, p->n_rows, at, sub);
         __m512 acc = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(scale)),
                                      _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(y + 16 * k));
-        if (kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM)
-            acc = _mm512_fmadd_ps(load_m(kind, scales, super, p->n_rows, at),
+        if (wina_scales_mins(kind))
+            acc = _mm512_fmadd_ps(load_m(kind, scales, super, p->n_rows, at, sub),
                                   _mm512_set1_ps(scale * (float)sum), acc);
         _mm512_storeu_ps(y + 16 * k, acc);
     }

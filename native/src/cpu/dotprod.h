@@ -23,6 +23,11 @@ WINA_INLINE int32x4_t add_products(int32x4_t acc, uint8x16_t values, int8x16_t x
 }
 #endif
 
+/* Values of eight bits, stored with 128 added. */
+WINA_INLINE bool is_wide(wina_plane plane) {
+    return plane == WINA_PLANE_8 || plane == WINA_PLANE_T;
+}
+
 /* Byte 4 r + i of vector k: byte 4 k + r of input i. */
 WINA_INLINE uint8x16x4_t interleave(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d) {
     const uint16x8_t ab0 = vreinterpretq_u16_u8(vzip1q_u8(a, b));
@@ -41,10 +46,10 @@ typedef struct quad {
 } quad;
 
 /* With `packed`, high holds both values of a byte, a + 16 b. */
-WINA_INLINE quad load_quad(const uint8_t *const *col, int32_t n_rows, int32_t strip, int h,
-                           neon_plane plane, bool packed) {
+WINA_INLINE quad load_quad(const wina_panel *p, const uint8_t *const *col, int32_t strip, int h,
+                           wina_plane plane, bool packed) {
     quad q;
-    if (plane == PLANE_4) {
+    if (plane == WINA_PLANE_4) {
         const int64_t at = (int64_t)strip * 32 + 16 * h;
         q.high = interleave(vld1q_u8(col[0] + at), vld1q_u8(col[1] + at), vld1q_u8(col[2] + at),
                             vld1q_u8(col[3] + at));
@@ -58,8 +63,8 @@ WINA_INLINE quad load_quad(const uint8_t *const *col, int32_t n_rows, int32_t st
     uint8x16x2_t v[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        v[i] = load_half(col[i], n_rows, strip, h, plane);
-        if (plane == PLANE_8 && !MIXED_SIGNS) {
+        v[i] = load_half(p, col[i], strip, h, plane);
+        if (is_wide(plane) && !MIXED_SIGNS) {
             v[i].val[0] = veorq_u8(v[i].val[0], vdupq_n_u8(0x80));
             v[i].val[1] = veorq_u8(v[i].val[1], vdupq_n_u8(0x80));
         }
@@ -70,16 +75,16 @@ WINA_INLINE quad load_quad(const uint8_t *const *col, int32_t n_rows, int32_t st
 }
 
 /* What sums of load_quad's values start from, so that the offset is taken off. */
-WINA_INLINE int32_t start_of(const wina_layout *l, neon_plane plane, int32_t sum) {
-    return plane == PLANE_8 && !MIXED_SIGNS ? 0 : -l->offset * sum;
+WINA_INLINE int32_t start_of(const wina_layout *l, wina_plane plane, int32_t sum) {
+    return is_wide(plane) && !MIXED_SIGNS ? 0 : -l->offset * sum;
 }
 
 /* Half h of a strip times the kept inputs of sub-block s, to its vectors of `dot`. */
 WINA_INLINE void multiply_half(const wina_panel *p, const wina_quads *a, int32_t s,
-                               const kept_block *kept, neon_plane plane, int32_t strip, int h,
+                               const kept_block *kept, wina_plane plane, int32_t strip, int h,
                                int32x4_t *dot) {
-    const bool packed = MIXED_SIGNS && plane == PLANE_4;
-    const int32_t start = start_of(p->layout, plane, a->sum[s]), n_rows = p->n_rows;
+    const bool packed = MIXED_SIGNS && plane == WINA_PLANE_4;
+    const int32_t start = start_of(p->layout, plane, a->sum[s]);
     const int8_t *xh = a->hi + 4 * a->first[s], *xl = a->lo + 4 * a->first[s];
     int32x4_t hi[8], lo[8];
 #pragma GCC unroll 8
@@ -88,7 +93,7 @@ WINA_INLINE void multiply_half(const wina_panel *p, const wina_quads *a, int32_t
         lo[v] = vdupq_n_s32(packed && v >= 4 ? 17 * start : start);
     }
     for (int32_t i = 0; i < kept->n; i += 4) {
-        const quad q = load_quad(kept->col + i, n_rows, strip, h, plane, packed);
+        const quad q = load_quad(p, kept->col + i, strip, h, plane, packed);
         int32_t h4, l4;
         memcpy(&h4, xh + i, sizeof h4);
         memcpy(&l4, xl + i, sizeof l4);
@@ -111,10 +116,10 @@ WINA_INLINE void multiply_half(const wina_panel *p, const wina_quads *a, int32_t
     }
 }
 
-WINA_INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, neon_plane plane,
+WINA_INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, wina_plane plane,
                            wina_scales kind, int32_t block0, int32_t block1, int32_t strip0,
                            int32_t strip1, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
+    const int n_sub = wina_scales_subs(kind);
     kept_block blocks[2], *now = &blocks[0], *next = &blocks[1];
     const int32_t end = block1 * n_sub;
     gather_block(p, a, block0 * n_sub, end, now);

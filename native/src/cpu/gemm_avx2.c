@@ -13,10 +13,10 @@ enum { F_TOKENS = 3, F_REGS = 4 };              /* floats: 12 sums, 3 activation
 typedef struct strip_block {
     __m256i w[PAIRS][SUMS];
     __m256 d[2][SUMS]; /* scales of each sub-block */
-    __m256 m[SUMS];    /* mins, as they are added */
+    __m256 m[2][SUMS]; /* mins, as they are added */
 } strip_block;
 
-INLINE void load_block(const wina_panel *p, int values, wina_scales kind, int32_t block,
+INLINE void load_block(const wina_panel *p, wina_plane plane, wina_scales kind, int32_t block,
                        int32_t strip, strip_block *out) {
     const __m256i zero = _mm256_setzero_si256();
     const uint8_t *base = wina_panel_block(p, block);
@@ -24,8 +24,8 @@ INLINE void load_block(const wina_panel *p, int values, wina_scales kind, int32_
     for (int g = 0; g < PAIRS; g++) {
         const uint8_t *col = base + (uint64_t)(2 * g) * p->col_bytes;
         __m256i pair[4];
-        interleave(load_values(col, p->n_rows, strip, values),
-                   load_values(col + p->col_bytes, p->n_rows, strip, values), pair);
+        interleave(load_values(p, col, strip, plane),
+                   load_values(p, col + p->col_bytes, strip, plane), pair);
         for (int i = 0; i < 4; i++) {
             out->w[g][2 * i] = _mm256_unpacklo_epi8(pair[i], zero);
             out->w[g][2 * i + 1] = _mm256_unpackhi_epi8(pair[i], zero);
@@ -33,17 +33,17 @@ INLINE void load_block(const wina_panel *p, int values, wina_scales kind, int32_
     }
     for (int r = 0; r < SUMS; r++) {
         int64_t at = (int64_t)strip * WINA_STRIP + sums_at(r);
-        out->d[0][r] = load_d(kind, scales, super, p->n_rows, at, 0);
-        if (kind == WINA_SCALES_K_D16)
-            out->d[1][r] = load_d(kind, scales, super, p->n_rows, at, 1);
-        if (has_min(kind))
-            out->m[r] = load_m(kind, scales, super, p->n_rows, at);
+        for (int sub = 0; sub < wina_scales_subs(kind); sub++) {
+            out->d[sub][r] = load_d(kind, scales, super, p->n_rows, at, sub);
+            if (wina_scales_mins(kind))
+                out->m[sub][r] = load_m(kind, scales, super, p->n_rows, at, sub);
+        }
     }
 }
 
 /* The columns of the next block, while this one is multiplied. */
-INLINE void fetch_block(const wina_panel *p, int values, int32_t block, int32_t strip) {
-    const uint8_t *base = wina_panel_block(p, block) + (int64_t)strip * (values == 0 ? 64 : 32);
+INLINE void fetch_block(const wina_panel *p, int32_t block, int32_t strip) {
+    const uint8_t *base = wina_panel_block(p, block) + (int64_t)strip * 8 * p->layout->low_bits;
     for (int c = 0; c < WINA_BLOCK; c++)
         _mm_prefetch((const char *)(base + (uint64_t)c * p->col_bytes), _MM_HINT_T0);
 }
@@ -56,8 +56,8 @@ INLINE void finish_token(const strip_block *w, wina_scales kind, int sub, int r0
         __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(s[i], start));
         __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(w->d[sub][r0 + i], _mm256_set1_ps(scale)), dot,
                                      _mm256_loadu_ps(y + sums_at(r0 + i)));
-        if (has_min(kind))
-            acc = _mm256_fmadd_ps(w->m[r0 + i], _mm256_set1_ps(scale * (float)sum), acc);
+        if (wina_scales_mins(kind))
+            acc = _mm256_fmadd_ps(w->m[sub][r0 + i], _mm256_set1_ps(scale * (float)sum), acc);
         _mm256_storeu_ps(y + sums_at(r0 + i), acc);
     }
 }
@@ -72,7 +72,7 @@ INLINE void multiply_add(__m256i *s, __m256i v, __m256i x) {
 /* Tokens [t, t + n) of the batch times one block, REGS registers of rows. */
 INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
                             wina_scales kind, int32_t block, int r0, int32_t t, int n, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
+    const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
     const int16_t *x = b->x16[which] + wina_batch_at(b, block, t);
     for (int sub = 0; sub < n_sub; sub++) {
         __m256i s[TOKENS][REGS];
@@ -98,14 +98,14 @@ INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const stri
     }
 }
 
-INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind,
+INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane, wina_scales kind,
                       int32_t block0, int32_t block1, int32_t strip, int32_t t0, int32_t t1,
                       float *y) {
     for (int32_t block = block0; block < block1; block++) {
         strip_block w;
-        load_block(p, values, kind, block, strip, &w);
+        load_block(p, plane, kind, block, strip, &w);
         if (block + 1 < block1)
-            fetch_block(p, values, block + 1, strip);
+            fetch_block(p, block + 1, strip);
         int32_t t = t0;
         for (; t + TOKENS <= t1; t += TOKENS)
             for (int r = 0; r < SUMS; r += REGS)
@@ -176,44 +176,28 @@ INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales ki
     }
 }
 
+typedef void (*x86_gemm)(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                         int32_t strip, int32_t t0, int32_t t1, float *y);
+#define DEFINE_GEMM(name, plane, kind)                                                             \
+    static void gemm_##name(const wina_panel *p, const wina_batch *b, int32_t block0,              \
+                            int32_t block1, int32_t strip, int32_t t0, int32_t t1, float *y) {     \
+        gemm_kind(p, b, plane, kind, block0, block1, strip, t0, t1, y);                            \
+    }
+#define LIST_GEMM(name, plane, kind) [plane][kind] = gemm_##name,
+WINA_KINDS(DEFINE_GEMM)
+static const x86_gemm GEMM[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMM)};
+
 static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                        int32_t strip, int32_t t0, int32_t t1, float *y) {
     const wina_layout *l = p->layout;
-    const bool five = l->high_bits == 1;
-    switch (l->scales) {
-    case WINA_SCALES_F32:
+    if (l->scales == WINA_SCALES_F32)
         gemm_floats(p, b, WINA_SCALES_F32, block0, block1, strip, t0, t1, y);
-        break;
-    case WINA_SCALES_F16:
+    else if (l->scales == WINA_SCALES_F16)
         gemm_floats(p, b, WINA_SCALES_F16, block0, block1, strip, t0, t1, y);
-        break;
-    case WINA_SCALES_BF16:
+    else if (l->scales == WINA_SCALES_BF16)
         gemm_floats(p, b, WINA_SCALES_BF16, block0, block1, strip, t0, t1, y);
-        break;
-    case WINA_SCALES_D:
-        if (l->low_bits == 8)
-            gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, t0, t1, y);
-        else if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, t0, t1, y);
-        else
-            gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, t0, t1, y);
-        break;
-    case WINA_SCALES_DM:
-        if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, t0, t1, y);
-        else
-            gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, t0, t1, y);
-        break;
-    case WINA_SCALES_K_DM:
-        if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, t0, t1, y);
-        else
-            gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, t0, t1, y);
-        break;
-    case WINA_SCALES_K_D16:
-        gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, t0, t1, y);
-        break;
-    }
+    else
+        GEMM[l->plane][l->scales](p, b, block0, block1, strip, t0, t1, y);
 }
 
 void wina_gemm_avx2(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,

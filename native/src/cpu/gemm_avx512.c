@@ -9,20 +9,20 @@ enum { QUADS = WINA_BLOCK / 4 };
 typedef struct strip_block {
     __m512i q[QUADS][4];
     __m512 d[2][4]; /* scales of each sub-block, in stored order */
-    __m512 m[4];    /* mins, as they are added */
+    __m512 m[2][4]; /* mins, as they are added */
 } strip_block;
 
-static inline __attribute__((always_inline)) void load_block(const wina_panel *p, int values,
+static inline __attribute__((always_inline)) void load_block(const wina_panel *p, wina_plane plane,
                                                              wina_scales kind, int32_t block,
                                                              int32_t strip, strip_block *out) {
     const uint8_t *base = wina_panel_block(p, block);
     const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
     for (int g = 0; g < QUADS; g++) {
         const uint8_t *col = base + (uint64_t)(4 * g) * p->col_bytes;
-        __m512i a = load_values(col, p->n_rows, strip, values);
-        __m512i b = load_values(col + p->col_bytes, p->n_rows, strip, values);
-        __m512i c = load_values(col + 2 * p->col_bytes, p->n_rows, strip, values);
-        __m512i d = load_values(col + 3 * p->col_bytes, p->n_rows, strip, values);
+        __m512i a = load_values(p, col, strip, plane);
+        __m512i b = load_values(p, col + p->col_bytes, strip, plane);
+        __m512i c = load_values(p, col + 2 * p->col_bytes, strip, plane);
+        __m512i d = load_values(p, col + 3 * p->col_bytes, strip, plane);
         __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
         __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
         out->q[g][0] = _mm512_unpacklo_epi16(ab0, cd0);
@@ -32,11 +32,11 @@ static inline __attribute__((always_inline)) void load_block(const wina_panel *p
     }
     for (int k = 0; k < 4; k++) {
         int64_t at = (int64_t)strip * WINA_STRIP + 16 * k;
-        out->d[0][k] = load_d(kind, scales, super, p->n_rows, at, 0);
-        if (kind == WINA_SCALES_K_D16)
-            out->d[1][k] = load_d(kind, scales, super, p->n_rows, at, 1);
-        if (kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM)
-            out->m[k] = load_m(kind, scales, super, p->n_rows, at);
+        for (int sub = 0; sub < wina_scales_subs(kind); sub++) {
+            out->d[sub][k] = load_d(kind, scales, super, p->n_rows, at, sub);
+            if (wina_scales_mins(kind))
+                out->m[sub][k] = load_m(kind, scales, super, p->n_rows, at, sub);
+        }
     }
 }
 
@@ -52,8 +52,8 @@ static inline __attribute__((always_inline)) void finish_token(const strip_block
             _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s->hi[k], 8), s->lo[k]), start);
         __m512 acc = _mm512_fmadd_ps(_mm512_mul_ps(w->d[sub][k], wide), _mm512_cvtepi32_ps(dot),
                                      _mm512_loadu_ps(y + 16 * k));
-        if (kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM)
-            acc = _mm512_fmadd_ps(w->m[k], _mm512_set1_ps(scale * (float)sum), acc);
+        if (wina_scales_mins(kind))
+            acc = _mm512_fmadd_ps(w->m[sub][k], _mm512_set1_ps(scale * (float)sum), acc);
         _mm512_storeu_ps(y + 16 * k, acc);
     }
 }
@@ -62,7 +62,7 @@ static inline __attribute__((always_inline)) void finish_token(const strip_block
 static inline __attribute__((always_inline)) void
 multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w, wina_scales kind,
                 int32_t block, int32_t t, int n, float *y, int64_t y_stride) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
+    const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
     for (int sub = 0; sub < n_sub; sub++) {
         block_sums s[2];
         for (int k = 0; k < 4; k++)
@@ -87,11 +87,11 @@ multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w, 
 }
 
 static inline __attribute__((always_inline)) void
-gemm_kind(const wina_panel *p, const wina_batch *b, int values, wina_scales kind, int32_t block0,
-          int32_t block1, int32_t strip, float *y, int64_t y_stride) {
+gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane, wina_scales kind,
+          int32_t block0, int32_t block1, int32_t strip, float *y, int64_t y_stride) {
     for (int32_t block = block0; block < block1; block++) {
         strip_block w;
-        load_block(p, values, kind, block, strip, &w);
+        load_block(p, plane, kind, block, strip, &w);
         int32_t t = 0;
         for (; t + 2 <= b->n_tokens; t += 2)
             multiply_tokens(p, b, &w, kind, block, t, 2, y, y_stride);
@@ -143,36 +143,23 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0
     }
 }
 
+typedef void (*x86_gemm)(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                         int32_t strip, float *y, int64_t y_stride);
+#define DEFINE_GEMM(name, plane, kind)                                                             \
+    static void gemm_##name(const wina_panel *p, const wina_batch *b, int32_t block0,              \
+                            int32_t block1, int32_t strip, float *y, int64_t y_stride) {           \
+        gemm_kind(p, b, plane, kind, block0, block1, strip, y, y_stride);                          \
+    }
+#define LIST_GEMM(name, plane, kind) [plane][kind] = gemm_##name,
+WINA_KINDS(DEFINE_GEMM)
+static const x86_gemm GEMM[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMM)};
+
 void wina_gemm_avx512(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                       int32_t strip, float *y) {
     const wina_layout *l = p->layout;
     memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
-    const bool five = l->high_bits == 1;
-    switch (l->scales) {
-    case WINA_SCALES_D:
-        if (l->low_bits == 8)
-            gemm_kind(p, b, 0, WINA_SCALES_D, block0, block1, strip, y, WINA_STRIP);
-        else if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_D, block0, block1, strip, y, WINA_STRIP);
-        else
-            gemm_kind(p, b, 1, WINA_SCALES_D, block0, block1, strip, y, WINA_STRIP);
-        break;
-    case WINA_SCALES_DM:
-        if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_DM, block0, block1, strip, y, WINA_STRIP);
-        else
-            gemm_kind(p, b, 1, WINA_SCALES_DM, block0, block1, strip, y, WINA_STRIP);
-        break;
-    case WINA_SCALES_K_DM:
-        if (five)
-            gemm_kind(p, b, 2, WINA_SCALES_K_DM, block0, block1, strip, y, WINA_STRIP);
-        else
-            gemm_kind(p, b, 1, WINA_SCALES_K_DM, block0, block1, strip, y, WINA_STRIP);
-        break;
-    case WINA_SCALES_K_D16:
-        gemm_kind(p, b, 3, WINA_SCALES_K_D16, block0, block1, strip, y, WINA_STRIP);
-        break;
-    default:
+    if (l->low_bits >= 16)
         gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
-    }
+    else
+        GEMM[l->plane][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
 }

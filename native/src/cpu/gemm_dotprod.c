@@ -15,7 +15,7 @@ typedef struct strip_block {
     row_scales scales;
 } strip_block;
 
-WINA_INLINE void load_block(const wina_panel *p, neon_plane plane, wina_scales kind, int32_t block,
+WINA_INLINE void load_block(const wina_panel *p, wina_plane plane, wina_scales kind, int32_t block,
                             int32_t strip, strip_block *out) {
     const uint8_t *base = wina_panel_block(p, block);
     const block_scales scales = find_scales(p, block);
@@ -26,7 +26,7 @@ WINA_INLINE void load_block(const wina_panel *p, neon_plane plane, wina_scales k
             col[i] = base + (uint64_t)(4 * g + i) * p->col_bytes;
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
-            const quad q = load_quad(col, p->n_rows, strip, h, plane, false);
+            const quad q = load_quad(p, col, strip, h, plane, false);
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) {
                 out->q[g][4 * h + k] = q.low.val[k];
@@ -65,7 +65,7 @@ WINA_INLINE void add_lane(token_sums *s, const uint8x16_t *q, const int8x16_t *x
 /* n tokens times one sub-block of a strip; n is a constant. */
 WINA_INLINE void multiply_sub(const strip_block *w, const token_block *a, wina_scales kind, int sub,
                               int n, float *y, int64_t y_stride) {
-    const int width = kind == WINA_SCALES_K_D16 ? 16 : 32;
+    const int width = 32 / wina_scales_subs(kind);
     for (int r = 0; r < STRIP_VECTORS; r += VECTORS) {
         token_sums s;
 #pragma GCC unroll 4
@@ -95,15 +95,15 @@ WINA_INLINE void multiply_sub(const strip_block *w, const token_block *a, wina_s
                 float *out = y + t * y_stride + 4 * (r + v);
                 const int32x4_t dot = vaddq_s32(vshlq_n_s32(s.hi[t][v], 8), s.lo[t][v]);
                 vst1q_f32(out, add_dots(vld1q_f32(out), kind, w->scales.d[sub][r + v],
-                                        w->scales.m[r + v], dot, a->scale[t], a->sum[t]));
+                                        w->scales.m[sub][r + v], dot, a->scale[t], a->sum[t]));
             }
     }
 }
 
 WINA_INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
-                                 neon_plane plane, wina_scales kind, int32_t block, int32_t token,
+                                 wina_plane plane, wina_scales kind, int32_t block, int32_t token,
                                  int n, float *y, int64_t y_stride) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
+    const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
     token_block a;
     for (int sub = 0; sub < n_sub; sub++) {
 #pragma GCC unroll 4
@@ -120,7 +120,7 @@ WINA_INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const
     }
 }
 
-WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane plane,
+WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane,
                            wina_scales kind, int32_t block0, int32_t block1, int32_t strip,
                            float *y, int64_t y_stride) {
     strip_block w;
@@ -134,8 +134,8 @@ WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane 
     }
 }
 
-WINA_NEON_KINDS(DEFINE_GEMM)
-static const neon_gemm_table GEMM = {WINA_NEON_KINDS(LIST_GEMM)};
+WINA_KINDS(DEFINE_GEMM)
+static const neon_gemm_table GEMM = {WINA_KINDS(LIST_GEMM)};
 
 void wina_gemm_dotprod(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                        int32_t strip, float *y) {

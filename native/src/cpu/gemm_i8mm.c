@@ -38,7 +38,7 @@ WINA_INLINE void interleave_octet(const uint8x16_t *v, uint8x16_t *out) {
     }
 }
 
-WINA_INLINE void load_block(const wina_panel *p, neon_plane plane, wina_scales kind, int32_t block,
+WINA_INLINE void load_block(const wina_panel *p, wina_plane plane, wina_scales kind, int32_t block,
                             int32_t strip, strip_block *out) {
     const uint8_t *base = wina_panel_block(p, block);
     const block_scales scales = find_scales(p, block);
@@ -48,8 +48,8 @@ WINA_INLINE void load_block(const wina_panel *p, neon_plane plane, wina_scales k
             uint8x16_t low[8], high[8];
 #pragma GCC unroll 8
             for (int i = 0; i < 8; i++) {
-                const uint8x16x2_t v = load_half(base + (uint64_t)(8 * o + i) * p->col_bytes,
-                                                 p->n_rows, strip, h, plane);
+                const uint8x16x2_t v =
+                    load_half(p, base + (uint64_t)(8 * o + i) * p->col_bytes, strip, h, plane);
                 low[i] = v.val[0];
                 high[i] = v.val[1];
             }
@@ -95,14 +95,14 @@ WINA_INLINE void load_tokens(const wina_batch *b, const wina_panel *p, int which
 WINA_INLINE void finish_token(const strip_block *w, wina_scales kind, int sub, const token_pair *x,
                               int t, int v, int32x4_t dot) {
     float *out = x->y[t] + 4 * v;
-    vst1q_f32(out, add_dots(vld1q_f32(out), kind, w->scales.d[sub][v], w->scales.m[v], dot,
+    vst1q_f32(out, add_dots(vld1q_f32(out), kind, w->scales.d[sub][v], w->scales.m[sub][v], dot,
                             x->scale[t], x->sum[t]));
 }
 
 /* Two tokens, or only the first of a pair of the same, times one sub-block of a strip. */
 WINA_INLINE void multiply_pair(const strip_block *w, wina_scales kind, int sub, const token_pair *x,
                                int n) {
-    const int n_octets = kind == WINA_SCALES_K_D16 ? OCTETS / 2 : OCTETS;
+    const int n_octets = OCTETS / wina_scales_subs(kind);
     for (int tile = 0; tile < PAIRS / TILE; tile++) {
         int32x4_t hi[TILE], lo[TILE];
 #pragma GCC unroll 8
@@ -129,10 +129,10 @@ WINA_INLINE void multiply_pair(const strip_block *w, wina_scales kind, int sub, 
     }
 }
 
-WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane plane,
+WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane,
                            wina_scales kind, int32_t block0, int32_t block1, int32_t strip,
                            float *y, int64_t y_stride) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
+    const int n_sub = wina_scales_subs(kind);
     strip_block w;
     for (int32_t block = block0; block < block1; block++) {
         load_block(p, plane, kind, block, strip, &w);
@@ -150,8 +150,8 @@ WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane 
     }
 }
 
-WINA_NEON_KINDS(DEFINE_GEMM)
-static const neon_gemm_table GEMM = {WINA_NEON_KINDS(LIST_GEMM)};
+WINA_KINDS(DEFINE_GEMM)
+static const neon_gemm_table GEMM = {WINA_KINDS(LIST_GEMM)};
 
 void wina_gemm_i8mm(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                     int32_t strip, float *y) {

@@ -22,14 +22,14 @@ WINA_INLINE void store_widened(int16_t *out, uint8x16_t v) {
     vst1q_s16(out + 8, vreinterpretq_s16_u16(vmovl_high_u8(v)));
 }
 
-WINA_INLINE void load_block(const wina_panel *p, neon_plane plane, wina_scales kind, int32_t block,
+WINA_INLINE void load_block(const wina_panel *p, wina_plane plane, wina_scales kind, int32_t block,
                             int32_t strip, strip_block *out) {
     const uint8_t *col = wina_panel_block(p, block);
     const block_scales scales = find_scales(p, block);
     for (int c = 0; c < WINA_BLOCK; c++, col += p->col_bytes)
 #pragma GCC unroll 2
         for (int h = 0; h < 2; h++) {
-            const uint8x16x2_t v = load_half(col, p->n_rows, strip, h, plane);
+            const uint8x16x2_t v = load_half(p, col, strip, h, plane);
             store_widened(out->w[c] + 16 * h, v.val[0]);
             store_widened(out->w[c] + 16 * h + 32, v.val[1]);
         }
@@ -63,7 +63,7 @@ typedef struct token_block {
 /* n tokens times one sub-block of a strip; n is a constant. */
 WINA_INLINE void multiply_sub(const strip_block *w, const token_block *a, wina_scales kind,
                               int32_t offset, int sub, int n, float *y, int64_t y_stride) {
-    const int width = kind == WINA_SCALES_K_D16 ? 16 : 32;
+    const int width = 32 / wina_scales_subs(kind);
     for (int r = 0; r < WINA_STRIP; r += ROWS) {
         token_rows acc;
 #pragma GCC unroll 4
@@ -86,9 +86,9 @@ WINA_INLINE void multiply_sub(const strip_block *w, const token_block *a, wina_s
 #pragma GCC unroll 4
             for (int v = 0; v < ROWS / 4; v++) {
                 float *out = y + t * y_stride + r + 4 * v;
-                vst1q_f32(out,
-                          add_dots(vld1q_f32(out), kind, w->scales.d[sub][r / 4 + v],
-                                   w->scales.m[r / 4 + v], acc.v[t][v], a->scale[t], a->sum[t]));
+                vst1q_f32(out, add_dots(vld1q_f32(out), kind, w->scales.d[sub][r / 4 + v],
+                                        w->scales.m[sub][r / 4 + v], acc.v[t][v], a->scale[t],
+                                        a->sum[t]));
             }
     }
 }
@@ -96,7 +96,7 @@ WINA_INLINE void multiply_sub(const strip_block *w, const token_block *a, wina_s
 WINA_INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
                                  wina_scales kind, int32_t block, int32_t token, int n, float *y,
                                  int64_t y_stride) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, which = n_sub - 1;
+    const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
     token_block a;
 #pragma GCC unroll 4
     for (int t = 0; t < n; t++)
@@ -112,7 +112,7 @@ WINA_INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const
     }
 }
 
-WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane plane,
+WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane,
                            wina_scales kind, int32_t block0, int32_t block1, int32_t strip,
                            float *y, int64_t y_stride) {
     strip_block w;
@@ -126,8 +126,8 @@ WINA_INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, neon_plane 
     }
 }
 
-WINA_NEON_KINDS(DEFINE_GEMM)
-static const neon_gemm_table GEMM = {WINA_NEON_KINDS(LIST_GEMM)};
+WINA_KINDS(DEFINE_GEMM)
+static const neon_gemm_table GEMM = {WINA_KINDS(LIST_GEMM)};
 
 /* ---- floats ------------------------------------------------------------------------------- */
 
@@ -226,7 +226,7 @@ void wina_gemm_strip_neon(const neon_gemm_table table, const wina_panel *p, cons
     if (l->low_bits >= 16)
         gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
     else
-        table[plane_of(l)][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
+        table[l->plane][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
 }
 
 void wina_gemm_neon(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,

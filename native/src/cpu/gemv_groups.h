@@ -9,9 +9,9 @@
  *   unswap_strip()     sums in stored order to row order
  */
 /* One value plane and one kind of scales; both are constants where this is inlined. */
-INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina_scales kind,
+INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, wina_plane plane, wina_scales kind,
                       int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
+    const int n_sub = wina_scales_subs(kind);
     const int32_t end = block1 * n_sub;
     sum_vector kept_sums[TILE * SUMS];
     group g = {.sub = block0 * n_sub, .q1 = a->first[block0 * n_sub]}, next;
@@ -25,7 +25,7 @@ INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, int values, wina
             fetch_group(p, a, &next, n_sub, strip0, strip1, &f);
         operands o;
         load_operands(p, a, &g, n_sub, &o);
-        multiply_group(p, a, &g, &o, values, kind, strip0, strip1, &f, kept_sums, y);
+        multiply_group(p, a, &g, &o, plane, kind, strip0, strip1, &f, kept_sums, y);
         g = next;
     }
     for (int32_t strip = strip0; strip < strip1; strip++)
@@ -48,45 +48,30 @@ INLINE void gemv_floats_kind(const wina_panel *p, const wina_act *act, wina_scal
     }
 }
 
+typedef void (*x86_gemv)(const wina_panel *p, const wina_quads *a, int32_t block0, int32_t block1,
+                         int32_t strip0, int32_t strip1, float *y);
+#define DEFINE_GEMV(name, plane, kind)                                                             \
+    static void gemv_##name(const wina_panel *p, const wina_quads *a, int32_t block0,              \
+                            int32_t block1, int32_t strip0, int32_t strip1, float *y) {            \
+        gemv_kind(p, a, plane, kind, block0, block1, strip0, strip1, y);                           \
+    }
+#define LIST_GEMV(name, plane, kind) [plane][kind] = gemv_##name,
+WINA_KINDS(DEFINE_GEMV)
+static const x86_gemv GEMV[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMV)};
+
 static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
                       int32_t strip0, int32_t strip1, float *y) {
     const wina_layout *l = p->layout;
-    const int plane = l->low_bits == 8 ? 0 : 1 + l->high_bits;
     memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
-    switch (l->scales) {
-    case WINA_SCALES_F32:
+    if (l->scales == WINA_SCALES_F32)
         gemv_floats_kind(p, act, WINA_SCALES_F32, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_F16:
+    else if (l->scales == WINA_SCALES_F16)
         gemv_floats_kind(p, act, WINA_SCALES_F16, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_BF16:
+    else if (l->scales == WINA_SCALES_BF16)
         gemv_floats_kind(p, act, WINA_SCALES_BF16, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_D:
-        if (plane == 0)
-            gemv_kind(p, &act->by32, 0, WINA_SCALES_D, block0, block1, strip0, strip1, y);
-        else if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_D, block0, block1, strip0, strip1, y);
-        else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_D, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_DM:
-        if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
-        else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_DM, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_K_DM:
-        if (plane == 1)
-            gemv_kind(p, &act->by32, 1, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
-        else
-            gemv_kind(p, &act->by32, 2, WINA_SCALES_K_DM, block0, block1, strip0, strip1, y);
-        break;
-    case WINA_SCALES_K_D16:
-        gemv_kind(p, &act->by16, 3, WINA_SCALES_K_D16, block0, block1, strip0, strip1, y);
-        break;
-    }
+    else
+        GEMV[l->plane][l->scales](p, l->sub == 16 ? &act->by16 : &act->by32, block0, block1, strip0,
+                                  strip1, y);
 }
 
 static void gemv_by_groups(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,

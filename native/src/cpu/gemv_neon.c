@@ -32,20 +32,20 @@ WINA_INLINE void add_packed(int32x4_t *acc, uint8x16_t raw, int16x4_t x, const i
 }
 
 /* One input of a strip. */
-WINA_INLINE void add_input(int32x4_t *acc, const uint8_t *col, int32_t n_rows, int32_t strip,
-                           neon_plane plane, int16x4_t x, const int lane) {
-    if (plane == PLANE_4) {
+WINA_INLINE void add_input(int32x4_t *acc, const wina_panel *p, const uint8_t *col, int32_t strip,
+                           wina_plane plane, int16x4_t x, const int lane) {
+    if (plane == WINA_PLANE_4) {
         const uint8x16x2_t raw = vld1q_u8_x2(col + (int64_t)strip * 32);
         add_packed(acc, raw.val[0], x, lane);
         add_packed(acc + 4, raw.val[1], x, lane);
-    } else if (plane == PLANE_8) {
+    } else if (plane == WINA_PLANE_8) {
         const uint8x16x4_t v = vld1q_u8_x4(col + (int64_t)strip * 64);
         add_half(acc, v.val[0], v.val[2], x, lane);
         add_half(acc + 4, v.val[1], v.val[3], x, lane);
     } else {
-        const uint8x16x2_t a = load_half(col, n_rows, strip, 0, plane);
+        const uint8x16x2_t a = load_half(p, col, strip, 0, plane);
         add_half(acc, a.val[0], a.val[1], x, lane);
-        const uint8x16x2_t b = load_half(col, n_rows, strip, 1, plane);
+        const uint8x16x2_t b = load_half(p, col, strip, 1, plane);
         add_half(acc + 4, b.val[0], b.val[1], x, lane);
     }
 }
@@ -56,11 +56,10 @@ WINA_INLINE void split_sums(int32x4_t *acc) {
         acc[v + 8] = vshrq_n_s32(vsubq_s32(acc[v + 8], acc[v]), 4);
 }
 
-WINA_INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, neon_plane plane,
+WINA_INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, wina_plane plane,
                            wina_scales kind, int32_t block0, int32_t block1, int32_t strip0,
                            int32_t strip1, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1;
-    const int32_t n_rows = p->n_rows;
+    const int n_sub = wina_scales_subs(kind);
     kept_block blocks[2], *now = &blocks[0], *next = &blocks[1];
     const int32_t end = block1 * n_sub;
     gather_block(p, a, block0 * n_sub, end, now);
@@ -72,16 +71,16 @@ WINA_INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, neon_plane 
             int32x4_t acc[STRIP_VECTORS];
 #pragma GCC unroll 16
             for (int v = 0; v < STRIP_VECTORS; v++)
-                acc[v] = vdupq_n_s32(plane == PLANE_4 && v >= 8 ? 17 * start : start);
+                acc[v] = vdupq_n_s32(plane == WINA_PLANE_4 && v >= 8 ? 17 * start : start);
             for (int32_t i = 0; i < now->n; i += 4) {
                 const int16x4_t x = vld1_s16(a->x + 4 * a->first[s] + i);
-                add_input(acc, now->col[i], n_rows, strip, plane, x, 0);
-                add_input(acc, now->col[i + 1], n_rows, strip, plane, x, 1);
-                add_input(acc, now->col[i + 2], n_rows, strip, plane, x, 2);
-                add_input(acc, now->col[i + 3], n_rows, strip, plane, x, 3);
+                add_input(acc, p, now->col[i], strip, plane, x, 0);
+                add_input(acc, p, now->col[i + 1], strip, plane, x, 1);
+                add_input(acc, p, now->col[i + 2], strip, plane, x, 2);
+                add_input(acc, p, now->col[i + 3], strip, plane, x, 3);
             }
             prefetch_strip(next, strip, plane);
-            if (plane == PLANE_4)
+            if (plane == WINA_PLANE_4)
                 split_sums(acc);
             finish_strip(&scales, kind, s % n_sub, strip, acc, a->scale[s], a->sum[s],
                          y + (int64_t)strip * WINA_STRIP);
@@ -91,8 +90,8 @@ WINA_INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, neon_plane 
     }
 }
 
-WINA_NEON_KINDS(DEFINE_GEMV)
-static const neon_gemv_table GEMV = {WINA_NEON_KINDS(LIST_GEMV)};
+WINA_KINDS(DEFINE_GEMV)
+static const neon_gemv_table GEMV = {WINA_KINDS(LIST_GEMV)};
 
 /* ---- floats ------------------------------------------------------------------------------- */
 
@@ -200,8 +199,8 @@ void wina_gemv_tiles_neon(const neon_gemv_table table, const wina_panel *p, cons
         if (l->low_bits >= 16)
             gemv_floats(p, act, block0, block1, s, end, y);
         else
-            table[plane_of(l)][l->scales](p, l->sub == 16 ? &act->by16 : &act->by32, block0, block1,
-                                          s, end, y);
+            table[l->plane][l->scales](p, l->sub == 16 ? &act->by16 : &act->by32, block0, block1, s,
+                                       end, y);
     }
 }
 

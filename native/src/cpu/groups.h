@@ -99,11 +99,13 @@ INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g
             const uint8_t *col = base + a->col[i] * p->col_bytes;
             fetch_add(f, col + row0 * l->low_bits / 8, rows * l->low_bits / 8);
             if (l->high_bits)
-                fetch_add(f, col + p->n_rows / 2 + row0 * l->high_bits / 8,
+                fetch_add(f, col + (int64_t)p->n_rows * l->low_bits / 8 + row0 * l->high_bits / 8,
                           rows * l->high_bits / 8);
         }
     if (g->q1 == a->first[g->sub + 1]) {
-        const int64_t half = l->scale_bytes == 4 || l->super_bytes > 0 ? l->scale_bytes / 2 : 0;
+        const int64_t half = l->scale_bytes == 4 || (l->super_bytes > 0 && l->scale_bytes > 1)
+                                 ? l->scale_bytes / 2
+                                 : 0;
         const int64_t size = half ? half : l->scale_bytes;
         fetch_add(f, scales + row0 * size, rows * size);
         if (half)

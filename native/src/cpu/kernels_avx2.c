@@ -13,8 +13,8 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
         __m256 d = load_d(kind, scales, super, p->n_rows, at, sub);
         __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(d, _mm256_set1_ps(scale)), dot,
                                      _mm256_loadu_ps(y + sums_at(r)));
-        if (has_min(kind))
-            acc = _mm256_fmadd_ps(load_m(kind, scales, super, p->n_rows, at),
+        if (wina_scales_mins(kind))
+            acc = _mm256_fmadd_ps(load_m(kind, scales, super, p->n_rows, at, sub),
                                   _mm256_set1_ps(scale * (float)sum), acc);
         _mm256_storeu_ps(y + sums_at(r), acc);
     }
@@ -95,15 +95,15 @@ INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const _
 }
 
 /* The same for wider values, in 32 bits. */
-INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t strip, int values,
+INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t strip, wina_plane plane,
                      bool first, const __m256i *kept, const char *lines, __m256i s[SUMS]) {
     for (int r = 0; r < SUMS; r++)
         s[r] = first ? _mm256_setzero_si256() : _mm256_load_si256(kept + r);
     for (int i = 0; i < n; i++) {
         __m256i pair[4];
         RELOAD(o);
-        interleave(load_values(o->col[2 * i], p->n_rows, strip, values),
-                   load_values(o->col[2 * i + 1], p->n_rows, strip, values), pair);
+        interleave(load_values(p, o->col[2 * i], strip, plane),
+                   load_values(p, o->col[2 * i + 1], strip, plane), pair);
         fetch_lines(lines, 2 * i, 2 * i + 2);
         add_pair(s, pair, _mm256_set1_epi32(o->x[i]));
     }
@@ -113,9 +113,9 @@ typedef __m256i sum_vector;
 
 /* One group over a tile of rows. Sums of a sub-block that goes on are kept in `kept_sums`. */
 INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group *g,
-                           const operands *o, int values, wina_scales kind, int32_t strip0,
+                           const operands *o, wina_plane plane, wina_scales kind, int32_t strip0,
                            int32_t strip1, fetch *f, __m256i *kept_sums, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, n = 2 * (int)(g->q1 - g->q0);
+    const int n_sub = wina_scales_subs(kind), n = 2 * (int)(g->q1 - g->q0);
     const int32_t block = g->sub / n_sub;
     const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
     const bool first = g->q0 == a->first[g->sub], last = g->q1 == a->first[g->sub + 1];
@@ -123,11 +123,11 @@ INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group
     for (int32_t strip = strip0; strip < strip1; strip++) {
         __m256i s[SUMS], *kept = kept_sums + (strip - strip0) * SUMS;
         const char *lines = fetch_next(f, n_fetch);
-        if (values == 1)
+        if (plane == WINA_PLANE_4)
             sum_narrow(o, n, (int64_t)strip * 32, first, kept, lines, s);
         else
-            sum_wide(p, o, n, strip, values, first, kept, lines, s);
-        fetch_lines(lines, values == 1 ? n : 2 * n, n_fetch);
+            sum_wide(p, o, n, strip, plane, first, kept, lines, s);
+        fetch_lines(lines, plane == WINA_PLANE_4 ? n : 2 * n, n_fetch);
         if (last)
             add_sums(p, kind, scales, super, g->sub % n_sub, strip, s, a->scale[g->sub],
                      a->sum[g->sub], y + (int64_t)strip * WINA_STRIP);

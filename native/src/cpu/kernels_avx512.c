@@ -25,10 +25,10 @@ enum { SUMS = 4 };
 
 /* One group over a tile of rows. Sums of a sub-block that goes on are kept in `kept_sums`. */
 INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group *g,
-                           const operands *o, int values, wina_scales kind, int32_t strip0,
+                           const operands *o, wina_plane plane, wina_scales kind, int32_t strip0,
                            int32_t strip1, fetch *f, __m512i *kept_sums, float *y) {
-    const int n_sub = kind == WINA_SCALES_K_D16 ? 2 : 1, n = (int)(g->q1 - g->q0);
-    const int per_quad = values == 0 ? 4 : 2; /* lines */
+    const int n_sub = wina_scales_subs(kind), n = (int)(g->q1 - g->q0);
+    const int per_quad = plane == WINA_PLANE_8 ? 4 : 2; /* lines */
     const int32_t block = g->sub / n_sub, n_fetch = fetch_rate(f, strip1 - strip0);
     const uint8_t *scales = wina_panel_scales(p, block), *super = wina_panel_super(p, block);
     const bool first = g->q0 == a->first[g->sub], last = g->q1 == a->first[g->sub + 1];
@@ -42,11 +42,9 @@ INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group
         }
         for (int q = 0; q < n; q++) {
             const uint8_t *const *col = o->col + 4 * q;
-            add_quad(&s, load_values(col[0], p->n_rows, strip, values),
-                     load_values(col[1], p->n_rows, strip, values),
-                     load_values(col[2], p->n_rows, strip, values),
-                     load_values(col[3], p->n_rows, strip, values), _mm512_set1_epi32(o->hi[q]),
-                     _mm512_set1_epi32(o->lo[q]));
+            add_quad(&s, load_values(p, col[0], strip, plane), load_values(p, col[1], strip, plane),
+                     load_values(p, col[2], strip, plane), load_values(p, col[3], strip, plane),
+                     _mm512_set1_epi32(o->hi[q]), _mm512_set1_epi32(o->lo[q]));
             fetch_lines(lines, q * per_quad, (q + 1) * per_quad);
         }
         fetch_lines(lines, n * per_quad, n_fetch);

@@ -1,8 +1,8 @@
 /* NEON with byte dot products (sdot), as in the Cortex-A55 and A76 and everything later. */
 #include "dotprod.h"
 
-WINA_NEON_KINDS(DEFINE_GEMV)
-static const neon_gemv_table GEMV = {WINA_NEON_KINDS(LIST_GEMV)};
+WINA_KINDS(DEFINE_GEMV)
+static const neon_gemv_table GEMV = {WINA_KINDS(LIST_GEMV)};
 
 static void gemv_dotprod(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
                          int32_t strip0, int32_t strip1, float *y) {

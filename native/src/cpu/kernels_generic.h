@@ -217,21 +217,27 @@ static void quantize_row(const wina_batch *b, int32_t token, int which) {
 static inline void unpack_strip(const wina_panel *p, const uint8_t *col, int32_t strip,
                                 uint8_t *v) {
     const wina_layout *l = p->layout;
-    if (l->low_bits == 8) {
-        memcpy(v, col + strip * 64, 64);
-        return;
-    }
-    const uint8_t *low = col + strip * 32, *high = col + p->n_rows / 2;
-    for (int i = 0; i < 32; i++) {
-        v[i] = low[i] & 15;
-        v[i + 32] = low[i] >> 4;
-    }
+    const uint8_t *low = col + strip * 8 * l->low_bits;
+    const uint8_t *high = col + (int64_t)p->n_rows * l->low_bits / 8;
+    if (l->low_bits == 8)
+        memcpy(v, low, 64);
+    else if (l->low_bits == 2)
+        for (int i = 0; i < 64; i++)
+            v[i] = low[i % 16] >> (i / 16 * 2) & 3;
+    else
+        for (int i = 0; i < 32; i++) {
+            v[i] = low[i] & 15;
+            v[i + 32] = low[i] >> 4;
+        }
     if (l->high_bits == 1)
         for (int i = 0; i < 64; i++)
-            v[i] |= (uint8_t)((high[strip * 8 + i / 8] >> (i % 8) & 1) << 4);
+            v[i] |= (uint8_t)((high[strip * 8 + i / 8] >> (i % 8) & 1) << l->low_bits);
     if (l->high_bits == 2)
         for (int i = 0; i < 64; i++)
-            v[i] |= (uint8_t)((high[strip * 16 + i % 16] >> (i / 16 * 2) & 3) << 4);
+            v[i] |= (uint8_t)((high[strip * 16 + i % 16] >> (i / 16 * 2) & 3) << l->low_bits);
+    if (l->table)
+        for (int i = 0; i < 64; i++)
+            v[i] = l->table[v[i]];
 }
 
 static inline void unpack_floats(const wina_panel *p, const uint8_t *col, int32_t strip, float *v) {
@@ -285,7 +291,21 @@ static inline void load_scales(const wina_panel *p, int32_t block, int sub, int3
             out->m[i] *= -(float)scales[rows + at + wina_strip_swap(i)];
         }
         break;
+    case WINA_SCALES_K_DM16:
+        unpack_halves(super + 2 * at, out->d);
+        unpack_halves(super + 2 * (rows + at), out->m);
+        for (int i = 0; i < WINA_STRIP; i++) {
+            uint8_t both = scales[(sub ? rows : 0) + at + wina_strip_swap(i)];
+            out->d[i] *= (float)(both & 15);
+            out->m[i] *= -(float)(both >> 4);
+        }
+        break;
+    case WINA_SCALES_E8:
+        for (int i = 0; i < WINA_STRIP; i++)
+            out->d[i] = wina_e8m0_to_f32(scales[at + wina_strip_swap(i)]);
+        break;
     case WINA_SCALES_K_D16:
+    case WINA_SCALES_K_D32:
         unpack_halves(super + 2 * at, out->d);
         for (int i = 0; i < WINA_STRIP; i++)
             out->d[i] *= (float)(int8_t)scales[(sub ? rows : 0) + at + wina_strip_swap(i)];
@@ -296,7 +316,7 @@ static inline void load_scales(const wina_panel *p, int32_t block, int sub, int3
 }
 
 static inline bool has_mins(const wina_panel *p) {
-    return p->layout->scales == WINA_SCALES_DM || p->layout->scales == WINA_SCALES_K_DM;
+    return wina_scales_mins(p->layout->scales);
 }
 
 /* y += (d * scale) * (dot - offset * sum), then y += m * (scale * sum) */

@@ -1,8 +1,8 @@
 /* NEON with dot products of mixed signs (usdot) and byte matrix products. */
 #include "dotprod.h"
 
-WINA_NEON_KINDS(DEFINE_GEMV)
-static const neon_gemv_table GEMV = {WINA_NEON_KINDS(LIST_GEMV)};
+WINA_KINDS(DEFINE_GEMV)
+static const neon_gemv_table GEMV = {WINA_KINDS(LIST_GEMV)};
 
 static void gemv_i8mm(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
                       int32_t strip0, int32_t strip1, float *y) {

@@ -15,56 +15,52 @@
 
 enum { STRIP_VECTORS = WINA_STRIP / 4 };
 
-/* How the values of a quantised panel are stored. */
-typedef enum neon_plane { PLANE_8, PLANE_4, PLANE_5, PLANE_6, N_PLANES } neon_plane;
-enum { N_SCALES = WINA_SCALES_K_D16 + 1 };
-
-/* Every pair of plane and scales there is: X(name, plane, scales). Kernels are written once and
- * compiled for each, with both constant. */
-#define WINA_NEON_KINDS(X)                                                                         \
-    X(d8, PLANE_8, WINA_SCALES_D)                                                                  \
-    X(d4, PLANE_4, WINA_SCALES_D)                                                                  \
-    X(d5, PLANE_5, WINA_SCALES_D)                                                                  \
-    X(dm4, PLANE_4, WINA_SCALES_DM)                                                                \
-    X(dm5, PLANE_5, WINA_SCALES_DM)                                                                \
-    X(k4, PLANE_4, WINA_SCALES_K_DM)                                                               \
-    X(k5, PLANE_5, WINA_SCALES_K_DM)                                                               \
-    X(k6, PLANE_6, WINA_SCALES_K_D16)
-
-static inline neon_plane plane_of(const wina_layout *l) {
-    return l->low_bits == 8 ? PLANE_8 : (neon_plane)(PLANE_4 + l->high_bits);
-}
-
-WINA_INLINE bool kind_has_mins(wina_scales kind) {
-    return kind == WINA_SCALES_DM || kind == WINA_SCALES_K_DM;
+/* Bit number `at` of 16 rows and of those 32 further on, from bytes 0 and 1 and 4 and 5. Bit r of
+ * byte j belongs to row 8 j + r: each byte is spread over eight rows, then every row's bit is
+ * shifted to its place. */
+WINA_INLINE uint8x16x2_t add_bits(uint8x16x2_t v, const uint8_t *from, const int at) {
+    const int8x16_t down = {0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7};
+    const int8x16_t shift = vsubq_s8(vdupq_n_s8((int8_t)at), down);
+    const uint8x16_t first = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
+    const uint8x16_t second = {4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5};
+    const uint8x8_t loaded = vld1_u8(from);
+    const uint8x16_t bits = vcombine_u8(loaded, loaded), one = vdupq_n_u8((uint8_t)(1 << at));
+    v.val[0] = vbslq_u8(one, vshlq_u8(vqtbl1q_u8(bits, first), shift), v.val[0]);
+    v.val[1] = vbslq_u8(one, vshlq_u8(vqtbl1q_u8(bits, second), shift), v.val[1]);
+    return v;
 }
 
 /* Stored values of half h of a strip: rows 16 h ... and rows 32 + 16 h ... of one input. */
-WINA_INLINE uint8x16x2_t load_half(const uint8_t *col, int32_t n_rows, int32_t strip, int h,
-                                   neon_plane plane) {
-    if (plane == PLANE_8) {
-        const uint8_t *p = col + (int64_t)strip * 64 + 16 * h;
-        return (uint8x16x2_t){{vld1q_u8(p), vld1q_u8(p + 32)}};
+WINA_INLINE uint8x16x2_t load_half(const wina_panel *p, const uint8_t *col, int32_t strip, int h,
+                                   wina_plane plane) {
+    if (plane == WINA_PLANE_8) {
+        const uint8_t *at = col + (int64_t)strip * 64 + 16 * h;
+        return (uint8x16x2_t){{vld1q_u8(at), vld1q_u8(at + 32)}};
+    }
+    if (plane == WINA_PLANE_2 || plane == WINA_PLANE_3) {
+        uint8x16_t bits = vld1q_u8(col + (int64_t)strip * 16);
+        bits = h ? vshrq_n_u8(bits, 2) : bits;
+        const uint8x16x2_t v = {
+            {vandq_u8(bits, vdupq_n_u8(3)), vandq_u8(vshrq_n_u8(bits, 4), vdupq_n_u8(3))}};
+        return plane == WINA_PLANE_2
+                   ? v
+                   : add_bits(v, col + p->n_rows / 4 + (int64_t)strip * 8 + 2 * h, 2);
     }
     const uint8x16_t raw = vld1q_u8(col + (int64_t)strip * 32 + 16 * h);
-    const uint8_t *high = col + n_rows / 2;
-    if (plane == PLANE_6) {
+    const uint8_t *high = col + p->n_rows / 2;
+    if (plane == WINA_PLANE_6) {
         uint8x16_t bits = vld1q_u8(high + (int64_t)strip * 16);
         bits = h ? vshrq_n_u8(bits, 2) : bits;
         return (uint8x16x2_t){{vsliq_n_u8(raw, vandq_u8(bits, vdupq_n_u8(3)), 4),
                                vsriq_n_u8(vandq_u8(bits, vdupq_n_u8(0x30)), raw, 4)}};
     }
     uint8x16x2_t v = {{vandq_u8(raw, vdupq_n_u8(15)), vshrq_n_u8(raw, 4)}};
-    if (plane == PLANE_5) {
-        /* Bit r of byte j belongs to row 8 j + r: each byte is spread over eight rows, then every
-         * row's bit is shifted to where it counts 16. */
-        const int8x16_t shift = {4, 3, 2, 1, 0, -1, -2, -3, 4, 3, 2, 1, 0, -1, -2, -3};
-        const uint8x16_t first = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
-        const uint8x16_t second = {4, 4, 4, 4, 4, 4, 4, 4, 5, 5, 5, 5, 5, 5, 5, 5};
-        const uint8x8_t loaded = vld1_u8(high + (int64_t)strip * 8 + 2 * h);
-        const uint8x16_t bits = vcombine_u8(loaded, loaded), sixteen = vdupq_n_u8(16);
-        v.val[0] = vbslq_u8(sixteen, vshlq_u8(vqtbl1q_u8(bits, first), shift), v.val[0]);
-        v.val[1] = vbslq_u8(sixteen, vshlq_u8(vqtbl1q_u8(bits, second), shift), v.val[1]);
+    if (plane == WINA_PLANE_5)
+        return add_bits(v, high + (int64_t)strip * 8 + 2 * h, 4);
+    if (plane == WINA_PLANE_T) {
+        const uint8x16_t table = vld1q_u8(p->layout->table);
+        v.val[0] = vqtbl1q_u8(table, v.val[0]);
+        v.val[1] = vqtbl1q_u8(table, v.val[1]);
     }
     return v;
 }
@@ -84,8 +80,7 @@ WINA_INLINE four_scales load_halves(const uint8_t *p) {
 }
 
 /* d times sixteen bytes: each is put on top of a lane and read as a fraction of 2^24. */
-WINA_INLINE four_scales scale_bytes(four_scales d, const uint8_t *p, bool is_signed) {
-    const uint8x16_t bytes = vld1q_u8(p);
+WINA_INLINE four_scales scale_bytes(four_scales d, uint8x16_t bytes, bool is_signed) {
     uint8x16_t from = {255, 255, 255, 0, 255, 255, 255, 1, 255, 255, 255, 2, 255, 255, 255, 3};
 #pragma GCC unroll 4
     for (int l = 0; l < 4; l++) {
@@ -108,20 +103,45 @@ WINA_INLINE block_scales find_scales(const wina_panel *p, int32_t block) {
     return (block_scales){wina_panel_scales(p, block), wina_panel_super(p, block), p->n_rows};
 }
 
+/* wina_e8m0_to_f32 of sixteen bytes: below 2 the result is subnormal. */
+WINA_INLINE four_scales load_exponents(const uint8_t *p) {
+    const uint8x16_t bytes = vld1q_u8(p);
+    uint8x16_t from = {0, 255, 255, 255, 1, 255, 255, 255, 2, 255, 255, 255, 3, 255, 255, 255};
+    const uint8x16_t four = {4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0, 4, 0, 0, 0};
+    four_scales d;
+#pragma GCC unroll 4
+    for (int l = 0; l < 4; l++) {
+        const uint32x4_t e = vreinterpretq_u32_u8(vqtbl1q_u8(bytes, from));
+        const uint32x4_t normal = vshlq_n_u32(vsubq_u32(e, vdupq_n_u32(1)), 23);
+        const uint32x4_t small = vshlq_u32(vdupq_n_u32(0x00200000), vreinterpretq_s32_u32(e));
+        d.v[l] = vreinterpretq_f32_u32(vbslq_u32(vcgtq_u32(e, vdupq_n_u32(1)), normal, small));
+        from = vaddq_u8(from, four);
+    }
+    return d;
+}
+
 WINA_INLINE four_scales load_d(const block_scales *b, wina_scales kind, int64_t at, int sub) {
+    const uint8_t *bytes = b->scales + (sub ? b->n_rows : 0) + at;
     if (kind == WINA_SCALES_K_DM)
-        return scale_bytes(load_halves(b->super + 2 * at), b->scales + at, false);
-    if (kind == WINA_SCALES_K_D16)
-        return scale_bytes(load_halves(b->super + 2 * at), b->scales + (sub ? b->n_rows : 0) + at,
-                           true);
+        return scale_bytes(load_halves(b->super + 2 * at), vld1q_u8(bytes), false);
+    if (kind == WINA_SCALES_K_D16 || kind == WINA_SCALES_K_D32)
+        return scale_bytes(load_halves(b->super + 2 * at), vld1q_u8(bytes), true);
+    if (kind == WINA_SCALES_K_DM16)
+        return scale_bytes(load_halves(b->super + 2 * at),
+                           vandq_u8(vld1q_u8(bytes), vdupq_n_u8(15)), false);
+    if (kind == WINA_SCALES_E8)
+        return load_exponents(bytes);
     return load_halves(b->scales + 2 * at);
 }
 
 /* Mins; those of K-quants are to be subtracted. */
-WINA_INLINE four_scales load_m(const block_scales *b, wina_scales kind, int64_t at) {
+WINA_INLINE four_scales load_m(const block_scales *b, wina_scales kind, int64_t at, int sub) {
     if (kind == WINA_SCALES_K_DM)
-        return scale_bytes(load_halves(b->super + 2 * (b->n_rows + at)), b->scales + b->n_rows + at,
-                           false);
+        return scale_bytes(load_halves(b->super + 2 * (b->n_rows + at)),
+                           vld1q_u8(b->scales + b->n_rows + at), false);
+    if (kind == WINA_SCALES_K_DM16)
+        return scale_bytes(load_halves(b->super + 2 * (b->n_rows + at)),
+                           vshrq_n_u8(vld1q_u8(b->scales + (sub ? b->n_rows : 0) + at), 4), false);
     return load_halves(b->scales + 2 * (b->n_rows + at));
 }
 
@@ -131,14 +151,14 @@ WINA_INLINE float32x4_t add_dots(float32x4_t acc, wina_scales kind, float32x4_t 
     acc = vfmaq_f32(acc, vmulq_n_f32(d, scale), vcvtq_f32_s32(dot));
     if (kind == WINA_SCALES_DM)
         acc = vfmaq_n_f32(acc, m, scale * (float)sum);
-    if (kind == WINA_SCALES_K_DM)
+    if (kind == WINA_SCALES_K_DM || kind == WINA_SCALES_K_DM16)
         acc = vfmsq_n_f32(acc, m, scale * (float)sum);
     return acc;
 }
 
 /* Scales of a strip and its sub-blocks in row order, for kernels that use them several times. */
 typedef struct row_scales {
-    float32x4_t d[2][STRIP_VECTORS], m[STRIP_VECTORS];
+    float32x4_t d[2][STRIP_VECTORS], m[2][STRIP_VECTORS];
 } row_scales;
 
 WINA_INLINE void load_row_scales(const block_scales *b, wina_scales kind, int32_t strip,
@@ -146,15 +166,15 @@ WINA_INLINE void load_row_scales(const block_scales *b, wina_scales kind, int32_
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
         const int64_t at = (int64_t)strip * WINA_STRIP + 16 * k;
-        for (int sub = 0; sub < (kind == WINA_SCALES_K_D16 ? 2 : 1); sub++) {
+        for (int sub = 0; sub < wina_scales_subs(kind); sub++) {
             const four_scales d = load_d(b, kind, at, sub);
             for (int l = 0; l < 4; l++)
                 out->d[sub][4 * l + k] = d.v[l];
-        }
-        if (kind_has_mins(kind)) {
-            const four_scales m = load_m(b, kind, at);
+            if (!wina_scales_mins(kind))
+                continue;
+            const four_scales m = load_m(b, kind, at, sub);
             for (int l = 0; l < 4; l++)
-                out->m[4 * l + k] = m.v[l];
+                out->m[sub][4 * l + k] = m.v[l];
         }
     }
 }
@@ -167,8 +187,8 @@ WINA_INLINE void finish_strip(const block_scales *b, wina_scales kind, int sub, 
         const int64_t at = (int64_t)strip * WINA_STRIP + 16 * k;
         const four_scales d = load_d(b, kind, at, sub);
         four_scales m = d;
-        if (kind_has_mins(kind))
-            m = load_m(b, kind, at);
+        if (wina_scales_mins(kind))
+            m = load_m(b, kind, at, sub);
 #pragma GCC unroll 4
         for (int l = 0; l < 4; l++) {
             float *out = y + 16 * l + 4 * k;
@@ -202,10 +222,10 @@ static inline void gather_block(const wina_panel *p, const wina_quads *a, int32_
 }
 
 /* While one sub-block is multiplied, the next one's kept columns are fetched. */
-WINA_INLINE void prefetch_strip(const kept_block *next, int32_t strip, neon_plane plane) {
-    if (plane != PLANE_8 && strip % 2 != 0)
+WINA_INLINE void prefetch_strip(const kept_block *next, int32_t strip, wina_plane plane) {
+    if (plane != WINA_PLANE_8 && strip % 2 != 0)
         return; /* a cache line holds the low bits of two strips */
-    const int64_t at = (int64_t)strip * (plane == PLANE_8 ? 64 : 32);
+    const int64_t at = (int64_t)strip * (plane == WINA_PLANE_8 ? 64 : 32);
     for (int32_t i = 0; i < next->n; i++)
         __builtin_prefetch(next->col[i] + at, 0, 2);
 }
@@ -239,8 +259,8 @@ typedef void (*neon_gemv)(const wina_panel *p, const wina_quads *a, int32_t bloc
                           int32_t strip0, int32_t strip1, float *y);
 typedef void (*neon_gemm)(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                           int32_t strip, float *y, int64_t y_stride);
-typedef neon_gemv neon_gemv_table[N_PLANES][N_SCALES];
-typedef neon_gemm neon_gemm_table[N_PLANES][N_SCALES];
+typedef neon_gemv neon_gemv_table[WINA_N_PLANES][WINA_N_SCALES];
+typedef neon_gemm neon_gemm_table[WINA_N_PLANES][WINA_N_SCALES];
 
 #define DEFINE_GEMV(name, plane, kind)                                                             \
     static void gemv_##name(const wina_panel *p, const wina_quads *a, int32_t block0,              \

@@ -125,8 +125,23 @@ static void place_all(upload *u) {
 
 /* ---- models ------------------------------------------------------------------------------- */
 
+static int32_t check_type(const wina_cuda_host *host, const wina_panel *p) {
+    if (format_of(p->layout->dtype) < WINA_CUDA_N_FORMATS)
+        return WINA_OK;
+    return host->fail(WINA_E_UNSUPPORTED, "CUDA: tensors of type %u run on the CPU only",
+                      p->layout->dtype);
+}
+
 static int32_t check_model(const wina_cuda_host *host, const wina_model *model) {
     const wina_config *c = &model->config;
+    int32_t status = check_type(host, &model->weights.output);
+    for (int32_t i = 0; i < c->n_layer && status == WINA_OK; i++)
+        for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+            for (int32_t n = 0; n < model->weights.layers[i].groups[k].n_panels; n++)
+                if (status == WINA_OK)
+                    status = check_type(host, &model->weights.layers[i].groups[k].panels[n]);
+    if (status != WINA_OK)
+        return status;
     if (c->head_dim > WINA_CUDA_MAX_HEAD)
         return host->fail(WINA_E_UNSUPPORTED, "CUDA: heads of width %d, at most %d", c->head_dim,
                           WINA_CUDA_MAX_HEAD);
