@@ -149,8 +149,8 @@ void wina_dequant_q6_k(const uint8_t *src, float *dst, uint64_t n_blocks) {
 const int8_t wina_dequant_iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                             1,    13,   25,  38,  53,  69,  89,  113};
 /* Twice 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives. */
-const int8_t wina_dequant_mxfp4_values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8,
-                                              -12};
+const int8_t wina_dequant_mxfp4_values[16] = {0, 1,  2,  3,  4,  6,  8,  12,
+                                              0, -1, -2, -3, -4, -6, -8, -12};
 
 void wina_dequant_q2_k(const uint8_t *src, float *dst, uint64_t n_blocks) {
     const wina_block_q2_k *b = (const wina_block_q2_k *)src;
