@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sparse",),
     ("dtype", "dequant", "piece", "pairmap"),
     ("gguf", "gguf_value"),
-    ("pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
+    ("pretokmatch", "pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
     ("config", "pack", "candidates", "textcut"),
     ("sampler",),
     ("weights", "packed", "packed_write", "tuning"),

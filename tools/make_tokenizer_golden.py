@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 SEED = 20250
 N_TEXTS = 220
+N_PRETOK_TEXTS = 120
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -45,13 +47,75 @@ def _split(pattern: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(Regex(pattern), "isolated")
 
 
-# What cuts text into words, before bytes are mapped to characters.
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_PREFIX = r"[^\r\n\p{L}\p{N}]?"
+_NO_LOWER, _NO_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT4O = (
+    f"{_PREFIX}{_NO_LOWER}*{_NO_UPPER}+{_SUFFIX}|{_PREFIX}{_NO_LOWER}+{_NO_UPPER}*{_SUFFIX}|"
+    rf"\p{{N}}{{1,3}}|{_TAIL}"
+)
+_TEKKEN = (
+    f"{_PREFIX}{_NO_LOWER}*{_NO_UPPER}+|{_PREFIX}{_NO_LOWER}+{_NO_UPPER}*|" rf"\p{{N}}|{_TAIL}"
+)
+_QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}|"
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SEED = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}|"
+    r" ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]++[\r\n]*|"
+    r"\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# First and last code points of the letters in deepseek-llm's expression.
+_CASED = (
+    "41 5A 61 7A B5 B5 C0 D6 D8 F6 F8 1BA 1BC 1BF 1C4 293 295 2AF 370 373 376 376 377 377 37B 37D "
+    "37F 37F 386 386 388 38A 38C 38C 38E 3A1 3A3 3F5 3F7 481 48A 52F 531 556 10A0 10C5 13A0 13F5 "
+    "13F8 13FD 1C90 1CBA 1CBD 1CBF 1D00 1D2B 1D6B 1D77 1D79 1D9A 1E00 1F15 1F18 1F1D 1F20 1F45 "
+    "1F48 1F4D 1F50 1F57 1F59 1F59 1F5B 1F5B 1F5D 1F5D 1F5F 1F7D 1F80 1FB4 1FB6 1FBC 1FBE 1FBE "
+    "1FC2 1FC4 1FC6 1FCC 1FD0 1FD3 1FD6 1FDB 1FE0 1FEC 1FF2 1FF4 1FF6 1FFC 2102 2102 2107 2107 "
+    "210A 2113 2115 2115 2119 211D 2124 2124 2126 2126 2128 2128 212A 212D 212F 2134 2139 2139 "
+    "213C 213F 2145 2149 214E 214E 2183 2183 2184 2184 2C00 2C7B 2C7E 2CE4 2CEB 2CEE 2CF2 2CF2 "
+    "2CF3 2CF3 A640 A66D A680 A69B A722 A76F A771 A787 A78B A78E AB70 ABBF FB00 FB06 FB13 FB17 "
+    "FF21 FF3A FF41 FF5A 10400 1044F 104B0 104D3 104D8 104FB 10C80 10CB2 10CC0 10CF2 118A0 118DF "
+    "1E900 1E943"
+).split()
+_CASED_SET = "".join(
+    f"{chr(int(first, 16))}-{chr(int(last, 16))}"
+    for first, last in zip(_CASED[::2], _CASED[1::2], strict=True)
+)
+_BLOOM = " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+# What cuts text into words. One name for each expression.
 CUTTERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
     "gpt-2": [_split(_GPT2)],
     "smollm": [_DIGITS, _split(_GPT2)],
     "starcoder": [_DIGITS, _split(_GPT2)],
     "llama-bpe": [_split(_MODERN % "{1,3}")],
+    "dbrx": [_split(_CL100K % "{1,3}")],
     "qwen2": [_split(_MODERN % "")],
+    "bailingmoe": [_split(_CL100K % "")],
+    "qwen35": [_split(_QWEN35)],
+    "seed-coder": [_split(_SEED)],
+    "minicpm5": [_split(r"\p{N}{1,3}"), _split(_MODERN % "+")],
+    "gpt-4o": [_split(_GPT4O)],
+    "tekken": [_split(_TEKKEN)],
+    "deepseek-llm": [
+        _split(r"[\r\n]"),
+        _split(rf"\s?[{_CASED_SET}]+"),
+        _split("\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+"),
+        _split(r"\s+$"),
+        _split(r"[一-龥ࠀ-一가-퟿]+"),
+        _DIGITS,
+    ],
     "deepseek-coder": [
         _split(r"[\r\n]"),
         _split(r"\s?\p{L}+"),
@@ -59,12 +123,37 @@ CUTTERS: dict[str, list[pre_tokenizers.PreTokenizer]] = {
         _split(r"[一-龥ࠀ-一가-퟿]+"),
         _DIGITS,
     ],
+    "deepseek-v3": [
+        _split(r"\p{N}{1,3}"),
+        _split("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"),
+        _split(_DEEPSEEK3),
+    ],
+    "falcon": [
+        pre_tokenizers.Punctuation("contiguous"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        pre_tokenizers.Digits(individual_digits=False),
+        _split("[0-9][0-9][0-9]"),
+    ],
+    "bloom": [_split(_BLOOM)],
+    "viking": [_split(_BLOOM), _DIGITS],
 }
 
 
-def words(pre: str, text: str) -> list[str]:
+def _byte_of() -> dict[str, int]:
+    """The byte that each character of byte-level BPE stands for."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
+def words(pre: str, text: str) -> list[bytes]:
     """The words that a pre-tokenizer cuts text into."""
-    return [word for word, _ in pre_tokenizers.Sequence(CUTTERS[pre]).pre_tokenize_str(text)]
+    cutters = CUTTERS[pre] if pre == "falcon" else [*CUTTERS[pre], _BYTES]
+    found = pre_tokenizers.Sequence(cutters).pre_tokenize_str(text)
+    return [bytes(_BYTE_OF[c] for c in word) for word, _ in found]
 
 
 class Vocabulary:
@@ -74,9 +163,12 @@ class Vocabulary:
         self._reader = gguf.GGUFReader(path)
         self.model = self.value("model")
         self.pre = self.value("pre")
+        self.architecture = self._reader.fields["general.architecture"].contents()
         field = self._reader.fields["tokenizer.ggml.tokens"]
         self.texts = [bytes(field.parts[i]).decode() for i in field.data]
         self.types = [int(t) for t in self.value("token_type")]
+        if self.model == "gpt2" and "<|EOT|>" in self.texts:
+            self.types[self.texts.index("<|EOT|>")] = CONTROL  # it ends a generation
 
     def value(self, key: str) -> object:
         """A value under tokenizer.ggml., None if absent."""
@@ -135,7 +227,17 @@ def spm_encoder(vocab: Vocabulary) -> Callable[[str], list[int]]:
             text = text.replace(" ", "\u2581")
         model.pieces.add(piece=text, score=score, type=kind)
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
-    return processor.encode
+    if vocab.architecture != "phi3":
+        return processor.encode
+    # There, text is cut at user-defined tokens, which swallow the spaces after them; each piece is
+    # then a text of its own.
+    end = re.compile(r"</s>[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")
+
+    def encode(text: str) -> list[int]:
+        pieces = [processor.encode(piece) for piece in end.split(text)]
+        return [token for piece in pieces for token in (2, *piece)][1:]
+
+    return encode
 
 
 def encoder(vocab: Vocabulary, parse_special: bool) -> Callable[[str], list[int]]:
@@ -204,10 +306,10 @@ def make_texts(n: int, seed: int, specials: list[str] | None = None) -> list[str
 def write_pretok() -> None:
     """One line per pre-tokenizer and text: the name, then each word in hexadecimal."""
     lines = [
-        " ".join([pre, *(word.encode().hex() for word in words(pre, text))])
+        " ".join([pre, *(word.hex() for word in words(pre, text))])
         for pre in CUTTERS
         if pre != "starcoder"  # cuts as smollm does
-        for text in make_texts(N_TEXTS, SEED)
+        for text in make_texts(N_PRETOK_TEXTS, SEED)
     ]
     (GOLDEN / "pretok.txt").write_text("\n".join(lines) + "\n")
 
@@ -236,10 +338,11 @@ def write_ids(files: dict[str, Path]) -> None:
 def main() -> None:
     """Writes both files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("vocabularies", nargs="+", metavar="NAME=FILE")
+    parser.add_argument("vocabularies", nargs="*", metavar="NAME=FILE")
     files = dict(item.split("=", 1) for item in parser.parse_args().vocabularies)
     write_pretok()
-    write_ids({name: Path(path) for name, path in files.items()})
+    if files:
+        write_ids({name: Path(path) for name, path in files.items()})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ LIMIT = 0x110000
 BLOCK = 128
 OUTPUT = Path(__file__).resolve().parent.parent / "native" / "src" / "unicode_data.c"
 
-OTHER, LETTER, NUMBER, PUNCTUATION, SPACE = range(5)
+OTHER, UPPER, LOWER, LETTER, MARK, NUMBER, PUNCTUATION, SYMBOL, SPACE = range(9)
 # White_Space of PropList.txt beyond the separators (Z*): tab to carriage return, and next line.
 SPACE_CONTROLS = {0x09, 0x0A, 0x0B, 0x0C, 0x0D, 0x85}
 
@@ -43,8 +43,10 @@ def class_of(data: ModuleType, cp: int) -> int:
     """The class of one code point, as wina_unicode_class numbers them."""
     if cp in SPACE_CONTROLS:
         return SPACE
-    category = data.category(chr(cp))[0]
-    return {"L": LETTER, "N": NUMBER, "P": PUNCTUATION, "Z": SPACE}.get(category, OTHER)
+    category = data.category(chr(cp))
+    by_category = {"Lu": UPPER, "Lt": UPPER, "Ll": LOWER, "L": LETTER, "M": MARK, "N": NUMBER}
+    by_category |= {"P": PUNCTUATION, "S": SYMBOL, "Z": SPACE}
+    return by_category.get(category, by_category.get(category[0], OTHER))
 
 
 def lines(values: list[int]) -> list[str]:

@@ -174,10 +174,18 @@ static int32_t encode_word(void *user, const uint8_t *word, size_t n) {
     }
     WINA_TRY(wina_merge_reserve(&e->merge, (uint32_t)n));
     wina_merge_symbol *symbols = e->merge.symbols;
-    for (uint32_t i = 0; i < n; i++)
-        symbols[i] = (wina_merge_symbol){1, i == 0 ? WINA_MERGE_NONE : i - 1, bpe->bytes[word[i]]};
-    WINA_TRY(wina_merge_run(&e->merge, word, (uint32_t)n, find_merge, bpe));
-    for (uint32_t i = 0; i < n; i += symbols[i].n) {
+    /* A byte without a token is left out, and its neighbours may merge across the place. */
+    bool keeps = wina_vocab_has_unknown(bpe->vocab);
+    uint32_t n_symbols = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t token = bpe->bytes[word[i]];
+        if (token < 0 && !keeps)
+            continue;
+        uint32_t left = n_symbols == 0 ? WINA_MERGE_NONE : n_symbols - 1;
+        symbols[n_symbols++] = (wina_merge_symbol){1, left, token};
+    }
+    WINA_TRY(wina_merge_run(&e->merge, word, n_symbols, find_merge, bpe));
+    for (uint32_t i = 0; i < n_symbols; i += symbols[i].n) {
         if (symbols[i].token >= 0)
             wina_vocab_emit(e->sink, symbols[i].token);
         else

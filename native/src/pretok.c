@@ -1,8 +1,7 @@
-/* pretok: the regular expressions of the pre-tokenizers, by hand. Each match function follows its
- * expression alternative by alternative, in order, and works out by hand where a backtracking
- * matcher would stop: for \s+(?!\S), one character before the end of a run of spaces that is
- * followed by something. Every alternative that fails has looked at one run of characters, and what
- * matches instead takes that run (all but its last character), so the walk is linear. */
+/* pretok: the table of pre-tokenizers and the walk through their stages. The names, and which of
+ * them share an expression, are llama.cpp's; the expressions are those of the models' own
+ * tokenizer.json files, which for falcon, deepseek-llm, tekken and gpt-4o cut a little differently
+ * from llama.cpp's. */
 #include "pretok.h"
 
 #include <string.h>
@@ -10,184 +9,98 @@
 #include "status.h"
 #include "unicode.h"
 
-typedef struct character {
-    uint32_t cp;
-    wina_unicode_class class;
-    size_t next; /* offset after it; == at for the end of the text */
-} character;
-
-/* The end of the text is a character of no class and length 0. */
-static character peek(const uint8_t *text, size_t at, size_t end) {
-    character c = {WINA_UNICODE_LIMIT, WINA_UNICODE_OTHER, at};
-    if (at < end) {
-        c.next = at + wina_unicode_decode(text + at, end - at, &c.cp);
-        c.class = wina_unicode_get_class(c.cp);
-    }
-    return c;
-}
-
-/* End of the run of at most limit characters of one class (SIZE_MAX: any number). */
-static size_t run_of(wina_unicode_class class, const uint8_t *text, size_t at, size_t end,
-                     size_t limit) {
-    for (; limit > 0; limit--) {
-        character c = peek(text, at, end);
-        if (c.class != class || c.next == at)
-            break;
-        at = c.next;
-    }
-    return at;
-}
-
-/* [^\s\p{L}\p{N}]: what is left, and not the end. */
-static bool is_symbol(character c) {
-    return (c.class == WINA_UNICODE_OTHER || c.class == WINA_UNICODE_PUNCTUATION) &&
-           c.cp != WINA_UNICODE_LIMIT;
-}
-
-static size_t run_of_symbols(const uint8_t *text, size_t at, size_t end) {
-    for (;;) {
-        character c = peek(text, at, end);
-        if (!is_symbol(c))
-            return at;
-        at = c.next;
-    }
-}
-
-static bool is_newline(uint32_t cp) {
-    return cp == '\r' || cp == '\n';
-}
-
-/* 's|'t|'re|'ve|'m|'ll|'d; fold: in any case, which for s includes the long s, U+017F. */
-static size_t contraction(const uint8_t *text, size_t at, size_t end, bool fold) {
-    if (text[at] != '\'')
-        return at;
-    uint8_t letters[2] = {0, 0};
-    for (size_t i = 0; i < 2 && at + 1 + i < end; i++) {
-        uint8_t c = text[at + 1 + i];
-        letters[i] = fold && c >= 'A' && c <= 'Z' ? (uint8_t)(c + 32) : c;
-    }
-    if (letters[0] != 0 && strchr("stmd", letters[0]) != NULL)
-        return at + 2;
-    if (memcmp(letters, "re", 2) == 0 || memcmp(letters, "ve", 2) == 0 ||
-        memcmp(letters, "ll", 2) == 0)
-        return at + 3;
-    if (fold && letters[0] == 0xC5 && letters[1] == 0xBF)
-        return at + 3;
-    return at;
-}
-
-/* \s+(?!\S)|\s+ at a space. */
-static size_t spaces(const uint8_t *text, size_t at, size_t end) {
-    size_t last = at;
-    size_t after = at;
-    for (;;) {
-        character c = peek(text, after, end);
-        if (c.class != WINA_UNICODE_SPACE)
-            break;
-        last = after;
-        after = c.next;
-    }
-    return after == end || last == at ? after : last;
-}
-
-/* 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
-static size_t match_gpt2(const uint8_t *text, size_t at, size_t end) {
-    size_t after = contraction(text, at, end, false);
-    if (after > at)
-        return after;
-    size_t start = text[at] == ' ' ? at + 1 : at;
-    character c = peek(text, start, end);
-    if (c.class == WINA_UNICODE_LETTER || c.class == WINA_UNICODE_NUMBER)
-        return run_of(c.class, text, start, end, SIZE_MAX);
-    if (is_symbol(c))
-        return run_of_symbols(text, start, end);
-    return spaces(text, at, end);
-}
-
-/* (?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,max}|
- *  ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+ */
-static size_t match_modern(const uint8_t *text, size_t at, size_t end, size_t max_digits) {
-    size_t after = contraction(text, at, end, true);
-    if (after > at)
-        return after;
-    character c = peek(text, at, end);
-    if (c.class == WINA_UNICODE_NUMBER)
-        return run_of(WINA_UNICODE_NUMBER, text, at, end, max_digits);
-    size_t letters = c.class == WINA_UNICODE_LETTER || is_newline(c.cp) ? at : c.next;
-    after = run_of(WINA_UNICODE_LETTER, text, letters, end, SIZE_MAX);
-    if (after > letters)
-        return after;
-    size_t start = c.cp == ' ' ? at + 1 : at;
-    after = run_of_symbols(text, start, end);
-    if (after > start) {
-        while (after < end && is_newline(text[after]))
-            after++;
-        return after;
-    }
-    size_t run_end = run_of(WINA_UNICODE_SPACE, text, at, end, SIZE_MAX);
-    for (size_t i = run_end; i > at; i--)
-        if (is_newline(text[i - 1]))
-            return i;
-    return spaces(text, at, end);
-}
-
-static size_t match_llama3(const uint8_t *text, size_t at, size_t end) {
-    return match_modern(text, at, end, 3);
-}
-
-static size_t match_qwen2(const uint8_t *text, size_t at, size_t end) {
-    return match_modern(text, at, end, 1);
-}
-
-/* \p{N} */
-static size_t match_digit(const uint8_t *text, size_t at, size_t end) {
-    return run_of(WINA_UNICODE_NUMBER, text, at, end, 1);
-}
-
-/* [\r\n] */
-static size_t match_newline(const uint8_t *text, size_t at, size_t end) {
-    (void)end;
-    return is_newline(text[at]) ? at + 1 : at;
-}
-
-/* \s?class+ */
-static size_t space_and_run(wina_unicode_class class, const uint8_t *text, size_t at, size_t end) {
-    character c = peek(text, at, end);
-    size_t start = c.class == WINA_UNICODE_SPACE ? c.next : at;
-    size_t after = run_of(class, text, start, end, SIZE_MAX);
-    return after > start ? after : at;
-}
-
-static size_t match_letters(const uint8_t *text, size_t at, size_t end) {
-    return space_and_run(WINA_UNICODE_LETTER, text, at, end);
-}
-
-static size_t match_punctuation(const uint8_t *text, size_t at, size_t end) {
-    return space_and_run(WINA_UNICODE_PUNCTUATION, text, at, end);
-}
-
-/* [U+4E00-U+9FA5 U+0800-U+4E00 U+AC00-U+D7FF]+: deepseek's idea of ideographs. */
-static size_t match_ideographs(const uint8_t *text, size_t at, size_t end) {
-    for (;;) {
-        character c = peek(text, at, end);
-        if (!(c.cp >= 0x0800 && c.cp <= 0x9FA5) && !(c.cp >= 0xAC00 && c.cp <= 0xD7FF))
-            return at;
-        at = c.next;
-    }
-}
+#define GPT2                                                                                       \
+    { wina_pretokmatch_gpt2 }
+#define STARCODER                                                                                  \
+    { wina_pretokmatch_digit, wina_pretokmatch_gpt2 }
+#define LLAMA3                                                                                     \
+    { wina_pretokmatch_llama3 }
+#define QWEN2                                                                                      \
+    { wina_pretokmatch_qwen2 }
+#define GPT4O                                                                                      \
+    { wina_pretokmatch_gpt4o }
+#define BLOOM                                                                                      \
+    { wina_pretokmatch_bloom }
+#define DEEPSEEK3                                                                                  \
+    { wina_pretokmatch_digits3, wina_pretokmatch_kana, wina_pretokmatch_deepseek3 }
+#define MERGES      false
+#define WHOLE_WORDS true
+#define NO_BOS      false
+#define BOS         true
 
 static const wina_pretok rows[] = {
-    {"gpt-2", false, false, {match_gpt2}},
-    {"smollm", false, false, {match_digit, match_gpt2}},
-    {"starcoder", false, false, {match_digit, match_gpt2}},
-    {"llama-bpe", true, true, {match_llama3}},
-    {"llama3", true, true, {match_llama3}},
-    {"llama-v3", true, true, {match_llama3}},
-    {"qwen2", false, false, {match_qwen2}},
+    {"gpt-2", MERGES, NO_BOS, GPT2},
+    {"phi-2", MERGES, NO_BOS, GPT2},
+    {"mpt", MERGES, NO_BOS, GPT2},
+    {"olmo", MERGES, NO_BOS, GPT2},
+    {"jais", MERGES, NO_BOS, GPT2},
+    {"trillion", MERGES, NO_BOS, GPT2},
+    {"granite-docling", MERGES, NO_BOS, GPT2},
+    {"gigachat", MERGES, NO_BOS, GPT2},
+    {"exaone4", MERGES, NO_BOS, GPT2},
+    {"a.x-4.0", MERGES, NO_BOS, GPT2},
+    {"mellum", MERGES, NO_BOS, GPT2},
+    {"smollm", MERGES, NO_BOS, STARCODER},
+    {"starcoder", MERGES, NO_BOS, STARCODER},
+    {"refact", MERGES, NO_BOS, STARCODER}, /* and granite */
+    {"command-r", MERGES, NO_BOS, STARCODER},
+    {"codeshell", MERGES, NO_BOS, STARCODER},
+    {"exaone", MERGES, NO_BOS, STARCODER},
+    {"minerva-7b", MERGES, NO_BOS, STARCODER},
+    {"mellum2", MERGES, NO_BOS, STARCODER},
+    {"llama-bpe", WHOLE_WORDS, BOS, LLAMA3},
+    {"llama3", WHOLE_WORDS, BOS, LLAMA3},
+    {"llama-v3", WHOLE_WORDS, BOS, LLAMA3},
+    {"falcon3", WHOLE_WORDS, BOS, LLAMA3},
+    {"falcon-h1", WHOLE_WORDS, BOS, LLAMA3},
+    {"pixtral", WHOLE_WORDS, BOS, LLAMA3},
+    {"midm-2.0", WHOLE_WORDS, BOS, LLAMA3},
+    {"lfm2", WHOLE_WORDS, BOS, LLAMA3},
+    {"dbrx", MERGES, NO_BOS, LLAMA3}, /* cl100k: phi-4, olmo2, granite 4 */
+    {"smaug-bpe", MERGES, NO_BOS, LLAMA3},
+    {"glm4", MERGES, NO_BOS, LLAMA3},
+    {"chatglm-bpe", MERGES, NO_BOS, LLAMA3},
+    {"qwen2", MERGES, NO_BOS, QWEN2},
+    {"stablelm2", MERGES, NO_BOS, QWEN2},
+    {"megrez", MERGES, NO_BOS, QWEN2},
+    {"hunyuan", MERGES, NO_BOS, QWEN2},
+    {"solar-open", MERGES, NO_BOS, QWEN2},
+    {"deepseek-r1-qwen", MERGES, NO_BOS, QWEN2},
+    {"kormo", MERGES, NO_BOS, QWEN2},
+    {"grok-2", MERGES, NO_BOS, QWEN2},
+    {"bailingmoe", MERGES, NO_BOS, QWEN2},
+    {"bailingmoe2", MERGES, NO_BOS, QWEN2},
+    {"llada-moe", MERGES, NO_BOS, QWEN2},
+    {"qwen35", MERGES, NO_BOS, {wina_pretokmatch_qwen35}},
+    {"seed-coder", MERGES, NO_BOS, {wina_pretokmatch_seed}},
+    {"minicpm5", WHOLE_WORDS, NO_BOS, {wina_pretokmatch_digits3, wina_pretokmatch_minicpm}},
+    {"gpt-4o", MERGES, NO_BOS, GPT4O}, /* o200k: phi-4-mini, gpt-oss */
+    {"llama4", MERGES, NO_BOS, GPT4O},
+    {"kanana2", MERGES, NO_BOS, GPT4O},
+    {"minimax-m2", MERGES, NO_BOS, GPT4O},
+    {"tekken", WHOLE_WORDS, BOS, {wina_pretokmatch_tekken}},
+    {"deepseek-llm",
+     MERGES,
+     NO_BOS,
+     {wina_pretokmatch_newline, wina_pretokmatch_cased, wina_pretokmatch_listed,
+      wina_pretokmatch_trailing, wina_pretokmatch_ideographs, wina_pretokmatch_digit}},
     {"deepseek-coder",
-     false,
-     false,
-     {match_newline, match_letters, match_punctuation, match_ideographs, match_digit}},
+     MERGES,
+     NO_BOS,
+     {wina_pretokmatch_newline, wina_pretokmatch_letters, wina_pretokmatch_punctuation,
+      wina_pretokmatch_ideographs, wina_pretokmatch_digit}},
+    {"deepseek-v3", MERGES, NO_BOS, DEEPSEEK3}, /* and r1 */
+    {"hunyuan-dense", MERGES, NO_BOS, DEEPSEEK3},
+    {"joyai-llm", MERGES, NO_BOS, DEEPSEEK3},
+    {"falcon",
+     MERGES,
+     NO_BOS,
+     {wina_pretokmatch_signs, wina_pretokmatch_gpt2, wina_pretokmatch_byte_digits,
+      wina_pretokmatch_triple}},
+    {"bloom", MERGES, NO_BOS, BLOOM},
+    {"poro-chat", MERGES, NO_BOS, BLOOM},
+    {"gpt3-finnish", MERGES, NO_BOS, BLOOM},
+    {"viking", MERGES, NO_BOS, {wina_pretokmatch_bloom, wina_pretokmatch_digit}},
 };
 
 const wina_pretok *wina_pretok_find(const char *name, size_t n) {
@@ -213,7 +126,8 @@ static int32_t run_stage(const split *s, size_t stage, size_t at, size_t end) {
     while (at < end) {
         size_t after = s->pretok->stages[stage](s->text, at, end);
         if (after == at) {
-            at = peek(s->text, at, end).next;
+            uint32_t cp;
+            at += wina_unicode_decode(s->text + at, end - at, &cp);
             continue;
         }
         if (gap < at)

@@ -1,7 +1,7 @@
 /* pretok: cuts text into the words within which byte-level BPE merges. Each pre-tokenizer of
- * tokenizer.ggml.pre is a row of a table: a short list of stages, each the hand-written form of one
- * regular expression. A stage cuts every piece of the stage before it into its matches and the
- * gaps between them; together the words are the text again, byte for byte. */
+ * tokenizer.ggml.pre is a row of a table: a short list of stages (pretokmatch.h). A stage cuts
+ * every piece of the stage before it into its matches and the gaps between them; together the words
+ * are the text again, byte for byte. */
 #ifndef WINA_PRETOK_H
 #define WINA_PRETOK_H
 
@@ -9,11 +9,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define WINA_PRETOK_MAX_STAGES 5
+#include "pretokmatch.h"
 
-/* End of the match that starts at text[at], or at if there is none; at < end. text[at..end) is
- * valid UTF-8, and nothing beyond end is looked at. */
-typedef size_t (*wina_pretok_stage)(const uint8_t *text, size_t at, size_t end);
+#define WINA_PRETOK_MAX_STAGES 6
 
 typedef struct wina_pretok {
     const char *name; /* value of tokenizer.ggml.pre */

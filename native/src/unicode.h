@@ -1,6 +1,6 @@
-/* unicode: UTF-8 and the four character classes that pre-tokenizers ask for. The classes are
- * disjoint: general categories L*, N* and P*, and the property White_Space (which is Zs, Zl, Zp
- * and six control characters). Tables: unicode_data.c, made by tools/make_unicode.py. */
+/* unicode: UTF-8 and the character classes that pre-tokenizers ask for. The classes are disjoint:
+ * general categories L (in three parts), M, N, P and S, and the property White_Space (which is Zs,
+ * Zl, Zp and six control characters). Tables: unicode_data.c, made by tools/make_unicode.py. */
 #ifndef WINA_UNICODE_H
 #define WINA_UNICODE_H
 
@@ -8,11 +8,15 @@
 #include <stdint.h>
 
 typedef enum wina_unicode_class {
-    WINA_UNICODE_OTHER = 0, /* marks, symbols, controls, unassigned */
-    WINA_UNICODE_LETTER = 1,
-    WINA_UNICODE_NUMBER = 2,
-    WINA_UNICODE_PUNCTUATION = 3,
-    WINA_UNICODE_SPACE = 4
+    WINA_UNICODE_OTHER = 0,  /* controls, formats, private use, unassigned */
+    WINA_UNICODE_UPPER = 1,  /* Lu, Lt */
+    WINA_UNICODE_LOWER = 2,  /* Ll */
+    WINA_UNICODE_LETTER = 3, /* Lm, Lo: without case */
+    WINA_UNICODE_MARK = 4,
+    WINA_UNICODE_NUMBER = 5,
+    WINA_UNICODE_PUNCTUATION = 6,
+    WINA_UNICODE_SYMBOL = 7,
+    WINA_UNICODE_SPACE = 8
 } wina_unicode_class;
 
 #define WINA_UNICODE_REPLACEMENT 0xFFFDu

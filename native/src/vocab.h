@@ -71,10 +71,15 @@ static inline void wina_vocab_emit(wina_vocab_sink *sink, int32_t token) {
     sink->n++;
 }
 
+/* Whether what has no token becomes the unknown token; else it is left out. */
+static inline bool wina_vocab_has_unknown(const wina_vocab *vocab) {
+    return vocab->unk >= 0 && vocab->types[vocab->unk] == WINA_VOCAB_UNKNOWN;
+}
+
 /* For a byte that no token stands for: the unknown token if there is a real one (of type 2; some
  * files name a control token here, which must not come out of plain text), else nothing. */
 static inline void wina_vocab_emit_unknown(const wina_vocab *vocab, wina_vocab_sink *sink) {
-    if (vocab->unk >= 0 && vocab->types[vocab->unk] == WINA_VOCAB_UNKNOWN)
+    if (wina_vocab_has_unknown(vocab))
         wina_vocab_emit(sink, vocab->unk);
 }
 

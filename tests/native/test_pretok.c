@@ -1,6 +1,7 @@
 /* test_pretok: the words of every pre-tokenizer, against tests/golden/pretok.txt (made from the
  * models' regular expressions by tools/make_tokenizer_golden.py) and a few cases by hand. */
 #include <stdlib.h>
+#include <time.h>
 
 #include "check.h"
 #include "pretok.h"
@@ -111,6 +112,12 @@ static void test_by_hand(void) {
     check_words("llama3", "12|\t  \n|\t| \u00E4|'\u017F|.x");
     check_words("llama-v3", "123|4");
     check_words("qwen2", "I|'ve| |1|2| words|!!\n\n|  | ok|'S|\n \n| a|\n");
+    check_words("gpt-4o", "Camel|Case's|HTML| |123|4|!//\n|\u0301A中文'll| x");
+    check_words("tekken", "Camel|Case|'s|HTML| |1|2|!/\n|\u4E2D|A");
+    check_words("deepseek-v3", "I|'ve| |123|4| words|!!\n|\u3042\u4E2D|.a| +\n");
+    check_words("deepseek-llm", "I|'|ve| |1|2| \u00FC|\n|\u2603|  ");
+    check_words("falcon", "a| |123|4|...| b|+=|x");
+    check_words("bloom", " a| b|,| c|..| d");
     check_words("deepseek-coder", "I|'|ve| |1|2| words|!!|\n|\n|  | ok|,|\u4E2D\u6587| $ |\n");
 }
 
@@ -119,11 +126,54 @@ static void test_names(void) {
     CHECK(wina_pretok_find("gpt-2x", 6) == NULL);
     CHECK(wina_pretok_find("default", 7) == NULL);
     CHECK(wina_pretok_find("", 0) == NULL);
+    static const char *const names[] = {"dbrx", "refact", "command-r", "olmo", "llama4", "viking"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        CHECK_MSG(wina_pretok_find(names[i], strlen(names[i])) != NULL, "%s", names[i]);
+}
+
+static int32_t count(void *user, const uint8_t *word, size_t n) {
+    (void)word;
+    *(size_t *)user += n;
+    return WINA_OK;
+}
+
+/* Texts that a matcher which goes back over a run for each of its characters would not finish. */
+static void test_linear(void) {
+    static const char *const names[] = {"gpt-2",       "smollm",   "llama-bpe",    "qwen2",
+                                        "qwen35",      "minicpm5", "seed-coder",   "gpt-4o",
+                                        "tekken",      "falcon",   "deepseek-llm", "deepseek-coder",
+                                        "deepseek-v3", "bloom",    "viking"};
+    static const char *const fills[] = {
+        "a",      "A",   " ",      "\n",      "1",       "!",      "\n ",
+        "' ",     "/",   "\u0301", "\u0301A", "\u4E2DA", "\u3000", "\u3000\u3000x",
+        "\u4E2D", "\x01"};
+    enum { SIZE = 256 * 1024 };
+    static uint8_t text[SIZE];
+    for (size_t p = 0; p < sizeof names / sizeof names[0]; p++) {
+        const wina_pretok *pretok = wina_pretok_find(names[p], strlen(names[p]));
+        CHECK(pretok != NULL);
+        for (size_t f = 0; pretok != NULL && f < sizeof fills / sizeof fills[0]; f++) {
+            size_t length = strlen(fills[f]);
+            size_t n = SIZE / length * length;
+            for (size_t i = 0; i < n; i++)
+                text[i] = (uint8_t)fills[f][i % length];
+            for (size_t tail = 0; tail < 2; tail++) { /* the same before another character */
+                if (tail)
+                    text[n - length] = 'x', n -= length - 1;
+                size_t total = 0;
+                clock_t started = clock();
+                CHECK(wina_pretok_split(pretok, text, n, count, &total) == WINA_OK && total == n);
+                double seconds = (double)(clock() - started) / CLOCKS_PER_SEC;
+                CHECK_MSG(seconds < 1, "%s, fill %zu: %.2f s", names[p], f, seconds);
+            }
+        }
+    }
 }
 
 int main(void) {
     test_golden();
     test_by_hand();
+    test_linear();
     test_names();
     return check_report("pretok");
 }

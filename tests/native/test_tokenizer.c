@@ -138,14 +138,14 @@ static void test_unicode(void) {
         uint32_t cp;
         wina_unicode_class class;
     } classes[] = {
-        {'a', WINA_UNICODE_LETTER},       {'7', WINA_UNICODE_NUMBER},
-        {'!', WINA_UNICODE_PUNCTUATION},  {'$', WINA_UNICODE_OTHER},
+        {'a', WINA_UNICODE_LOWER},        {'7', WINA_UNICODE_NUMBER},
+        {'!', WINA_UNICODE_PUNCTUATION},  {'$', WINA_UNICODE_SYMBOL},
         {'\n', WINA_UNICODE_SPACE},       {0x85, WINA_UNICODE_SPACE},
         {0x1C, WINA_UNICODE_OTHER},       {0xB2, WINA_UNICODE_NUMBER},
-        {0x301, WINA_UNICODE_OTHER},      {0x3000, WINA_UNICODE_SPACE},
+        {0x301, WINA_UNICODE_MARK},       {0x3000, WINA_UNICODE_SPACE},
         {0x180E, WINA_UNICODE_OTHER},     {0x4E2D, WINA_UNICODE_LETTER},
         {0x2167, WINA_UNICODE_NUMBER},    {0x10D40, WINA_UNICODE_NUMBER},
-        {0x1F600, WINA_UNICODE_OTHER},    {0x10FFFF, WINA_UNICODE_OTHER},
+        {0x1F600, WINA_UNICODE_SYMBOL},   {0x10FFFF, WINA_UNICODE_OTHER},
         {0xFFFFFFFF, WINA_UNICODE_OTHER},
     };
     for (size_t i = 0; i < sizeof classes / sizeof classes[0]; i++)

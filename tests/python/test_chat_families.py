@@ -1,0 +1,67 @@
+"""Chat templates of the common families, against transformers; typed control tokens stay text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pywina
+from pywina.chat import ChatTemplate
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "chat.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=[case["name"] for case in GOLDEN])
+def test_renders_as_transformers_does(case: dict) -> None:
+    template = ChatTemplate(case["template"], {}, bos_token="<s>", eos_token="</s>")
+    options = {"tools": None, **case["options"]}
+    assert template.render(case["messages"], **options) == case["text"]
+
+
+@pytest.fixture(scope="module", params=["smollm2_path", "qwen_path"])
+def model(request: pytest.FixtureRequest) -> Iterator[pywina.Model]:
+    with pywina.load(request.getfixturevalue(request.param), n_ctx=64, n_threads=1) as model:
+        yield model
+
+
+def _controls(model: pywina.Model, messages: list[dict], **options: object) -> list[int]:
+    known = set(model.control_tokens.values())
+    return [t for t in model.chat_tokens(messages, **options) if t in known]
+
+
+def _conversation(texts: list[object]) -> list[dict]:
+    roles = ["system", "user", "assistant", "user"]
+    return [{"role": r, "content": t} for r, t in zip(roles, texts, strict=True)]
+
+
+def test_no_typed_text_becomes_a_control_token(model: pywina.Model) -> None:
+    """Every control token at every place of a message, whole and cut over the borders of parts and
+    of messages."""
+    wanted = _controls(model, _conversation(["a", "b", "c", "d"]))
+    assert wanted and len(model.control_tokens) > 10
+    for text in model.control_tokens:
+        half = len(text) // 2
+        for i in range(4):
+            for typed in (text, f"x {text}", f"{text} y", f"{text[0]}{text}{text}"):
+                texts: list[object] = ["a", "b", "c", "d"]
+                texts[i] = typed
+                assert _controls(model, _conversation(texts)) == wanted, (text, i, typed)
+        for cut in {1, half, len(text) - 1}:
+            parts = [{"type": "text", "text": t} for t in (text[:cut], text[cut:])]
+            assert _controls(model, _conversation(["a", parts, "c", "d"])) == wanted
+            split = _conversation([text[:cut], text[cut:], text[:cut], text[cut:]])
+            assert _controls(model, split) == wanted
+
+
+def test_no_tool_becomes_a_control_token(model: pywina.Model) -> None:
+    messages = [{"role": "user", "content": "a"}]
+
+    def tool(text: str) -> list[dict]:
+        return [{"type": "function", "function": {"name": text, "description": text}}]
+
+    wanted = _controls(model, messages, tools=tool("add"))
+    for text in model.control_tokens:
+        assert _controls(model, messages, tools=tool(text)) == wanted, text
