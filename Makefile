@@ -9,6 +9,9 @@
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
 #   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
 #   make static   build/bin/wina-static, which needs no library
+#   make asan ubsan tsan   the C tests, mutations and fuzz inputs under a sanitizer
+#   make fuzz TIME=600     libFuzzer, that many seconds per target; needs clang
+#   make test-mutations    55,000 small changes of a small model, under ASan and UBSan
 #
 # CROSS=aarch64-linux-gnu builds for another processor, in build-aarch64; tests are static then.
 # PYTHON=python3.12 chooses the Python that .venv is made from; BUILD=dir builds elsewhere.
@@ -31,7 +34,11 @@ WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-pro
 # Results must not depend on what the compiler fuses: a multiply-add is fused where we say so.
 BASE    := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
            -pthread -Inative/include -Inative/src $(WARN)
+# What a release is built with besides; sanitizers want it empty.
+HARDEN  ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong
+BASE    += $(HARDEN)
 LIBS    := -lm -pthread -ldl
+RELRO   := -Wl,-z,relro,-z,now
 
 # Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
@@ -62,6 +69,7 @@ MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
 .PHONY: eval-full cuda cuda-tests all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+        test-hostile asan ubsan tsan test-mutations fuzz \
         test-python demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
@@ -82,11 +90,11 @@ $(BUILD)/lib/libwina.a: $(OBJ)
 
 $(BUILD)/lib/libwina.so: $(OBJ)
 	@mkdir -p $(@D)
-	$(CC) -shared $(CFLAGS) -Wl,-z,relro,-z,now -Wl,-z,defs $(OBJ) -o $@ $(LIBS)
+	$(CC) -shared $(CFLAGS) $(RELRO) $(if $(findstring sanitize,$(CFLAGS)),,-Wl,-z,defs) $(OBJ) -o $@ $(LIBS)
 
 $(BUILD)/bin/wina: $(CLI_OBJ) $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(CLI_OBJ) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+	$(CC) $(CFLAGS) $(RELRO) $(CLI_OBJ) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
 
 $(BUILD)/bin/wina-static: $(CLI_OBJ) $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
@@ -100,6 +108,57 @@ $(BUILD)/tests/%: tests/native/%.c tests/native/check.h $(BUILD)/lib/libwina.a
 
 test-native: $(TESTS)
 	@set -e; for t in $(TESTS); do echo "== $$t"; $$t; done
+
+# ---- Hostile input (docs/security.md) ---------------------------------------------------------
+
+# The n-th call of these fails, for every n.
+FAULTS := malloc calloc realloc aligned_alloc posix_memalign strdup free mmap munmap open fstat pthread_create
+comma := ,
+WRAP   = $(addprefix -Wl$(comma)--wrap=,$(1))
+$(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
+
+# Fuzz targets and mutations read "files" from memory.
+MAPS    := $(call WRAP,wina_mapfile_open wina_mapfile_close wina_mapfile_release)
+ENGINE  ?= tests/fuzz/replay.c
+FUZZERS := load run tokenize config
+CORPUS  := tests/fuzz/corpus
+TIME    ?= 600
+FUZZ_BUILD := build-fuzz
+$(BUILD)/tests/mutations: tests/fuzz/mutations.c tests/fuzz/harness.h $(BUILD)/lib/libwina.a
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -Itests/fuzz $< $(BUILD)/lib/libwina.a -o $@ $(MAPS) $(LIBS)
+
+$(BUILD)/tests/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c tests/fuzz/harness.h $(BUILD)/lib/libwina.a
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -Itests/fuzz $< $(ENGINE) $(BUILD)/lib/libwina.a \
+	    -o $@ $(MAPS) $(LIBS)
+
+# Every kept input, and one change in 40 of the small model: seconds.
+test-hostile: $(BUILD)/tests/mutations $(FUZZERS:%=$(BUILD)/tests/fuzz_%)
+	@set -e; for t in $(FUZZERS); do $(BUILD)/tests/fuzz_$$t $(CORPUS); done
+	$(BUILD)/tests/mutations $(CORPUS)/good.gguf 40
+
+SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
+asan:
+	$(call SANITIZED,-fsanitize=address$(comma)undefined) test-native test-hostile
+ubsan:
+	$(call SANITIZED,-fsanitize=undefined) test-native test-hostile
+tsan:
+	$(call SANITIZED,-fsanitize=thread) test-native
+test-mutations:
+	$(MAKE) BUILD=build-asan HARDEN= build-asan/tests/mutations \
+	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
+	build-asan/tests/mutations $(CORPUS)/good.gguf
+
+fuzz:
+	@command -v clang >/dev/null || { echo "make fuzz needs clang with libFuzzer" >&2; exit 1; }
+	$(MAKE) CC=clang BUILD=$(FUZZ_BUILD) HARDEN= ENGINE=-fsanitize=fuzzer \
+	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link" \
+	    $(FUZZERS:%=$(FUZZ_BUILD)/tests/fuzz_%)
+	@set -e; for t in $(FUZZERS); do mkdir -p $(FUZZ_BUILD)/corpus-$$t; \
+	    $(FUZZ_BUILD)/tests/fuzz_$$t -max_total_time=$(TIME) -max_len=8192 -timeout=10 -rss_limit_mb=1024 \
+	    -dict=tests/fuzz/gguf.dict -print_final_stats=1 -artifact_prefix=$(FUZZ_BUILD)/ \
+	    $(FUZZ_BUILD)/corpus-$$t $(CORPUS); done
 
 # Under QEMU: all C tests and 48 tokens, or what takes under a minute.
 test-aarch64 test-riscv64: test-%: native
@@ -183,13 +242,13 @@ check-layout: native | $(VENV)/bin/python
 	$(VENV)/bin/python tools/check_layout.py . $(BUILD)
 
 # The emulated program wants the model that the Python tests fetch.
-test: test-native check-layout test-python test-quick-aarch64
+test: test-native test-hostile check-layout test-python test-quick-aarch64
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check pywina tools tests
 	$(VENV)/bin/ruff format --check pywina tools tests
 	@if command -v clang-format >/dev/null; then \
-	    clang-format --dry-run --Werror $$(git ls-files 'native/*.[ch]' 'tests/native/*.[ch]'); \
+	    clang-format --dry-run --Werror $$(git ls-files 'native/*.[ch]' 'tests/native/*.[ch]' 'tests/fuzz/*.[ch]'); \
 	else echo "clang-format is not installed: C is not checked"; fi
 
 clean:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._native import ffi
+from ._replace import replacing
 from .errors import ArgumentError, FileError
 
 if TYPE_CHECKING:
@@ -43,16 +42,8 @@ def _unpacked(content: dict[str, Any]) -> Array:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces a file, whole or not at all."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error}") from error
+    with replacing(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 @dataclass

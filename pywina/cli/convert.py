@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
 
+from .._replace import scratch_folder
 from ..api import load
 from ..convert import convert
 from ..convert.checkpoint import plan_checkpoint
@@ -72,6 +72,11 @@ def _pack(source: Path, target: Path, threads: int | None) -> None:
         model.write_packed(target, lambda done: bar.update(int(done * 100) - bar.n))
 
 
+def _convert(plan: Plan, target: Path) -> None:
+    with tqdm(total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None) as bar:
+        convert.run(plan, target, bar.update)
+
+
 def _write(plan: Plan, target: Path, args: argparse.Namespace) -> int:
     for line in plan.lines:
         print(line)
@@ -79,14 +84,13 @@ def _write(plan: Plan, target: Path, args: argparse.Namespace) -> int:
         print("panels: laid out as in memory; only pywina and wina can read the file")
     if args.dry_run:
         return 0
-    # A packed file is made from a file: what would be written without --pack, for a while.
-    with tempfile.TemporaryDirectory(prefix=".pack-", dir=target.parent) as folder:
-        plain = Path(folder) / "plain.gguf" if args.pack else target
-        bar = tqdm(total=plan.n_bytes, unit="B", unit_scale=True, desc="writing", disable=None)
-        with bar:
-            convert.run(plan, plain, bar.update)
-        if args.pack:
-            _pack(plain, target, args.threads)
+    if args.pack:
+        # A packed file is made from a file: what would be written without --pack, for a while.
+        with scratch_folder(target) as folder:
+            _convert(plan, folder / "plain.gguf")
+            _pack(folder / "plain.gguf", target, args.threads)
+    else:
+        _convert(plan, target)
     print(f"pywina: wrote {target}", file=sys.stderr)
     return 0
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, FileError, FormatError
+from .._replace import replacing
+from ..errors import ArgumentError, FormatError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _FLOAT32 = 8, 9, 6
@@ -175,7 +175,7 @@ def _header(content: GgufFile) -> bytes:
     return header + bytes(_padded(len(header), content.alignment()) - len(header))
 
 
-def _write(file: BinaryIO, content: GgufFile, progress: Callable[[int], object]) -> None:
+def _write(file: IO[bytes], content: GgufFile, progress: Callable[[int], object]) -> None:
     file.write(_header(content))
     for tensor in content.tensors:
         written = 0
@@ -192,25 +192,5 @@ def write(
     path: Path, content: GgufFile, progress: Callable[[int], object] = lambda n: None
 ) -> None:
     """Writes a file, whole or not at all. progress gets the bytes of tensors as they are done."""
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
-        ) as file:
-            try:
-                _write(file, content, progress)
-                file.flush()
-                os.fsync(file.fileno())
-                mask = os.umask(0)
-                os.umask(mask)
-                os.chmod(file.name, 0o666 & ~mask)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error}") from error
+    with replacing(path) as file:
+        _write(file, content, progress)
