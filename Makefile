@@ -12,6 +12,8 @@
 #   make asan ubsan tsan   the C tests, mutations and fuzz inputs under a sanitizer
 #   make fuzz TIME=600     libFuzzer, that many seconds per target; needs clang
 #   make test-mutations    55,000 small changes of a small model, under ASan and UBSan
+#   make install  library, header, program and pkg-config file below PREFIX (DESTDIR is put before)
+#   make wheels   dist/*.whl for x86-64 and, with gcc-aarch64-linux-gnu, aarch64
 #
 # CROSS=aarch64-linux-gnu builds for another processor, in build-aarch64; tests are static then.
 # PYTHON=python3.12 chooses the Python that .venv is made from; BUILD=dir builds elsewhere.
@@ -39,6 +41,11 @@ HARDEN  ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong
 BASE    += $(HARDEN)
 LIBS    := -lm -pthread -ldl
 RELRO   := -Wl,-z,relro,-z,now
+
+# Programs that are linked with the library ask for this number: it changes when they must change.
+ABI     := $(shell sed -n 's/^.define WINA_ABI_VERSION //p' native/include/wina.h)
+VERSION := $(shell sed -n 's/^.define WINA_VERSION "\(.*\)"/\1/p' native/src/api.c)
+PREFIX  ?= /usr/local
 
 # Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
@@ -68,7 +75,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: eval-full cuda cuda-tests all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+.PHONY: install wheels eval-full cuda cuda-tests all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan test-mutations fuzz \
         test-python demo venv fetch lint clean check-layout bench-peers
 all: native
@@ -88,9 +95,10 @@ $(BUILD)/lib/libwina.a: $(OBJ)
 	@mkdir -p $(@D)
 	rm -f $@ && $(AR) rcs $@ $(OBJ)
 
-$(BUILD)/lib/libwina.so: $(OBJ)
+$(BUILD)/lib/libwina.so: $(OBJ) Makefile
 	@mkdir -p $(@D)
-	$(CC) -shared $(CFLAGS) $(RELRO) $(if $(findstring sanitize,$(CFLAGS)),,-Wl,-z,defs) $(OBJ) -o $@ $(LIBS)
+	$(CC) -shared $(CFLAGS) $(RELRO) $(if $(findstring sanitize,$(CFLAGS)),,-Wl,-z,defs) \
+	    -Wl,-soname,libwina.so.$(ABI) $(OBJ) -o $@ $(LIBS)
 
 $(BUILD)/bin/wina: $(CLI_OBJ) $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
@@ -105,6 +113,33 @@ $(BUILD)/tests/%: tests/native/%.c tests/native/check.h $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -Itests/native -MMD -MP $< $(BUILD)/lib/libwina.a -o $@ \
 	    $(if $(CROSS),-static) $(LIBS)
+
+# What programs are built with; a packager's DESTDIR is not part of any path in the files.
+define PC
+prefix=$(PREFIX)
+includedir=$${prefix}/include
+libdir=$${prefix}/lib
+
+Name: wina
+Description: Language models from GGUF files, dense or with activation sparsity
+Version: $(VERSION)
+Cflags: -I$${includedir}
+Libs: -L$${libdir} -lwina
+Libs.private: $(LIBS)
+endef
+export PC
+
+install: native
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install $(BUILD)/bin/wina $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 native/include/wina.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 $(BUILD)/lib/libwina.a $(DESTDIR)$(PREFIX)/lib/
+	install -m 755 $(BUILD)/lib/libwina.so $(DESTDIR)$(PREFIX)/lib/libwina.so.$(ABI)
+	ln -sf libwina.so.$(ABI) $(DESTDIR)$(PREFIX)/lib/libwina.so
+	echo "$$PC" > $(DESTDIR)$(PREFIX)/lib/pkgconfig/wina.pc
+
+wheels: | $(VENV)/bin/python
+	$(VENV)/bin/python tools/make_wheels.py
 
 test-native: $(TESTS)
 	@set -e; for t in $(TESTS); do echo "== $$t"; $$t; done

@@ -27,11 +27,15 @@ class WinaBuildHook(BuildHookInterface):
         }
         jobs = str(os.cpu_count() or 1)
         build = os.environ.get("PYWINA_BUILD", "build")
-        subprocess.run(
-            [make, "-j", jobs, f"BUILD={build}", "native"], cwd=root, check=True, env=environment
+        # tools/make_wheels.py builds for other processors and knows which systems a wheel suits.
+        cross = os.environ.get("PYWINA_CROSS")
+        command = [make, "-j", jobs, f"BUILD={build}", "native"] + (
+            [f"CROSS={cross}"] * bool(cross)
         )
+        subprocess.run(command, cwd=root, check=True, env=environment)
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{next(platform_tags())}"
+        platform = os.environ.get("PYWINA_PLATFORM") or next(platform_tags())
+        build_data["tag"] = f"py3-none-{platform}"
         if version == "editable":
             return
         build_data["force_include"].update(
