@@ -4,7 +4,7 @@
 #   make demo     everything from nothing to generated text (see README.md)
 #   make test     all tests
 #   make cuda     build/lib/libwina_cuda.so, the GPU backend; needs nvcc
-#   make lint     ruff, and clang-format if it is there
+#   make lint     ruff, mypy, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
 #   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
@@ -282,6 +282,7 @@ test: test-native test-hostile check-layout test-python test-quick-aarch64
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check pywina tools tests
 	$(VENV)/bin/ruff format --check pywina tools tests
+	$(VENV)/bin/mypy
 	@if command -v clang-format >/dev/null; then \
 	    clang-format --dry-run --Werror $$(git ls-files 'native/*.[ch]' 'tests/native/*.[ch]' 'tests/fuzz/*.[ch]'); \
 	else echo "clang-format is not installed: C is not checked"; fi

@@ -150,7 +150,7 @@ class Completions:
     """Mixed into :class:`pywina.Model`."""
 
     def create_completion(
-        self: Model,  # type: ignore[misc]
+        self: Model,
         prompt: str | Sequence[int],
         *,
         suffix: str | None = None,
@@ -216,7 +216,7 @@ class Completions:
         return reply.frame(choice, usage_of(made))
 
     def create_chat_completion(
-        self: Model,  # type: ignore[misc]
+        self: Model,
         messages: Sequence[Message],
         *,
         tools: Sequence[Json] | None = None,
@@ -292,12 +292,12 @@ class Completions:
 
     # ---- parts -------------------------------------------------------------------------------
 
-    def _reply(self: Model, prefix: str, kind: str, name: str | None) -> _Reply:  # type: ignore[misc]
+    def _reply(self: Model, prefix: str, kind: str, name: str | None) -> _Reply:
         number = f"{prefix}-{uuid.uuid4()}"
         return _Reply(self, kind, number, int(time.time()), name or Path(self.path).name)
 
     def _make_stream(
-        self: Model,  # type: ignore[misc]
+        self: Model,
         tokens: list[int],
         grammar: object,
         processors: Sequence[LogitsProcessor] | LogitsProcessor | None,
@@ -314,7 +314,7 @@ class Completions:
             functions.append(grammar.processor(self, len(tokens)))
         return self.stream(tokens, logits_processors=functions, **options)
 
-    def _echoed(self: Model, made: Stream, echo: bool) -> list[Chunk]:  # type: ignore[misc]
+    def _echoed(self: Model, made: Stream, echo: bool) -> list[Chunk]:
         """The prompt's tokens with their log probabilities, if they are wanted."""
         if not echo or made.params.logprobs is None:
             return []
@@ -325,7 +325,7 @@ class Completions:
         ]
 
     def _text_chunks(
-        self: Model,  # type: ignore[misc]
+        self: Model,
         reply: _Reply,
         made: Stream,
         first: str,
@@ -344,7 +344,7 @@ class Completions:
             choice = {"text": piece.text, "logprobs": probabilities, "finish_reason": piece.finish}
             yield reply.frame(choice, usage_of(made) if piece.finish else None)
 
-    def _chat_chunks(self: Model, reply: _Reply, made: Stream) -> Iterator[Json]:  # type: ignore[misc]
+    def _chat_chunks(self: Model, reply: _Reply, made: Stream) -> Iterator[Json]:
         def frame(delta: Json, probabilities: Json | None = None) -> Json:
             return reply.frame({"delta": delta, "logprobs": probabilities, "finish_reason": None})
 
@@ -357,5 +357,5 @@ class Completions:
                 probabilities = reply.chat_logprobs(piece.tokens)
             if piece.text or probabilities:
                 yield frame({"content": piece.text}, probabilities)
-        choice = {"delta": {}, "logprobs": None, "finish_reason": finish}
+        choice: Json = {"delta": {}, "logprobs": None, "finish_reason": finish}
         yield reply.frame(choice, usage_of(made))

@@ -186,7 +186,8 @@ class Stream(Iterator[Chunk]):
                 break
         text = _values.text_of(ffi.buffer(native.text, native.n_bytes)[:])
         token = native.token if native.token >= 0 else None
-        logprob, top = None, ()
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if token is not None:
             self.tokens.append(token)
             if self.params.logprobs is not None:

@@ -13,7 +13,7 @@ from ._native import ffi, lib
 
 Group = Literal["qkv", "o", "gate_up", "down"]
 Tap = Callable[[int, Group, NDArray[np.float32]], object]
-_GROUPS: dict[str, tuple[int, tuple[str, ...]]] = {
+_GROUPS: dict[Group, tuple[int, tuple[str, ...]]] = {
     "qkv": (lib.WINA_GROUP_QKV, ("q", "k", "v")),
     "o": (lib.WINA_GROUP_O, ("o",)),
     "gate_up": (lib.WINA_GROUP_GATE_UP, ("gate", "up")),

@@ -11,9 +11,9 @@ cut to that, with a warning; ``sparsity`` may be given to the class and to every
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,8 +126,8 @@ class Llama:
         repo_id: str,
         filename: str | None = None,
         *,
-        local_dir: str | os.PathLike[str] | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        local_dir: str | Path | None = None,
+        cache_dir: str | Path | None = None,
         **arguments: Any,
     ) -> Llama:
         """A model from the Hugging Face hub; see :meth:`pywina.Model.from_pretrained`. Other

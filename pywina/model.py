@@ -10,6 +10,7 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
@@ -158,8 +159,8 @@ class Model(Inspection, Completions, Variants):
         *,
         revision: str | None = None,
         token: str | bool | None = None,
-        cache_dir: str | PathLike[str] | None = None,
-        local_dir: str | PathLike[str] | None = None,
+        cache_dir: str | Path | None = None,
+        local_dir: str | Path | None = None,
         **options: Any,
     ) -> Self:
         """A model from the Hugging Face hub, fetched into its cache on first use.
@@ -587,7 +588,7 @@ class Model(Inspection, Completions, Variants):
         length 1 with normalize."""
         mean = self.hidden(text).mean(axis=0, dtype=np.float64)
         length = float(np.linalg.norm(mean)) if normalize else 1.0
-        return (mean / (length or 1.0)).astype(np.float32)
+        return np.asarray(mean / (length or 1.0), dtype=np.float32)
 
     # ---- state -------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ never depend on what happened elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +169,9 @@ class Steps:
         self._mark, self._last = self._model._held, logits
         self._rows = self._rows[:0]
 
-    def generate(self, tokens: Sequence[int], params: Params) -> Iterator[int]:
+    def generate(
+        self, tokens: Sequence[int], params: Params
+    ) -> Generator[int, Sequence[int] | None, None]:
         """Tokens after these, without an end; what is sent into the iterator follows them."""
         sampler = Sampler(self._model, params, [*self.tokens, *tokens])
         pending = list(tokens)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ._native import ffi
 from ._replace import replacing
 from .errors import ArgumentError, FileError
+from .info import Group
 
 if TYPE_CHECKING:
     from .model import Model
@@ -113,7 +114,8 @@ class Tuning:
 
     def _struct(self, model: Model) -> tuple[Any, list[Any]]:
         """A wina_tuning, and what must stay alive while it is used."""
-        native, alive = ffi.new("wina_tuning *"), []
+        native = ffi.new("wina_tuning *")
+        alive: list[Any] = []
         rows = 0 if self.targets is None else len(self.targets)
         n_layer = model.info.n_layer
         shapes = {"targets": (rows,), "kept": (rows, n_layer, 4), "thresholds": (rows, n_layer, 4)}
@@ -125,7 +127,7 @@ class Tuning:
         for name, norms in self.norms.items():
             if name not in GROUPS and name not in PROJECTIONS:
                 raise ArgumentError(f"norms of {name!r}: there is no such group or projection")
-            shape = (n_layer, model.width(_GROUP_OF.get(name, name)))
+            shape = (n_layer, model.width(cast(Group, _GROUP_OF.get(name, name))))
             pointer = self._array(f"norms of {name}", norms, shape, alive)
             if name in GROUPS:
                 native.norms[GROUPS.index(name)] = pointer

@@ -22,7 +22,7 @@ class Variants:
     """Mixed into :class:`pywina.Model`."""
 
     async def astream(
-        self: Model,  # type: ignore[misc]
+        self: Model,
         prompt: str | Sequence[int],
         **options: Unpack[GenerateOptions],
     ) -> AsyncIterator[Chunk]:
@@ -47,7 +47,7 @@ class Variants:
             stream.close()
 
     def generate_batch(
-        self: Model,  # type: ignore[misc]
+        self: Model,
         prompts: Sequence[str | Sequence[int]],
         **options: Unpack[GenerateOptions],
     ) -> list[str]:

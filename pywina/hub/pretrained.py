@@ -7,7 +7,6 @@ match exactly one file: of the repository, or of what the cache holds of it when
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def choose_file(repo_id: str, names: Sequence[str], pattern: str | None) -> str:
 
 
 def _cached_names(
-    repo_id: str, revision: str | None, cache_dir: str | os.PathLike[str] | None, token: object
+    repo_id: str, revision: str | None, cache_dir: str | Path | None, token: object
 ) -> list[str]:
     """Files of a repository that the cache holds."""
     from huggingface_hub import snapshot_download
@@ -65,7 +64,7 @@ def _cached_names(
 def _names(
     repo_id: str,
     revision: str | None,
-    cache_dir: str | os.PathLike[str] | None,
+    cache_dir: str | Path | None,
     token: str | bool | None,
 ) -> tuple[list[str], bool]:
     """Files of a repository, and whether only the cache could be asked."""
@@ -98,8 +97,8 @@ def fetch_pretrained(
     *,
     revision: str | None = None,
     token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_dir: str | os.PathLike[str] | None = None,
+    cache_dir: str | Path | None = None,
+    local_dir: str | Path | None = None,
 ) -> Path:
     """The path of one file of a repository on the hub, downloaded if it is not there yet.
 
