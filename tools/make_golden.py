@@ -32,7 +32,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from reference import Reference
 from sketch import cosine, summary
 
-MODELS = {"smollm2": "smollm2-135m.gguf", "qwen": "qwen2.5-coder-0.5b.gguf"}
+MODELS = {
+    "smollm2": "smollm2-135m.gguf",
+    "qwen": "qwen2.5-coder-0.5b.gguf",
+    "gemma3": "gemma3-270m.gguf",
+}
 N_TOKENS, N_GREEDY = 200, 48
 # Some ordinary prose with figures, dialogue, code and two other scripts, written for this file.
 TEXT = """\
@@ -55,9 +59,10 @@ and the people on it, and the difficulty was to take them apart again.
 QUESTION = {
     "smollm2": "What is the capital of France, and what is it known for?",
     "qwen": "Write a Python function that returns the n-th Fibonacci number.",
+    "gemma3": "What is the capital of France, and what is it known for?",
 }
 WINDOW = 512
-WINDOWS = {"smollm2": 8, "qwen": 8}
+WINDOWS = {"smollm2": 8, "qwen": 8, "gemma3": 8}
 
 
 def sha256(path: Path) -> str:

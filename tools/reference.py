@@ -1,4 +1,4 @@
-"""An independent float32 forward pass of llama and qwen2 GGUF files, dense or with WINA masks.
+"""An independent float32 forward pass of GGUF files, dense or with WINA masks.
 
 This is the yardstick that libwina's own forward pass is tested against, so it shares nothing with
 it: weights come from gguf-py's dequantiser, every projection is a dense numpy product, and
@@ -34,7 +34,12 @@ VALUE_BITS = {
     "Q4_K": 4, "Q5_K": 5, "Q6_K": 6,
 }  # fmt: skip
 # Pairs of a head that the position rotates: (2i, 2i + 1) or (i, i + n/2).
-ROPE_INTERLEAVED = {"llama": True, "qwen2": False}
+ROPE_INTERLEAVED = {
+    "llama": True, "smollm3": True, "granite": True, "qwen2": False, "qwen3": False,
+    "phi3": False, "gemma2": False, "gemma3": False, "olmo2": False,
+}  # fmt: skip
+#: every so many layers one sees all positions; 1: none does
+WINDOW_STEP = {"llama": 1, "phi3": 1, "gemma2": 2, "gemma3": 6}
 
 
 def kept_count(n: int, sparsity: float) -> int:
@@ -75,6 +80,11 @@ def keep_mask(scores: np.ndarray, n_keep: int) -> np.ndarray:
     return mask
 
 
+def capped(x: np.ndarray, cap: np.float32) -> np.ndarray:
+    """cap * tanh(x / cap); a cap of 0 is none."""
+    return cap * np.tanh(x / cap) if cap else x
+
+
 class Reference:
     """Weights of one file as float32 arrays of shape (rows, cols) = (outputs, inputs).
 
@@ -111,10 +121,48 @@ class Reference:
             t.name: gguf.dequantize(t.data, t.tensor_type).astype(np.float32, copy=False)
             for t in reader.tensors
         }
+        self._read_traits(get)
         self._norms: dict[tuple[int, tuple[str, ...]], np.ndarray] = {}
         self.bits = {t.name: VALUE_BITS.get(t.tensor_type.name, 0) for t in reader.tensors}
+        self._split_fused()
         self.n_vocab = self.weights["token_embd.weight"].shape[0]
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
+
+    def _read_traits(self, get: Any) -> None:
+        """What other architectures than llama and qwen2 have."""
+        arch = self.arch
+        self.gelu = arch in ("gemma2", "gemma3")
+        self.window = int(get("attention.sliding_window", 0)) if arch in WINDOW_STEP else 0
+        self.theta_window = 10000.0 if arch == "gemma3" else self.rope_theta
+        self.theta_window = float(get("rope.freq_base_swa", self.theta_window))
+        self.rope_gain = np.float32(get("rope.scaling.attn_factor", 1.0))
+        self.n_ctx_short = int(get("rope.scaling.original_context_length", 0))
+        self.embd_scale = np.float32(np.sqrt(self.n_embd) if self.gelu else 1.0)
+        self.embd_scale = np.float32(get("embedding_scale", float(self.embd_scale)))
+        self.residual_scale = np.float32(get("residual_scale", 1.0))
+        self.attn_scale = np.float32(get("attention.scale", float(self.head_dim**-0.5)))
+        self.logit_scale = np.float32(get("logit_scale", 1.0))
+        self.attn_softcap = np.float32(get("attn_logit_softcapping", 0.0))
+        self.logit_softcap = np.float32(get("final_logit_softcapping", 0.0))
+
+    def _split_fused(self) -> None:
+        """phi3: one matrix for q, k and v, one for gate and up."""
+        q, kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
+        for layer in range(self.n_layer if self.arch == "phi3" else 0):
+            name = f"blk.{layer}."
+            parts = np.split(self.weights.pop(f"{name}attn_qkv.weight"), [q, q + kv])
+            gate_up = np.split(self.weights.pop(f"{name}ffn_up.weight"), 2)
+            roles = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
+            bits = [self.bits[f"{name}attn_qkv.weight"]] * 3 + [
+                self.bits[f"{name}ffn_up.weight"]
+            ] * 2
+            for role, part, n in zip(roles, [*parts, *gate_up], bits, strict=True):
+                self.weights[f"{name}{role}.weight"], self.bits[f"{name}{role}.weight"] = part, n
+
+    def has_window(self, layer: int) -> bool:
+        """Whether the layer sees only the last positions."""
+        step = WINDOW_STEP.get(self.arch, 1)
+        return self.window > 0 and (step == 1 or (layer + 1) % step != 0)
 
     def column_norms(self, layer: int, names: tuple[str, ...]) -> np.ndarray:
         """(cols) l2 norm of every column of the named matrices, stacked over rows."""
@@ -191,15 +239,21 @@ class Reference:
         run = _Run(self, len(tokens), sparsity, method, mask, n_dense, kv_f16, margins)
         run.keep = self.keep_table(sparsity, method, budget)
         run.exponent, run.norms = np.float32(exponent), norms
-        x = self.weights["token_embd.weight"][np.asarray(tokens, dtype=np.int64)]
+        x = self.weights["token_embd.weight"][np.asarray(tokens, dtype=np.int64)] * self.embd_scale
         for layer in range(self.n_layer):
-            x = x + run.attention(layer, self.normed(x, f"blk.{layer}.attn_norm"))
-            x = x + run.feed_forward(layer, self.normed(x, f"blk.{layer}.ffn_norm"))
-        return self.normed(x[logits_from:], "output_norm") @ self.head.T
+            name = f"blk.{layer}."
+            out = run.attention(layer, self.normed(x, f"{name}attn_norm"))
+            x = x + self.normed(out, f"{name}post_attention_norm") * self.residual_scale
+            out = run.feed_forward(layer, self.normed(x, f"{name}ffn_norm"))
+            x = x + self.normed(out, f"{name}post_ffw_norm") * self.residual_scale
+        logits = self.normed(x[logits_from:], "output_norm") @ self.head.T / self.logit_scale
+        return capped(logits, self.logit_softcap)
 
     def normed(self, x: np.ndarray, name: str) -> np.ndarray:
-        """RMSNorm of each row, times the gain."""
-        mean = np.mean(x.astype(np.float64) ** 2, axis=1, keepdims=True)
+        """RMSNorm over the last axis, times the gain; x itself where the model has no such norm."""
+        if f"{name}.weight" not in self.weights:
+            return x
+        mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
         scale = (1.0 / np.sqrt(mean + self.eps)).astype(np.float32)
         return x * scale * self.weights[f"{name}.weight"]
 
@@ -225,15 +279,25 @@ class _Run:
         self.keep: dict[tuple[int, str], int] = {}
         self.exponent = np.float32(1)
         self.norms: dict[str, np.ndarray] | None = None
-        half = reference.rope_dim // 2
-        freq = reference.rope_theta ** (-2.0 * np.arange(half) / reference.rope_dim)
-        factors = reference.weights.get("rope_freqs.weight")
+        self.angles = self.rope_angles(reference.rope_theta, reference.rope_scale)
+        same = reference.theta_window == reference.rope_theta
+        scale = reference.rope_scale if same else 1.0
+        self.angles_window = self.rope_angles(reference.theta_window, scale)
+        self.future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), 1)
+        self.unseen = self.future | np.tril(np.ones_like(self.future), -reference.window)
+
+    def rope_angles(self, theta: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """cos and sin, (n_tokens, 1, rope_dim / 2) each."""
+        ref = self.ref
+        freq = theta ** (-2.0 * np.arange(ref.rope_dim // 2) / ref.rope_dim)
+        length = "long" if self.n_tokens > ref.n_ctx_short else "short"
+        factors = ref.weights.get(f"rope_factors_{length}.weight")
+        factors = ref.weights.get("rope_freqs.weight", factors)
         if factors is not None:
             freq = freq / factors.astype(np.float64)
-        angle = np.outer(np.arange(n_tokens) * reference.rope_scale, freq)
-        self.cos = np.cos(angle).astype(np.float32)[:, None, :]  # (n_tokens, 1, rope_dim / 2)
-        self.sin = np.sin(angle).astype(np.float32)[:, None, :]
-        self.future = np.triu(np.ones((n_tokens, n_tokens), dtype=bool), 1)
+        angle = np.outer(np.arange(self.n_tokens) * scale, freq)[:, None, :]
+        cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        return cos * ref.rope_gain, sin * ref.rope_gain
 
     def weighed(self, layer: int, group: str, names: tuple[str, ...]) -> np.ndarray:
         """(cols) what |x| is multiplied by for the score of wina."""
@@ -285,42 +349,51 @@ class _Run:
             outputs.append(out if bias is None else out + bias)
         return outputs
 
-    def rotate(self, x: np.ndarray) -> np.ndarray:
+    def rotate(self, x: np.ndarray, layer: int) -> np.ndarray:
         """Rotary position embedding of x (n_tokens, heads, head_dim)."""
+        if self.ref.arch == "smollm3" and (layer + 1) % 4 == 0:
+            return x
+        cos, sin = self.angles_window if self.ref.has_window(layer) else self.angles
         n, out = self.ref.rope_dim, x.copy()
         if ROPE_INTERLEAVED[self.ref.arch]:
             first, second = slice(0, n, 2), slice(1, n, 2)
         else:
             first, second = slice(0, n // 2), slice(n // 2, n)
         a, b = x[..., first], x[..., second]
-        out[..., first] = a * self.cos - b * self.sin
-        out[..., second] = a * self.sin + b * self.cos
+        out[..., first] = a * cos - b * sin
+        out[..., second] = a * sin + b * cos
         return out
 
     def attention(self, layer: int, x: np.ndarray) -> np.ndarray:
         """Causal grouped-query attention, output projection included."""
         ref, t = self.ref, self.n_tokens
         q, k, v = self.project(layer, "qkv", x)
-        q = self.rotate(q.reshape(t, ref.n_head, ref.head_dim))
-        k = self.rotate(k.reshape(t, ref.n_head_kv, ref.head_dim))
+        heads = (-1,) if ref.arch == "olmo2" else (-1, ref.head_dim)  # what is normed together
+        q = ref.normed(q.reshape(t, *heads), f"blk.{layer}.attn_q_norm")
+        k = ref.normed(k.reshape(t, *heads), f"blk.{layer}.attn_k_norm")
+        q = self.rotate(q.reshape(t, ref.n_head, ref.head_dim), layer)
+        k = self.rotate(k.reshape(t, ref.n_head_kv, ref.head_dim), layer)
         v = v.reshape(t, ref.n_head_kv, ref.head_dim)
         if self.kv_f16:
             k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
         out = np.empty_like(q)
         for head in range(ref.n_head):
             kv = head // (ref.n_head // ref.n_head_kv)
-            scores = (q[:, head] @ k[:, kv].T) / np.float32(np.sqrt(ref.head_dim))
-            scores[self.future] = -np.inf
+            scores = capped((q[:, head] @ k[:, kv].T) * ref.attn_scale, ref.attn_softcap)
+            scores[self.unseen if ref.has_window(layer) else self.future] = -np.inf
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             weights /= weights.sum(axis=1, keepdims=True)
             out[:, head] = weights @ v[:, kv]
         return self.project(layer, "o", out.reshape(t, -1))[0]
 
     def feed_forward(self, layer: int, x: np.ndarray) -> np.ndarray:
-        """down(silu(gate(x)) * up(x))"""
+        """down(silu(gate(x)) * up(x)), or with gelu"""
         gate, up = self.project(layer, "gate_up", x)
         with np.errstate(over="ignore"):
-            active = gate / (1.0 + np.exp(-gate))
+            bent = gate
+            if self.ref.gelu:  # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
+                bent = np.float32(2 * np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+            active = gate / (1.0 + np.exp(-bent))
         scored = active if self.method == "cats" else None
         return self.project(layer, "down", active * up, scored)[0]
 

@@ -6,11 +6,36 @@
 
 #include "status.h"
 
-/* Adding an architecture: a row here, and whatever its trait needs in weights.c and forward.c. */
+/* Adding an architecture: a row here, see docs/adding-a-model.md. */
 static const wina_arch ARCHS[] = {
-    {"llama", WINA_ROPE_INTERLEAVED, false},
-    {"qwen2", WINA_ROPE_HALVES, true},
+    {.name = "llama", .rope = WINA_ROPE_INTERLEAVED, .window_step = 1},
+    {.name = "qwen2", .rope = WINA_ROPE_HALVES, .qkv_bias = true},
+    {.name = "qwen3", .rope = WINA_ROPE_HALVES, .qk_norm = WINA_QK_NORM_HEAD},
+    {.name = "smollm3", .rope = WINA_ROPE_INTERLEAVED, .rope_step = 4},
+    {.name = "phi3", .rope = WINA_ROPE_HALVES, .fused = true, .window_step = 1},
+    {.name = "gemma2",
+     .rope = WINA_ROPE_HALVES,
+     .activation = WINA_ACT_GELU,
+     .post_norm = true,
+     .scale_embd = true,
+     .window_step = 2,
+     .scale_embd_layers = 46},
+    {.name = "gemma3",
+     .rope = WINA_ROPE_HALVES,
+     .activation = WINA_ACT_GELU,
+     .qk_norm = WINA_QK_NORM_HEAD,
+     .post_norm = true,
+     .scale_embd = true,
+     .window_step = 6,
+     .scale_embd_layers = 62},
+    {.name = "olmo2",
+     .rope = WINA_ROPE_HALVES,
+     .qk_norm = WINA_QK_NORM_ALL,
+     .no_pre_norm = true,
+     .post_norm = true},
+    {.name = "granite", .rope = WINA_ROPE_INTERLEAVED, .multipliers = true},
 };
+enum { N_ARCHS = sizeof ARCHS / sizeof ARCHS[0] };
 
 enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 12, MAX_HEAD_DIM = 1 << 12 };
 enum { MAX_CTX = 1 << 27, MAX_VOCAB = 1 << 22 };
@@ -56,23 +81,32 @@ static int32_t read_positive_float(reader *r, const char *suffix, float fallback
 static int32_t find_arch(const wina_gguf *gguf, const wina_arch **out) {
     wina_str name;
     WINA_TRY(wina_gguf_get_str(gguf, "general.architecture", &name));
-    for (size_t i = 0; i < sizeof ARCHS / sizeof ARCHS[0]; i++)
+    char known[256] = "";
+    for (int i = 0, at = 0; i < N_ARCHS; i++) {
         if (name.n == strlen(ARCHS[i].name) && memcmp(name.data, ARCHS[i].name, name.n) == 0) {
             *out = &ARCHS[i];
             return WINA_OK;
         }
-    return wina_fail(WINA_E_UNSUPPORTED,
-                     "architecture \"%.*s\" is not supported (supported: llama, qwen2)",
-                     (int)(name.n < 64 ? name.n : 64), name.data);
+        at += snprintf(known + at, sizeof known - (size_t)at, "%s%s", i ? ", " : "", ARCHS[i].name);
+    }
+    return wina_fail(WINA_E_UNSUPPORTED, "architecture \"%.*s\" is not supported (supported: %s)",
+                     (int)(name.n < 64 ? name.n : 64), name.data, known);
 }
 
-/* Position scaling: none and linear are understood, anything else is refused by name. */
+/* Position scaling: none, linear and factors per frequency (rope_factors_long and _short) are
+ * understood, anything else is refused by name. */
 static int32_t read_rope_scaling(reader *r, wina_config *c) {
     c->rope_scale = 1.0f;
+    WINA_TRY(read_positive_float(r, "rope.scaling.attn_factor", 1.0f, &c->rope_gain));
+    if (wina_gguf_find_tensor(r->gguf, "rope_factors_long.weight"))
+        WINA_TRY(read_count(r, "rope.scaling.original_context_length", c->n_ctx_train, 1, MAX_CTX,
+                            &c->n_ctx_short));
     wina_str type = {"none", 4};
     if (wina_gguf_find(r->gguf, key_of(r, "rope.scaling.type")))
         WINA_TRY(wina_gguf_get_str(r->gguf, r->key, &type));
     if (type.n == 4 && memcmp(type.data, "none", 4) == 0)
+        return WINA_OK;
+    if (type.n == 8 && memcmp(type.data, "longrope", 8) == 0 && c->n_ctx_short)
         return WINA_OK;
     if (type.n != 6 || memcmp(type.data, "linear", 6) != 0)
         return wina_fail(WINA_E_UNSUPPORTED, "%s \"%.*s\" is not supported", r->key,
@@ -111,6 +145,59 @@ static int32_t read_attention(reader *r, wina_config *c) {
     return WINA_OK;
 }
 
+static bool has_key(reader *r, const char *suffix) {
+    return wina_gguf_find(r->gguf, key_of(r, suffix)) != NULL;
+}
+
+/* Windows, and what differs between layers with and without one. */
+static int32_t read_window(reader *r, wina_config *c) {
+    c->rope_theta_window = c->rope_theta;
+    if (!c->arch->window_step)
+        return WINA_OK;
+    const int32_t fallback = strcmp(r->arch, "gemma2") == 0 ? 4096 : 0;
+    WINA_TRY(read_count(r, "attention.sliding_window", fallback, 0, MAX_CTX, &c->window));
+    /* Two bases came with gemma3, whose files do not always name the second one. */
+    float base = strcmp(r->arch, "gemma3") == 0 ? 10000.0f : c->rope_theta;
+    return read_positive_float(r, "rope.freq_base_swa", base, &c->rope_theta_window);
+}
+
+static int32_t read_scales(reader *r, wina_config *c) {
+    const int32_t width =
+        c->n_layer == c->arch->scale_embd_layers ? c->n_embd / c->n_head : c->head_dim;
+    c->embd_scale = c->arch->scale_embd ? sqrtf((float)c->n_embd) : 1.0f;
+    c->residual_scale = c->logit_scale = 1.0f;
+    WINA_TRY(read_positive_float(r, "attention.scale", 1.0f / sqrtf((float)width), &c->attn_scale));
+    if (has_key(r, "attn_logit_softcapping"))
+        WINA_TRY(read_positive_float(r, "attn_logit_softcapping", -1, &c->attn_softcap));
+    if (has_key(r, "final_logit_softcapping"))
+        WINA_TRY(read_positive_float(r, "final_logit_softcapping", -1, &c->logit_softcap));
+    if (!c->arch->multipliers)
+        return WINA_OK;
+    WINA_TRY(read_positive_float(r, "embedding_scale", 1.0f, &c->embd_scale));
+    WINA_TRY(read_positive_float(r, "residual_scale", 1.0f, &c->residual_scale));
+    float divisor;
+    WINA_TRY(read_positive_float(r, "logit_scale", 1.0f, &divisor));
+    c->logit_scale = 1.0f / divisor;
+    return WINA_OK;
+}
+
+const char *wina_config_trait(const wina_config *c) {
+    const wina_arch *a = c->arch;
+    return a->qk_norm                                          ? "norms of q and k"
+           : a->post_norm                                      ? "norms after blocks"
+           : a->rope_step                                      ? "layers without rotation"
+           : a->fused                                          ? "fused matrices"
+           : a->activation                                     ? "gelu"
+           : c->window                                         ? "a sliding window"
+           : a->multipliers                                    ? "multipliers"
+           : c->n_ctx_short                                    ? "long and short rotation factors"
+           : c->rope_gain != 1.0f                              ? "a gain of the rotation"
+           : c->attn_softcap > 0                               ? "capped attention scores"
+           : c->logit_softcap > 0                              ? "capped logits"
+           : c->attn_scale != 1.0f / sqrtf((float)c->head_dim) ? "a scale of attention"
+                                                               : NULL;
+}
+
 /* Features of the same architecture name that would silently change the result. */
 static int32_t refuse_unknown_traits(reader *r) {
     uint32_t n_expert = 0;
@@ -134,6 +221,8 @@ int32_t wina_config_read(const wina_gguf *gguf, wina_config *out) {
     WINA_TRY(read_positive_float(&r, "attention.layer_norm_rms_epsilon", -1, &c.rms_eps));
     WINA_TRY(read_positive_float(&r, "rope.freq_base", 10000.0f, &c.rope_theta));
     WINA_TRY(read_rope_scaling(&r, &c));
+    WINA_TRY(read_window(&r, &c));
+    WINA_TRY(read_scales(&r, &c));
 
     const wina_gguf_tensor *embd = wina_gguf_find_tensor(gguf, "token_embd.weight");
     if (!embd)

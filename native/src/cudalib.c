@@ -65,6 +65,10 @@ int32_t wina_cudalib_open(const wina_cuda_plugin **out) {
 }
 
 static int32_t place(wina_model *model) {
+    const char *trait = wina_config_trait(&model->config);
+    if (trait)
+        return wina_fail(WINA_E_UNSUPPORTED, "CUDA: %s models have %s, which only the CPU runs yet",
+                         model->config.arch->name, trait);
     for (int32_t i = 0; i < model->weights.n_layer; i++)
         for (int site = 0; site < WINA_N_SITES; site++)
             if (model->weights.layers[i].rotations[site].n_panels)

@@ -60,6 +60,35 @@ static int32_t get_tensor(const wina_gguf *gguf, const char *name, int64_t rows,
     return WINA_OK;
 }
 
+/* A matrix of a group: a tensor, or the rows of one that holds several (*out is then a view). */
+static int32_t get_matrix(const wina_gguf *gguf, const wina_config *c, int32_t layer, int group,
+                          int i, wina_gguf_tensor *out) {
+    const shape s = group_shape(c, group);
+    const bool fused = c->arch->fused && GROUP_TENSORS[group][1];
+    const char *role = GROUP_TENSORS[group][i];
+    int64_t row0 = 0, n_rows = s.n_out[i];
+    if (fused) {
+        role = group == WINA_GROUP_QKV ? "attn_qkv" : "ffn_up";
+        n_rows = 0;
+        for (int k = 0; k < WINA_MAX_PROJECTIONS; k++) {
+            row0 += k < i ? s.n_out[k] : 0;
+            n_rows += s.n_out[k];
+        }
+    }
+    char name[64];
+    const wina_gguf_tensor *t;
+    layer_name(name, sizeof name, layer, role, "weight");
+    WINA_TRY(get_tensor(gguf, name, n_rows, s.n_in, &t));
+    *out = *t;
+    if (fused) {
+        out->ne[1] = (uint64_t)s.n_out[i];
+        if (t->data) /* none in packed files */
+            out->data += (uint64_t)row0 * t->row_bytes;
+        out->n_bytes = out->ne[1] * t->row_bytes;
+    }
+    return WINA_OK;
+}
+
 static int32_t plan_group(const wina_gguf *gguf, const wina_config *c, int32_t layer, int group,
                           wina_group_weights *g) {
     shape s = group_shape(c, group);
@@ -67,16 +96,16 @@ static int32_t plan_group(const wina_gguf *gguf, const wina_config *c, int32_t l
     int64_t panel_rows[WINA_MAX_PROJECTIONS] = {0};
     uint32_t dtypes[WINA_MAX_PROJECTIONS] = {0};
     for (int i = 0; i < WINA_MAX_PROJECTIONS && GROUP_TENSORS[group][i]; i++) {
-        char name[64];
-        const wina_gguf_tensor *t;
-        layer_name(name, sizeof name, layer, GROUP_TENSORS[group][i], "weight");
-        WINA_TRY(get_tensor(gguf, name, s.n_out[i], s.n_in, &t));
-        const wina_layout *l = wina_layout_find(t->dtype->id);
+        wina_gguf_tensor t;
+        WINA_TRY(get_matrix(gguf, c, layer, group, i, &t));
+        const wina_layout *l = wina_layout_find(t.dtype->id);
         if (!l)
-            return wina_fail(WINA_E_UNSUPPORTED, "tensor %s: type %s is not supported here", name,
-                             t->dtype->name);
-        if (i == 0 || dtypes[g->n_panels - 1] != t->dtype->id)
-            dtypes[g->n_panels++] = t->dtype->id;
+            return wina_fail(WINA_E_UNSUPPORTED,
+                             "tensor blk.%d.%s.weight: type %s is not "
+                             "supported here",
+                             layer, GROUP_TENSORS[group][i], t.dtype->name);
+        if (i == 0 || dtypes[g->n_panels - 1] != t.dtype->id)
+            dtypes[g->n_panels++] = t.dtype->id;
         wina_projection *p = &g->projections[g->n_projections++];
         p->n_rows = s.n_out[i];
         p->row0 = g->n_out;
@@ -266,8 +295,8 @@ static int32_t load_bias(const wina_gguf *gguf, int32_t layer, int group, wina_g
     return WINA_OK;
 }
 
-static int32_t load_group(const wina_gguf *gguf, wina_threads *threads, int32_t layer, int group,
-                          wina_group_weights *g) {
+static int32_t load_group(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
+                          int32_t layer, int group, wina_group_weights *g) {
     uint64_t n = (uint64_t)g->n_in;
     WINA_TRY(wina_mem_create(n, sizeof(float), "norms", &g->norms));
     double *sums = NULL; /* (2, n_in): of one matrix, of the group */
@@ -275,12 +304,11 @@ static int32_t load_group(const wina_gguf *gguf, wina_threads *threads, int32_t 
     int32_t status = WINA_OK;
     for (int32_t i = 0; i < g->n_projections && status == WINA_OK; i++) {
         wina_projection *p = &g->projections[i];
-        const wina_gguf_tensor *t;
-        char name[64];
-        layer_name(name, sizeof name, layer, GROUP_TENSORS[group][i], "weight");
-        t = wina_gguf_find_tensor(gguf, name);
+        wina_gguf_tensor t = {0};
         memset(sums, 0, n * sizeof *sums);
-        status = pack_matrix(gguf, threads, t, &g->panels[p->panel], p->panel_row0, sums);
+        status = get_matrix(gguf, c, layer, group, i, &t);
+        if (status == WINA_OK)
+            status = pack_matrix(gguf, threads, &t, &g->panels[p->panel], p->panel_row0, sums);
         if (status == WINA_OK)
             status = wina_mem_create(n, sizeof(float), "norms", &p->norms);
         if (status == WINA_OK)
@@ -301,16 +329,40 @@ static int32_t load_rotation(const wina_gguf *gguf, wina_threads *threads, int32
     return pack_matrix(gguf, threads, wina_gguf_find_tensor(gguf, name), &g->panels[0], 0, NULL);
 }
 
+static int32_t create_gain(const wina_gguf *gguf, int32_t layer, const char *role, int32_t n,
+                           float **out) {
+    char name[64];
+    layer_name(name, sizeof name, layer, role, "weight");
+    return create_vector(gguf, name, n, out);
+}
+
+static int32_t load_gains(const wina_gguf *gguf, const wina_config *c, int32_t i,
+                          wina_layer *layer) {
+    const wina_arch *a = c->arch;
+    if (!a->no_pre_norm) {
+        WINA_TRY(create_gain(gguf, i, "attn_norm", c->n_embd, &layer->attn_norm));
+        WINA_TRY(create_gain(gguf, i, "ffn_norm", c->n_embd, &layer->ffn_norm));
+    }
+    if (a->post_norm) {
+        float **exit = layer->exit_norms;
+        WINA_TRY(create_gain(gguf, i, "post_attention_norm", c->n_embd, &exit[WINA_SITE_ATTN]));
+        WINA_TRY(create_gain(gguf, i, "post_ffw_norm", c->n_embd, &exit[WINA_SITE_FFN]));
+    }
+    if (a->qk_norm) {
+        const bool all = a->qk_norm == WINA_QK_NORM_ALL;
+        const int32_t q = all ? c->n_head : 1, k = all ? c->n_head_kv : 1;
+        WINA_TRY(create_gain(gguf, i, "attn_q_norm", q * c->head_dim, &layer->q_norm));
+        WINA_TRY(create_gain(gguf, i, "attn_k_norm", k * c->head_dim, &layer->k_norm));
+    }
+    return WINA_OK;
+}
+
 static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
                           int32_t i, wina_layer *layer) {
-    char name[64];
     bool packed = wina_packed_find(gguf);
-    layer_name(name, sizeof name, i, "attn_norm", "weight");
-    WINA_TRY(create_vector(gguf, name, c->n_embd, &layer->attn_norm));
-    layer_name(name, sizeof name, i, "ffn_norm", "weight");
-    WINA_TRY(create_vector(gguf, name, c->n_embd, &layer->ffn_norm));
+    WINA_TRY(load_gains(gguf, c, i, layer));
     for (int group = 0; group < WINA_N_GROUPS && !packed; group++)
-        WINA_TRY(load_group(gguf, threads, i, group, &layer->groups[group]));
+        WINA_TRY(load_group(gguf, c, threads, i, group, &layer->groups[group]));
     for (int site = 0; site < WINA_N_SITES && !packed; site++)
         if (layer->rotations[site].n_panels)
             WINA_TRY(load_rotation(gguf, threads, i, site, &layer->rotations[site]));
@@ -343,6 +395,13 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, const win
     WINA_TRY(create_vector(gguf, "output_norm.weight", c->n_embd, &w->output_norm));
     if (wina_gguf_find_tensor(gguf, "rope_freqs.weight"))
         WINA_TRY(create_vector(gguf, "rope_freqs.weight", c->rope_dim / 2, &w->rope_factors));
+    if (c->n_ctx_short) {
+        WINA_TRY(create_vector(gguf, "rope_factors_long.weight", c->rope_dim / 2,
+                               &w->rope_factors_long));
+        if (!w->rope_factors)
+            WINA_TRY(create_vector(gguf, "rope_factors_short.weight", c->rope_dim / 2,
+                                   &w->rope_factors));
+    }
     const char *head = c->tied_output ? "token_embd.weight" : "output.weight";
     WINA_TRY(create_arena(gguf, how, w));
     if (wina_packed_find(gguf))
@@ -416,6 +475,10 @@ void wina_weights_free(wina_weights *w) {
         }
         free(layer->attn_norm);
         free(layer->ffn_norm);
+        free(layer->q_norm);
+        free(layer->k_norm);
+        for (int site = 0; site < WINA_N_SITES; site++)
+            free(layer->exit_norms[site]);
     }
     if (w->locked)
         munlock(w->arena, (size_t)w->arena_bytes);
@@ -423,6 +486,7 @@ void wina_weights_free(wina_weights *w) {
         wina_mem_free_big(w->arena, w->arena_bytes);
     free(w->output_norm);
     free(w->rope_factors);
+    free(w->rope_factors_long);
     free(w->layers);
     *w = (wina_weights){0};
 }

@@ -39,10 +39,12 @@ enum { WINA_N_SITES = 2 };
 typedef struct wina_layer {
     wina_group_weights groups[WINA_N_GROUPS]; /* by wina_group */
     wina_group_weights
-        rotations[WINA_N_SITES]; /* before the norms; n_panels 0: none. Never sparse */
-    uint64_t offset;             /* of its first panel in the arena */
-    float *attn_norm;            /* (n_embd) gain */
-    float *ffn_norm;             /* (n_embd) gain */
+        rotations[WINA_N_SITES];     /* before the norms; n_panels 0: none. Never sparse */
+    uint64_t offset;                 /* of its first panel in the arena */
+    float *attn_norm;                /* (n_embd) gain, NULL: none */
+    float *ffn_norm;                 /* (n_embd) gain, NULL: none */
+    float *exit_norms[WINA_N_SITES]; /* (n_embd) gain of what a block adds, NULL: none */
+    float *q_norm, *k_norm;          /* (head_dim) or (heads * head_dim) gain, NULL: none */
 } wina_layer;
 
 typedef struct wina_weights {
@@ -54,6 +56,7 @@ typedef struct wina_weights {
     wina_layer *layers;                 /* (n_layer) */
     float *output_norm;                 /* (n_embd) gain */
     float *rope_factors;                /* (rope_dim / 2) frequency divisors or NULL */
+    float *rope_factors_long;           /* the same for long contexts, or NULL */
     wina_panel output;                  /* (n_vocab, n_embd) */
     const wina_gguf_tensor *token_embd; /* read from the file; NULL if tied: from `output` */
     uint64_t total_bytes;

@@ -20,27 +20,12 @@ from numpy.typing import NDArray
 from ..errors import FileError, FormatError, UnsupportedError
 from . import gguffile
 from .convert import TYPES, Plan, type_for
+from .families import FAMILIES, Family, rope_scaling, rope_tensors, rotated_width
 from .gguffile import GgufFile, Tensor
 from .safetensors import Checkpoint
 
 Array = NDArray[np.float32]
 
-#: model_type -> general.architecture, and whether files of it have q and k rows in pairs
-_ARCHITECTURES = {"llama": ("llama", True), "qwen2": ("qwen2", False)}
-_NAMES = {
-    "input_layernorm.weight": "attn_norm.weight",
-    "self_attn.q_proj.weight": "attn_q.weight",
-    "self_attn.k_proj.weight": "attn_k.weight",
-    "self_attn.v_proj.weight": "attn_v.weight",
-    "self_attn.q_proj.bias": "attn_q.bias",
-    "self_attn.k_proj.bias": "attn_k.bias",
-    "self_attn.v_proj.bias": "attn_v.bias",
-    "self_attn.o_proj.weight": "attn_output.weight",
-    "post_attention_layernorm.weight": "ffn_norm.weight",
-    "mlp.gate_proj.weight": "ffn_gate.weight",
-    "mlp.up_proj.weight": "ffn_up.weight",
-    "mlp.down_proj.weight": "ffn_down.weight",
-}
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -142,18 +127,21 @@ def _tokenizer(folder: Path, n_vocab: int, values: dict[str, bytes]) -> None:
 # ---- configuration ---------------------------------------------------------------------------
 
 
-def _refuse_traits(config: dict[str, Any], path: Path) -> None:
+def _refuse_traits(config: dict[str, Any], family: Family, path: Path) -> None:
     """Settings under which the weights would mean something else."""
-    scaling = config.get("rope_scaling") or (config.get("rope_parameters") or {})
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = rope_scaling(config)["rope_type"]
+    known = ("default", "linear", "llama3", "longrope" if family.arch == "phi3" else "default")
+    activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
     wrong = {
-        "rope scaling": kind not in ("default", "linear") and kind,
-        "hidden_act": config.get("hidden_act", "silu") != "silu" and config["hidden_act"],
+        "rope scaling": kind not in known and kind,
+        "hidden_act": activation != family.activation and activation,
         "mlp_bias": config.get("mlp_bias"),
         "use_sliding_window": config.get("use_sliding_window"),
-        "partial_rotary_factor": config.get("partial_rotary_factor", 1.0) != 1.0,
+        "partial_rotary_factor": family.arch != "phi3"
+        and config.get("partial_rotary_factor", 1.0) != 1.0
+        and config["partial_rotary_factor"],
     }
-    if config.get("model_type") == "llama":
+    if family.arch != "qwen2":
         wrong["attention_bias"] = config.get("attention_bias")
     for name, value in wrong.items():
         if value:
@@ -161,36 +149,37 @@ def _refuse_traits(config: dict[str, Any], path: Path) -> None:
 
 
 def _metadata(config: dict[str, Any], name: str, kind: str, path: Path) -> dict[str, bytes]:
-    arch, _ = _ARCHITECTURES[config["model_type"]]
-    rope = config.get("rope_parameters") or {}
+    family = FAMILIES[config["model_type"]]
+    arch = family.arch
     try:
         heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-        head_dim = int(config.get("head_dim") or width // heads)
+        head_dim = int(config.get("head_dim") or family.head_dim or width // heads)
+        scaling = rope_scaling(config)
         facts: dict[str, Any] = {
-            "general.architecture": arch,
-            "general.name": name,
-            "general.file_type": TYPES[kind],
-            f"{arch}.context_length": int(config["max_position_embeddings"]),
-            f"{arch}.embedding_length": width,
-            f"{arch}.block_count": int(config["num_hidden_layers"]),
-            f"{arch}.feed_forward_length": int(config["intermediate_size"]),
-            f"{arch}.attention.head_count": heads,
-            f"{arch}.attention.head_count_kv": int(config.get("num_key_value_heads") or heads),
-            f"{arch}.attention.key_length": head_dim,
-            f"{arch}.attention.value_length": head_dim,
-            f"{arch}.attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
-            f"{arch}.rope.dimension_count": head_dim,
-            f"{arch}.rope.freq_base": float(
-                config.get("rope_theta") or rope.get("rope_theta") or 10000.0
-            ),
+            "context_length": int(config["max_position_embeddings"]),
+            "embedding_length": width,
+            "block_count": int(config["num_hidden_layers"]),
+            "feed_forward_length": int(config["intermediate_size"]),
+            "attention.head_count": heads,
+            "attention.head_count_kv": int(config.get("num_key_value_heads") or heads),
+            "attention.key_length": head_dim,
+            "attention.value_length": head_dim,
+            "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+            "rope.dimension_count": rotated_width(config, head_dim),
+            "rope.freq_base": float(scaling["rope_theta"] or 10000.0),
         }
-        scaling = config.get("rope_scaling") or rope
-        if scaling.get("rope_type", scaling.get("type")) == "linear":
-            facts[f"{arch}.rope.scaling.type"] = "linear"
-            facts[f"{arch}.rope.scaling.factor"] = float(scaling["factor"])
+        if scaling["rope_type"] == "linear":
+            facts["rope.scaling.type"] = "linear"
+            facts["rope.scaling.factor"] = float(scaling["factor"])
+        facts.update(family.facts(config))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is not understood: {error!r}") from error
-    return {key: gguffile.encode(value) for key, value in facts.items()}
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{path}: {error}") from error
+    named = {f"{arch}.{key}": value for key, value in facts.items()}
+    general = {"architecture": arch, "name": name, "file_type": TYPES[kind]}
+    named.update({f"general.{key}": value for key, value in general.items()})
+    return {key: gguffile.encode(value) for key, value in named.items()}
 
 
 def _paired(weight: Array, n_head: int) -> Array:
@@ -199,27 +188,28 @@ def _paired(weight: Array, n_head: int) -> Array:
     return weight.reshape(n_head, 2, rows // 2, -1).swapaxes(1, 2).reshape(weight.shape)
 
 
-def _target(name: str) -> str | None:
+def _target(name: str, family: Family) -> str | None:
     """The GGUF name of a tensor; None: not needed."""
     if name in _TOP:
         return _TOP[name]
     if name.endswith("rotary_emb.inv_freq"):
         return None
     parts = name.split(".", 3)
-    if parts[:2] == ["model", "layers"] and len(parts) == 4 and parts[3] in _NAMES:
-        return f"blk.{int(parts[2])}.{_NAMES[parts[3]]}"
+    if parts[:2] == ["model", "layers"] and len(parts) == 4 and parts[3] in family.names:
+        return f"blk.{int(parts[2])}.{family.names[parts[3]]}"
     raise UnsupportedError(f"tensor {name!r} is not known")
 
 
 def plan_checkpoint(folder: Path, kind: str) -> Plan:
     """The GGUF file of a checkpoint folder: matrices in one type, vectors in F32."""
     config = _json(folder / "config.json")
-    if config.get("model_type") not in _ARCHITECTURES:
+    if config.get("model_type") not in FAMILIES:
         raise UnsupportedError(
             f"{folder}: model_type {config.get('model_type')!r} cannot be converted "
-            f"(supported: {', '.join(_ARCHITECTURES)})"
+            f"(supported: {', '.join(FAMILIES)})"
         )
-    _refuse_traits(config, folder / "config.json")
+    family = FAMILIES[config["model_type"]]
+    _refuse_traits(config, family, folder / "config.json")
     checkpoint = Checkpoint(folder)
     content = GgufFile(_metadata(config, folder.resolve().name, kind, folder / "config.json"))
     embedding = checkpoint.entries.get("model.embed_tokens.weight")
@@ -228,23 +218,28 @@ def plan_checkpoint(folder: Path, kind: str) -> Plan:
     _tokenizer(folder, embedding.shape[0], content.values)
     heads = {"q_proj": int(config["num_attention_heads"])}
     heads["k_proj"] = int(config.get("num_key_value_heads") or heads["q_proj"])
-    _, pairs = _ARCHITECTURES[config["model_type"]]
 
     def pieces(name: str, own: int) -> Iterator[bytes]:
         values = checkpoint.read(name)
         role = name.split(".")[-2]
-        if pairs and role in heads:
+        if family.paired and role in heads:
             values = _paired(values, heads[role])
+        if role.endswith("norm"):
+            values = values + np.float32(family.norm_offset)
         yield gguf.quants.quantize(values, gguf.GGMLQuantizationType(own)).tobytes()
 
     tied = bool(config.get("tie_word_embeddings"))
     for name, entry in checkpoint.entries.items():
-        target = _target(name)
+        target = _target(name, family)
         if target is None or (tied and target == "output.weight"):
             continue
         own = type_for(entry.shape, kind)
         size = gguffile.tensor_bytes(entry.shape, own)
         content.tensors.append(Tensor(target, entry.shape, own, size, partial(pieces, name, own)))
+    width = int(np.frombuffer(content.values[f"{family.arch}.rope.dimension_count"], "<u4")[-1])
+    for name, values in rope_tensors(config, width).items():
+        raw = values.tobytes()
+        content.tensors.append(Tensor(name, values.shape, 0, len(raw), lambda raw=raw: iter([raw])))
     n_bytes = sum(tensor.n_bytes for tensor in content.tensors)
     lines = [
         f"checkpoint: {config['model_type']}, {len(content.tensors)} tensors, matrices as {kind}",

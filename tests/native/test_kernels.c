@@ -267,6 +267,12 @@ static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n
     CHECK(memcmp(y[0], y[1], (size_t)n * 4) == 0);
     double silu = (double)x[0] / (1 + exp(-(double)x[0])) * (double)g[0];
     CHECK(fabs((double)y[1][0] - silu) <= 1e-6 * fabs(silu) + 1e-9);
+    for (int i = 0; i < 2; i++)
+        both[i]->geglu(y[i], x, g, n);
+    CHECK(memcmp(y[0], y[1], (size_t)n * 4) == 0);
+    const double x0 = (double)x[0], turn = 0.7978845608028654 * (x0 + 0.044715 * x0 * x0 * x0);
+    const double gelu = 0.5 * x0 * (1 + tanh(turn)) * (double)g[0];
+    CHECK(fabs((double)y[1][0] - gelu) <= 2e-6 * fabs(x0 * (double)g[0]) + 1e-9);
     for (int i = 0; i < 2; i++) {
         memcpy(y[i], x, (size_t)n * 4);
         both[i]->add_f16(y[i], 0.37f, h[0], n);

@@ -28,26 +28,50 @@ static void rotate(float *x, const float *cos, const float *sin, int32_t n_rot, 
 typedef struct job {
     wina_cpu *cpu;
     int32_t layer;
-    int32_t token;    /* of the batch, when one token is shared among threads */
-    int32_t n_chunks; /* of that token */
+    int32_t token;                 /* of the batch, when one token is shared among threads */
+    int32_t first_chunk, n_chunks; /* that this token sees */
 } job;
 
 /* One head of q, k or v of one token: heads are numbered through all three. */
 static void rope_head(const wina_cpu *c, int32_t layer, int32_t token, int32_t head) {
     const wina_config *f = &c->base.model->config;
-    const wina_group_weights *g = &c->base.model->weights.layers[layer].groups[WINA_GROUP_QKV];
+    const wina_layer *w = &c->base.model->weights.layers[layer];
+    const wina_group_weights *g = &w->groups[WINA_GROUP_QKV];
     const int32_t which = head < f->n_head ? 0 : head < f->n_head + f->n_head_kv ? 1 : 2;
     const int32_t i = which == 0 ? head : (head - f->n_head) % f->n_head_kv;
     const int64_t row0 = g->projections[which].row0 + (int64_t)i * f->head_dim;
     float *x = c->qkv + (int64_t)token * g->n_out + row0;
-    if (c->n_tokens == 1)
+    const bool done = which < 2 && f->arch->qk_norm == WINA_QK_NORM_ALL; /* see norm_whole */
+    if (c->n_tokens == 1 && !done)
         wina_cpu_join_parts(c, g, row0, row0 + f->head_dim, x);
-    if (which < 2)
-        rotate(x, c->cos + (int64_t)token * f->rope_dim / 2,
-               c->sin + (int64_t)token * f->rope_dim / 2, f->rope_dim, f->arch->rope);
+    if (which < 2 && f->arch->qk_norm == WINA_QK_NORM_HEAD)
+        c->kernels.rms_norm(x, x, which == 0 ? w->q_norm : w->k_norm, f->head_dim, f->rms_eps);
+    if (which < 2 && wina_config_has_rope(f, layer)) {
+        const bool windowed = wina_config_has_window(f, layer);
+        const int64_t angle = (int64_t)token * f->rope_dim / 2;
+        rotate(x, c->cos[windowed] + angle, c->sin[windowed] + angle, f->rope_dim, f->arch->rope);
+    }
     const int64_t at = head_offset(c, layer, i) + (int64_t)(c->pos + token) * f->head_dim;
     if (which > 0)
         c->kernels.to_f16((which == 1 ? c->k : c->v) + at, x, f->head_dim);
+}
+
+/* Norms of q and k over all heads: before heads are shared among threads. */
+static void norm_whole(void *arg, int32_t thread, int32_t n_threads) {
+    const job *j = arg;
+    const wina_cpu *c = j->cpu;
+    const wina_layer *w = &c->base.model->weights.layers[j->layer];
+    const wina_group_weights *g = &w->groups[WINA_GROUP_QKV];
+    int64_t begin, end;
+    wina_threads_share((int64_t)c->n_tokens * 2, thread, n_threads, &begin, &end);
+    for (int64_t i = begin; i < end; i++) {
+        const wina_projection *p = &g->projections[i % 2];
+        float *x = c->qkv + i / 2 * g->n_out + p->row0;
+        if (c->n_tokens == 1)
+            wina_cpu_join_parts(c, g, p->row0, p->row0 + p->n_rows, x);
+        c->kernels.rms_norm(x, x, i % 2 == 0 ? w->q_norm : w->k_norm, p->n_rows,
+                            c->base.model->config.rms_eps);
+    }
 }
 
 static void rope_heads(void *arg, int32_t thread, int32_t n_threads) {
@@ -63,6 +87,8 @@ static void rope_heads(void *arg, int32_t thread, int32_t n_threads) {
 void wina_cpu_rope_store(wina_backend *backend, int32_t layer) {
     wina_cpu *c = (wina_cpu *)backend;
     job j = {.cpu = c, .layer = layer};
+    if (backend->model->config.arch->qk_norm == WINA_QK_NORM_ALL)
+        wina_threads_run(c->threads, norm_whole, &j);
     wina_threads_run(c->threads, rope_heads, &j);
 }
 
@@ -74,10 +100,12 @@ static void attend_chunk(const job *j, wina_cpu_scratch *s, int32_t token, int32
     const wina_group_weights *g = &c->base.model->weights.layers[j->layer].groups[WINA_GROUP_QKV];
     const float *q = c->qkv + (int64_t)token * g->n_out + (int64_t)head * f->head_dim;
     const int64_t at = head_offset(c, j->layer, head / (f->n_head / f->n_head_kv));
-    const float scale = 1.0f / sqrtf((float)f->head_dim);
     for (int32_t i = begin; i < end; i++)
         s->attention[i - begin] =
-            c->kernels.dot_f16(q, c->k + at + (int64_t)i * f->head_dim, f->head_dim) * scale;
+            c->kernels.dot_f16(q, c->k + at + (int64_t)i * f->head_dim, f->head_dim) *
+            f->attn_scale;
+    for (int32_t i = 0; i < end - begin && f->attn_softcap > 0; i++)
+        s->attention[i] = f->attn_softcap * tanhf(s->attention[i] / f->attn_softcap);
     *max = c->kernels.softmax_part(s->attention, end - begin, sum);
     memset(o, 0, (size_t)f->head_dim * sizeof *o);
     for (int32_t i = begin; i < end; i++)
@@ -105,16 +133,27 @@ static void join_chunks(float *out, const float *parts, int32_t n_chunks, int32_
         out[d] /= sum;
 }
 
-/* All chunks of one head of one token into `parts`. */
-static int32_t count_chunks(int32_t n_positions) {
-    return (n_positions + WINA_ATTENTION_CHUNK - 1) / WINA_ATTENTION_CHUNK;
+/* The first position that a token sees. */
+static int32_t first_seen(const job *j, int32_t token) {
+    const wina_config *f = &j->cpu->base.model->config;
+    const int32_t n = j->cpu->pos + token + 1;
+    return wina_config_has_window(f, j->layer) && n > f->window ? n - f->window : 0;
+}
+
+/* Chunks are the same for all tokens; a window only cuts the first of them. */
+static int32_t count_chunks(const job *j, int32_t token, int32_t *first) {
+    const int32_t n = j->cpu->pos + token + 1;
+    *first = first_seen(j, token) / WINA_ATTENTION_CHUNK;
+    return (n + WINA_ATTENTION_CHUNK - 1) / WINA_ATTENTION_CHUNK - *first;
 }
 
 static void attend_piece(const job *j, wina_cpu_scratch *s, int32_t token, int32_t head,
                          int32_t chunk, float *part) {
     const int32_t head_dim = j->cpu->base.model->config.head_dim;
     int32_t n = j->cpu->pos + token + 1, begin = chunk * WINA_ATTENTION_CHUNK;
-    int32_t end = begin + WINA_ATTENTION_CHUNK < n ? begin + WINA_ATTENTION_CHUNK : n;
+    const int32_t end = begin + WINA_ATTENTION_CHUNK < n ? begin + WINA_ATTENTION_CHUNK : n;
+    const int32_t seen = first_seen(j, token);
+    begin = begin > seen ? begin : seen;
     attend_chunk(j, s, token, head, begin, end, part, &part[head_dim], &part[head_dim + 1]);
 }
 
@@ -126,7 +165,8 @@ static void attend_one(void *arg, int32_t thread, int32_t n_threads) {
     wina_threads_share((int64_t)f->n_head * j->n_chunks, thread, n_threads, &begin, &end);
     for (int64_t i = begin; i < end; i++)
         attend_piece(j, &j->cpu->scratch[thread], 0, (int32_t)(i / j->n_chunks),
-                     (int32_t)(i % j->n_chunks), j->cpu->partial + i * (f->head_dim + 2));
+                     j->first_chunk + (int32_t)(i % j->n_chunks),
+                     j->cpu->partial + i * (f->head_dim + 2));
 }
 
 /* Several tokens: heads are shared; a thread's chunks of a head use that head's partial sums. */
@@ -140,9 +180,10 @@ static void attend_batch(void *arg, int32_t thread, int32_t n_threads) {
     for (int64_t head = begin; head < end; head++) {
         float *parts = c->partial + head * room * width;
         for (int32_t t = 0; t < c->n_tokens; t++) {
-            int32_t n_chunks = count_chunks(c->pos + t + 1);
+            int32_t first, n_chunks = count_chunks(j, t, &first);
             for (int32_t i = 0; i < n_chunks; i++)
-                attend_piece(j, &c->scratch[thread], t, (int32_t)head, i, parts + i * width);
+                attend_piece(j, &c->scratch[thread], t, (int32_t)head, first + i,
+                             parts + i * width);
             join_chunks(c->att + ((int64_t)t * f->n_head + head) * f->head_dim, parts, n_chunks,
                         f->head_dim);
         }
@@ -157,7 +198,7 @@ void wina_cpu_attend(wina_backend *backend, int32_t layer) {
         wina_threads_run(c->threads, attend_batch, &j);
         return;
     }
-    j.n_chunks = count_chunks(c->pos + 1);
+    j.n_chunks = count_chunks(&j, 0, &j.first_chunk);
     wina_threads_run(c->threads, attend_one, &j);
     for (int32_t head = 0; head < f->n_head; head++)
         join_chunks(c->att + (int64_t)head * f->head_dim,

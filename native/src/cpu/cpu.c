@@ -63,8 +63,10 @@ static void place_all(wina_cpu *c, layout *a) {
         if (WINA_PARTS * (uint64_t)g[i].n_out > n_parts)
             n_parts = WINA_PARTS * (uint64_t)g[i].n_out;
     c->parts = place(a, n_parts, sizeof(float));
-    c->cos = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
-    c->sin = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
+    for (int i = 0; i < 2; i++) {
+        c->cos[i] = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
+        c->sin[i] = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
+    }
     uint64_t chunks = (uint64_t)c->n_ctx / WINA_ATTENTION_CHUNK + 1;
     c->partial =
         place(a, (uint64_t)f->n_head * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
@@ -118,26 +120,43 @@ static void cpu_free(wina_backend *b) {
 
 /* ---- simple steps ------------------------------------------------------------------------- */
 
+/* Angles of one token; `windowed` says for which layers. */
+static void fill_angles(wina_cpu *c, int32_t t, bool windowed) {
+    const wina_config *f = &c->base.model->config;
+    const wina_weights *w = &c->base.model->weights;
+    const bool is_long = f->n_ctx_short && c->n_ctx > f->n_ctx_short;
+    const float *factors = is_long ? w->rope_factors_long : w->rope_factors;
+    const double theta = (double)(windowed ? f->rope_theta_window : f->rope_theta);
+    /* A second base comes with positions as they are. */
+    const bool plain = windowed && f->rope_theta_window != f->rope_theta;
+    const double scale = plain ? 1.0 : (double)f->rope_scale;
+    for (int32_t i = 0; i < f->rope_dim / 2; i++) {
+        double rate = pow(theta, -2.0 * i / f->rope_dim);
+        double angle = (double)(c->pos + t) * scale * rate;
+        if (factors)
+            angle /= (double)factors[i];
+        c->cos[windowed][t * f->rope_dim / 2 + i] = (float)cos(angle) * f->rope_gain;
+        c->sin[windowed][t * f->rope_dim / 2 + i] = (float)sin(angle) * f->rope_gain;
+    }
+}
+
 static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int32_t pos,
                   int32_t n_dense, const wina_rules *rules) {
     wina_cpu *c = cpu_of(b);
     const wina_config *f = &b->model->config;
-    const float *factors = b->model->weights.rope_factors;
     c->n_tokens = n_tokens;
     c->pos = pos;
     c->n_dense = n_dense;
     c->rules = rules;
     b->counters = (wina_counters){0};
     for (int32_t t = 0; t < n_tokens; t++) {
-        wina_weights_embed(&b->model->weights, tokens[t], c->x + (int64_t)t * f->n_embd);
-        for (int32_t i = 0; i < f->rope_dim / 2; i++) {
-            double rate = pow((double)f->rope_theta, -2.0 * i / f->rope_dim);
-            double angle = (double)(pos + t) * (double)f->rope_scale * rate;
-            if (factors)
-                angle /= (double)factors[i];
-            c->cos[t * f->rope_dim / 2 + i] = (float)cos(angle);
-            c->sin[t * f->rope_dim / 2 + i] = (float)sin(angle);
-        }
+        float *x = c->x + (int64_t)t * f->n_embd;
+        wina_weights_embed(&b->model->weights, tokens[t], x);
+        for (int32_t i = 0; i < f->n_embd && f->embd_scale != 1.0f; i++)
+            x[i] *= f->embd_scale;
+        fill_angles(c, t, false);
+        if (f->window)
+            fill_angles(c, t, true);
     }
 }
 
@@ -159,6 +178,11 @@ static void norm_tokens(void *arg, int32_t thread, int32_t n_threads) {
 
 static void norm(wina_cpu *c, const float *gain) {
     norm_job j = {c, gain};
+    if (!gain) {
+        memcpy(c->h, c->x,
+               (size_t)c->n_tokens * (size_t)c->base.model->config.n_embd * sizeof *c->h);
+        return;
+    }
     if (c->n_tokens == 1)
         norm_tokens(&j, 0, 1);
     else
@@ -173,10 +197,54 @@ static void ffn_norm(wina_backend *b, int32_t layer) {
     norm(cpu_of(b), b->model->weights.layers[layer].ffn_norm);
 }
 
+typedef struct leave_job {
+    wina_cpu *cpu;
+    const wina_group_weights *group;
+    const float *gain;
+} leave_job;
+
+static void leave_tokens(void *arg, int32_t thread, int32_t n_threads) {
+    const leave_job *j = arg;
+    wina_cpu *c = j->cpu;
+    const wina_config *f = &c->base.model->config;
+    int64_t begin, end;
+    wina_threads_share(c->n_tokens, thread, n_threads, &begin, &end);
+    for (int64_t t = begin; t < end; t++) {
+        float *add = c->out + t * j->group->n_out;
+        if (j->gain) {
+            float *normed = c->h + t * f->n_embd; /* no longer needed */
+            c->kernels.rms_norm(normed, add, j->gain, f->n_embd, f->rms_eps);
+            add = normed;
+        }
+        for (int32_t i = 0; i < f->n_embd && f->residual_scale != 1.0f; i++)
+            add[i] *= f->residual_scale;
+        c->kernels.add(c->x + t * f->n_embd, add, f->n_embd);
+    }
+}
+
+void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group) {
+    const wina_layer *l = &c->base.model->weights.layers[layer];
+    const wina_site site = group == WINA_GROUP_O ? WINA_SITE_ATTN : WINA_SITE_FFN;
+    leave_job j = {c, &l->groups[group], l->exit_norms[site]};
+    if (c->n_tokens > 1) {
+        wina_threads_run(c->threads, leave_tokens, &j);
+        return;
+    }
+    wina_cpu_join_parts(c, j.group, 0, j.group->n_out, c->out);
+    leave_tokens(&j, 0, 1);
+}
+
 typedef struct swiglu_job {
     wina_cpu *cpu;
     const wina_group_weights *group;
 } swiglu_job;
+
+typedef void (*activation_fn)(float *y, const float *gate, const float *up, int32_t n);
+
+static activation_fn activation(const wina_cpu *c) {
+    const bool gelu = c->base.model->config.arch->activation == WINA_ACT_GELU;
+    return gelu ? c->kernels.geglu : c->kernels.swiglu;
+}
 
 /* One token: rows are shared; the parts of gate and up are joined on the way. */
 static void swiglu_rows(void *arg, int32_t thread, int32_t n_threads) {
@@ -192,7 +260,7 @@ static void swiglu_rows(void *arg, int32_t thread, int32_t n_threads) {
     float *gate = c->gate_up + begin;
     wina_cpu_join_parts(c, j->group, begin, end, gate);
     wina_cpu_join_parts(c, j->group, up + begin, up + end, gate + up);
-    c->kernels.swiglu(c->ff + begin, gate, gate + up, (int32_t)(end - begin));
+    activation(c)(c->ff + begin, gate, gate + up, (int32_t)(end - begin));
 }
 
 static void swiglu_tokens(void *arg, int32_t thread, int32_t n_threads) {
@@ -203,7 +271,7 @@ static void swiglu_tokens(void *arg, int32_t thread, int32_t n_threads) {
     wina_threads_share(c->n_tokens, thread, n_threads, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
         const float *gate = c->gate_up + t * j->group->n_out;
-        c->kernels.swiglu(c->ff + t * n, gate, gate + j->group->projections[1].row0, n);
+        activation(c)(c->ff + t * n, gate, gate + j->group->projections[1].row0, n);
     }
 }
 

@@ -36,9 +36,9 @@ typedef struct wina_cpu {
     float *gate_up; /* (B, n_out of gate_up) */
     float *ff;      /* (B, n_ff) */
     float *out;     /* (B, n_out of o and down) or (WINA_HEAD_BATCH, n_vocab padded) */
-    float *cos, *sin; /* (B, rope_dim / 2) */
-    float *partial;   /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
-    uint16_t *k, *v;  /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
+    float *cos[2], *sin[2]; /* (B, rope_dim / 2); [1]: of layers with a window */
+    float *partial;  /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */
@@ -62,6 +62,9 @@ void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t
 const float *wina_cpu_input(wina_backend *backend, wina_group group);
 void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site);
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
+
+/* cpu.c: x += what a block adds, now in `out` (of one token: in parts), normed and scaled. */
+void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group);
 
 /* attention.c */
 void wina_cpu_rope_store(wina_backend *backend, int32_t layer);

@@ -84,6 +84,8 @@ typedef struct wina_kernels {
     void (*rms_norm)(float *y, const float *x, const float *gain, int32_t n, float eps);
     /* y (n) = silu(gate) * up */
     void (*swiglu)(float *y, const float *gate, const float *up, int32_t n);
+    /* y (n) = gelu(gate) * up, in the tanh form; up NULL: gelu(gate) */
+    void (*geglu)(float *y, const float *gate, const float *up, int32_t n);
     /* sum of q * k over n, k in float16 */
     float (*dot_f16)(const float *q, const uint16_t *k, int32_t n);
     /* o (n) += p * v, v in float16 */

@@ -78,6 +78,16 @@ static void swiglu(float *y, const float *gate, const float *up, int32_t n) {
         y[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
+/* 0.5 (1 + tanh(u)) is the logistic function of 2 u. */
+static void geglu(float *y, const float *gate, const float *up, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        const float g = gate[i], u = 1.595769122f * fmaf(0.044715f * g, g * g, g);
+        y[i] = g / (1.0f + exp_one(-u));
+    }
+    for (int32_t i = 0; i < n && up; i++)
+        y[i] *= up[i];
+}
+
 static float dot_f16(const float *q, const uint16_t *k, int32_t n) {
     float s[LANES] = {0};
     int32_t i = 0;
@@ -439,6 +449,7 @@ static inline void fill_table(wina_kernels *k, const char *name) {
         .select = wina_select,
         .rms_norm = rms_norm,
         .swiglu = swiglu,
+        .geglu = geglu,
         .dot_f16 = dot_f16,
         .add_f16 = add_f16,
         .softmax_part = softmax_part,

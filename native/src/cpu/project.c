@@ -1,4 +1,5 @@
 /* project: select the inputs that are kept, then multiply by their columns only. */
+#include <math.h>
 #include <string.h>
 
 #include "../sparse/rule.h"
@@ -30,6 +31,16 @@ static const float *gate_of(const wina_cpu *c, int32_t token) {
     return c->gate_up + token * (int64_t)layer->groups[WINA_GROUP_GATE_UP].n_out;
 }
 
+static void score_gate(const wina_cpu *c, const float *gate, int32_t n, float *score) {
+    if (c->base.model->config.arch->activation == WINA_ACT_SILU) {
+        wina_score_gate(gate, n, score);
+        return;
+    }
+    c->kernels.geglu(score, gate, NULL, n);
+    for (int32_t i = 0; i < n; i++)
+        score[i] = fabsf(score[i]);
+}
+
 /* Lists the inputs of one token that mask number `mask` keeps; returns how many. */
 static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, int32_t token,
                              int32_t mask, int32_t *kept) {
@@ -37,7 +48,7 @@ static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, 
     const wina_rule *r = is_sparse(c, token) ? &j->rules[mask] : NULL;
     int32_t n = j->group->n_in, n_keep = r ? r->n_keep : n;
     if (r && r->from_gate)
-        wina_score_gate(gate_of(c, token), n, s->score);
+        score_gate(c, gate_of(c, token), n, s->score);
     else if (r && (n_keep < n || r->threshold > 0))
         c->kernels.score(x, r->norms, n, s->score);
     if (r && r->threshold > 0)
@@ -297,9 +308,13 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     j.n_masks = is_sparse(c, c->n_tokens - 1) ? c->rules->n_masks[group] : 1;
     j.rules = wina_rules_get(c->rules, layer, group, 0);
     j.in = wina_cpu_input(backend, group);
-    j.residual = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
+    const bool last = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
+    const bool has_exit = last && wina_config_has_exit(&backend->model->config);
+    j.residual = last && !has_exit;
     j.out = group == WINA_GROUP_QKV ? c->qkv : group == WINA_GROUP_GATE_UP ? c->gate_up : c->out;
     run(&j);
+    if (has_exit)
+        wina_cpu_leave(c, layer, group);
 }
 
 void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site) {
@@ -336,6 +351,13 @@ static wina_group_weights output_group(const wina_model *model) {
     return g;
 }
 
+static void finish_logits(const wina_config *f, float *logits) {
+    for (int32_t i = 0; i < f->n_vocab && f->logit_scale != 1.0f; i++)
+        logits[i] *= f->logit_scale;
+    for (int32_t i = 0; i < f->n_vocab && f->logit_softcap > 0; i++)
+        logits[i] = f->logit_softcap * tanhf(logits[i] / f->logit_softcap);
+}
+
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
     wina_cpu *c = (wina_cpu *)backend;
     const wina_config *f = &backend->model->config;
@@ -358,9 +380,11 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
         run(&j);
         if (n == 1)
             wina_cpu_join_parts(c, &g, 0, g.n_out, c->out);
-        for (int32_t t = 0; t < n; t++)
-            memcpy(out + (int64_t)(begin - from + t) * f->n_vocab, c->out + (int64_t)t * g.n_out,
-                   (size_t)f->n_vocab * sizeof *out);
+        for (int32_t t = 0; t < n; t++) {
+            float *logits = out + (int64_t)(begin - from + t) * f->n_vocab;
+            memcpy(logits, c->out + (int64_t)t * g.n_out, (size_t)f->n_vocab * sizeof *out);
+            finish_logits(f, logits);
+        }
     }
     c->n_tokens = n_all;
 }

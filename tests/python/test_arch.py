@@ -1,0 +1,97 @@
+"""Every architecture: converted from a checkpoint, dense against transformers' own logits, sparse
+against tools/reference.py, which masks inputs and multiplies densely.
+
+tests/golden/arch.npz is written by tools/make_arch_golden.py from the checkpoints that
+tinycheckpoint.py makes of numpy's random numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinycheckpoint import CONFIGS, TOKENS, write_checkpoint
+
+import pywina
+from pywina.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from reference import Reference  # noqa: E402
+
+
+@pytest.fixture(scope="module", params=sorted(CONFIGS))
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def path(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The converted file."""
+    folder = tmp_path_factory.mktemp("arch")
+    source = write_checkpoint(folder / "checkpoint", family)
+    target = folder / f"{family}.gguf"
+    assert main(["convert", str(source), str(target), "--type", "F32"]) == 0
+    return target
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[pywina.Model]:
+    with pywina.load(path, n_ctx=128) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def reference(path: Path) -> Reference:
+    return Reference(path)
+
+
+@pytest.fixture(scope="module")
+def golden(family: str) -> np.ndarray:
+    with np.load(ROOT / "tests" / "golden" / "arch.npz") as file:
+        return file[family]
+
+
+def off(ours: np.ndarray, wanted: np.ndarray) -> float:
+    """The largest difference over the scale of the logits."""
+    return float(np.abs(ours - wanted).max() / np.abs(wanted).max())
+
+
+def test_reference_is_transformers(reference: Reference, golden: np.ndarray) -> None:
+    """The yardstick of the sparse comparison, without the rounding of a cache."""
+    assert off(reference.logits(TOKENS)[2::3], golden) < 1e-5
+
+
+def test_dense(model: pywina.Model, golden: np.ndarray) -> None:
+    """Keys and values are rounded to half precision in the cache: up to 1e-3."""
+    assert off(model.logits(TOKENS)[2::3], golden) < 2e-3
+
+
+def test_dense_rounded_alike(model: pywina.Model, reference: Reference) -> None:
+    assert off(model.logits(TOKENS), reference.logits(TOKENS, kv_f16=True)) < 3e-4
+
+
+@pytest.mark.parametrize("mask", ["group", "projection"])
+def test_half_sparse(model: pywina.Model, reference: Reference, mask: str) -> None:
+    """A score that ties to rounding may flip a choice in some tokens: the median must not."""
+    rule = {"sparsity": 0.5, "method": "wina", "mask": mask, "budget": "uniform", "exponent": 1.0}
+    ours = model.logits(TOKENS, sparsity=pywina.Sparsity(**rule), dense_prefix=5)
+    wanted = reference.logits(TOKENS, n_dense=5, kv_f16=True, **rule)
+    apart = np.linalg.norm(ours - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert np.median(apart) < 1e-3
+    dense = reference.logits(TOKENS, kv_f16=True)
+    far = np.linalg.norm(dense - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert np.median(far[5:]) > 0.05
+
+
+def test_batches_and_threads_do_not_change_a_bit(path: Path, model: pywina.Model) -> None:
+    """Token by token, in batches, and with more threads."""
+    wanted = model.logits(TOKENS, sparsity=0.5, dense_prefix=5)
+    for n_threads, n_batch in ((1, 1), (2, 7), (3, 128)):
+        with pywina.load(path, n_ctx=128, n_threads=n_threads, n_batch=n_batch) as other:
+            ours = other.logits(TOKENS, sparsity=0.5, dense_prefix=5)
+            np.testing.assert_array_equal(ours.view(np.uint32), wanted.view(np.uint32))
