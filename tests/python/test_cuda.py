@@ -64,6 +64,8 @@ def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[s
 def test_nvcc_compiles_the_backend(tmp_path: Path) -> None:
     if not shutil.which("nvcc"):
         pytest.skip("nvcc is not there")
+    if not os.environ.get("PYWINA_TEST_NVCC"):
+        pytest.skip("nvcc takes a minute: PYWINA_TEST_NVCC=1 runs it")
     _make("cuda", tmp_path, "CUDA_ARCHS=90", "-j2")
     assert (tmp_path / "lib" / "libwina_cuda.so").stat().st_size > 100_000
 

@@ -556,30 +556,6 @@ static uint64_t place_all(cuda_backend *c) {
     return used;
 }
 
-static int32_t upload_angles(cuda_backend *c) {
-    const wina_config *f = &c->base.model->config;
-    const float *factors = c->base.model->weights.rope_factors;
-    const int32_t half = f->rope_dim / 2;
-    size_t n = (size_t)c->n_ctx * (size_t)f->rope_dim;
-    float *table = malloc(n * sizeof *table);
-    if (!table)
-        return c->m->host->fail(WINA_E_MEMORY, "out of memory: rotation table");
-    for (int32_t i = 0; i < half; i++) {
-        double rate = pow((double)f->rope_theta, -2.0 * i / f->rope_dim);
-        for (int32_t pos = 0; pos < c->n_ctx; pos++) {
-            double angle = (double)pos * (double)f->rope_scale * rate;
-            if (factors)
-                angle /= (double)factors[i];
-            table[((size_t)pos * (size_t)half + (size_t)i) * 2] = (float)cos(angle);
-            table[((size_t)pos * (size_t)half + (size_t)i) * 2 + 1] = (float)sin(angle);
-        }
-    }
-    cudaError_t e = cudaMemcpy(c->angles, table, n * sizeof *table, cudaMemcpyHostToDevice);
-    free(table);
-    CUDA_TRY(c->m->host, e, "rotation table");
-    return WINA_OK;
-}
-
 static int32_t create_buffers(cuda_backend *c) {
     const wina_cuda_host *host = c->m->host;
     const wina_model *model = c->base.model;
@@ -625,7 +601,7 @@ static int32_t create_buffers(cuda_backend *c) {
         if (!c->residual)
             return host->fail(WINA_E_MEMORY, "out of memory: session");
     }
-    return upload_angles(c);
+    return wina_cuda_upload_angles(c->m, c->n_ctx, c->angles);
 }
 
 static void backend_free(wina_backend *b) {

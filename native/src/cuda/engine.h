@@ -50,6 +50,9 @@ int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *mod
 void wina_cuda_model_free(wina_cuda_model *m);
 void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out);
 
+/* angles.c: out is device memory, (n_ctx, rope_dim / 2, 2). */
+int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, float *out);
+
 /* decode.c */
 int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,
                                  wina_backend **out);
