@@ -75,7 +75,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: install wheels eval-full cuda cuda-tests all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+.PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan test-mutations fuzz \
         test-python demo venv fetch lint clean check-layout bench-peers
 all: native
@@ -233,6 +233,26 @@ cuda-tests: cuda $(CUDA_TESTS)
 $(BUILD)/tests/%: tests/native/cuda/%.c tests/native/cuda/fake.h $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP $< $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+
+# The decode kernels run by the CPU, to check their logic where there is no GPU; needs CUDA's headers.
+EMULATE       := $(BUILD)/emulate
+EMULATE_FLAGS := -O2 -g -fPIC -fvisibility=hidden -fno-strict-aliasing -DWINA_CUDA_EMULATE \
+                 -Inative/include -Inative/src -Inative/src/cuda -Itests/native/cuda/emulate \
+                 -isystem $(CUDA_HOME)/include -MMD -MP
+EMULATE_OBJ   := $(patsubst %,$(EMULATE)/%.o,program.cu begin.cu angles.c decode.c plugin.c profile.c upload.c emulate.cpp)
+
+cuda-emulated: $(EMULATE)/libwina_cuda.so $(BUILD)/tests/check_cuda
+$(EMULATE)/%.cu.o: native/src/cuda/%.cu
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -x c++ $(EMULATE_FLAGS) -include emulate.h -c $< -o $@
+$(EMULATE)/%.cpp.o: tests/native/cuda/emulate/%.cpp
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 $(EMULATE_FLAGS) -c $< -o $@
+$(EMULATE)/%.c.o: native/src/cuda/%.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(EMULATE_FLAGS) -c $< -o $@
+$(EMULATE)/libwina_cuda.so: $(EMULATE_OBJ)
+	$(CXX) -shared $(EMULATE_OBJ) -o $@
 
 # ---- Python ----------------------------------------------------------------------------------
 

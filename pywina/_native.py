@@ -11,6 +11,7 @@ where a wheel puts both; then ``build/lib/`` and ``native/include/`` of a source
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from pathlib import Path
@@ -56,6 +57,17 @@ def _find_library() -> Path:
     )
 
 
+def _name_cublas() -> None:
+    """cuBLAS as pywina[cuda] installs it, where the GPU backend looks for its name."""
+    try:
+        spec = importlib.util.find_spec("nvidia")
+    except (ImportError, ValueError):
+        return
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for found in sorted(Path(folder).glob("*/lib/libcublas.so.*")):
+            os.environ.setdefault("WINA_CUBLAS", str(found))
+
+
 def _parse_header(text: str, name: str) -> tuple[str, int]:
     """The declarations between the marks, and the value of WINA_ABI_VERSION."""
     version = re.search(r"^#define WINA_ABI_VERSION (\d+)$", text, re.MULTILINE)
@@ -67,6 +79,7 @@ def _parse_header(text: str, name: str) -> tuple[str, int]:
 
 def _open() -> tuple[cffi.FFI, Any]:
     header, path = _find_header(), _find_library()
+    _name_cublas()
     declarations, wanted = _parse_header(header.read_text(encoding="utf-8"), str(header))
     builder = cffi.FFI()
     builder.cdef(declarations)

@@ -36,7 +36,8 @@ def load(
         :class:`pywina.Sparsity`.
     progress: called with 0.0 to 1.0 during the load; an exception in it stops the load.
     backend: "auto" (on the GPU if there is one and the model fits), "cpu" or "cuda" (or an error).
-    n_gpu_layers: layers on the GPU; default: all. 0: none.
+    n_gpu_layers: how many of the last layers are on GPUs; default: as many as fit, with
+        backend="cuda" all. 0: none.
     """
     return Model(
         path_or_alias,

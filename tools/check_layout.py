@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("backend",),
     ("cpu", "cuda"),
-    ("cudalib",),
+    ("cudalib", "chain"),
     ("forward",),
     ("session", "state"),
     ("stream",),

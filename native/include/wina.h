@@ -101,7 +101,8 @@ typedef struct wina_model_params {
     wina_progress_fn progress; /* default NULL */
     void *progress_user;
     int32_t backend;      /* wina_backend_kind; default WINA_BACKEND_AUTO */
-    int32_t n_gpu_layers; /* layers on the GPU; default -1: all. 0: none */
+    int32_t n_gpu_layers; /* the last layers are on GPUs; default -1: as many as
+                             fit, with WINA_BACKEND_CUDA all. 0: none */
     int32_t no_mmap; /* 1: weights of a packed file are read into memory, in huge pages, instead of
                       * mapped; default 0. Other files' weights are in memory always */
     int32_t mlock;   /* 1: packed weights must stay in memory, or the load fails; default 0 */
@@ -137,7 +138,8 @@ typedef struct wina_model_info {
     int64_t kv_bytes_per_token; /* key and value cache, float16 */
     char backend[16];           /* "cpu", "cuda" */
     char device[64];            /* name of the GPU, "" without one */
-    char backend_note[256];     /* why it is not on a GPU although that was wanted, else "" */
+    char backend_note[256];     /* why it is not on a GPU although that was wanted, or how its
+                                   layers are shared out, else "" */
     int64_t gpu_bytes;          /* weights in GPU memory */
     int32_t packed;             /* 1: the file holds panels: its weights are mapped, not built */
 } wina_model_info;

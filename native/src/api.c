@@ -177,6 +177,10 @@ int32_t wina_model_get_info(const wina_model *m, wina_model_info *info) {
         m->cuda_plugin->model_info(m->cuda, &gpu);
         copy_text(info->device, sizeof info->device, gpu.device, strlen(gpu.device));
         info->gpu_bytes = (int64_t)gpu.weight_bytes;
+        for (int32_t i = 0; i < WINA_MAX_GPUS - 1 && m->more_cuda[i]; i++) {
+            m->cuda_plugin->model_info(m->more_cuda[i], &gpu);
+            info->gpu_bytes += (int64_t)gpu.weight_bytes;
+        }
     }
     return WINA_OK;
 }

@@ -40,6 +40,11 @@ typedef struct wina_backend_ops {
     /* True if the layers need not be walked: the backend has recorded them and runs them itself
      * before logits. NULL: never. */
     bool (*recorded)(wina_backend *backend);
+    /* For chains of backends that have some of the layers each (chain.h); may be NULL. x (n_tokens,
+     * n_embd) in host memory: enter() takes it in place of the embeddings before its first layer,
+     * residual() returns what its last layer left, until the next batch. */
+    void (*enter)(wina_backend *backend, const float *x);
+    const float *(*residual)(wina_backend *backend);
     /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
     /* rms_norm(x) of all tokens of the batch, (n_tokens, n_embd): what the head multiplies. NULL:

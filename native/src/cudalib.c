@@ -64,7 +64,63 @@ int32_t wina_cudalib_open(const wina_cuda_plugin **out) {
     return WINA_OK;
 }
 
-static int32_t place(wina_model *model) {
+/* ---- placing ------------------------------------------------------------------------------ */
+
+/* What a session takes beside the weights: the cache of the default context, and buffers. */
+enum { SESSION_BYTES = 400 << 20, PLANNED_CTX = 4096 };
+
+static uint64_t cache_bytes(const wina_config *c) {
+    const uint64_t n_ctx = (uint64_t)(c->n_ctx_train < PLANNED_CTX ? c->n_ctx_train : PLANNED_CTX);
+    const uint64_t pad = (uint64_t)(c->head_dim + 7) / 8 * 8;
+    return 2 * 2 * n_ctx * (uint64_t)c->n_head_kv * pad;
+}
+
+/* The first layer from which on all up to `end` fit into a GPU's memory. */
+static int32_t first_that_fits(const wina_cuda_plugin *plugin, const wina_model *model,
+                               int32_t first, int32_t end, uint64_t room) {
+    for (int32_t i = first; i < end; i++) {
+        const uint64_t bytes = plugin->weight_bytes(model, i, end) +
+                               (uint64_t)(end - i) * cache_bytes(&model->config) + SESSION_BYTES;
+        if (bytes <= room)
+            return i;
+    }
+    return end;
+}
+
+/* Layers [first, n_layer) on the GPUs, as few of them as have room; each has its share of memory.
+ * With partly: from the first one on that there is room for. */
+static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t first,
+                      bool partly) {
+    const int32_t n_layer = model->config.n_layer;
+    wina_cuda_memory gpus[WINA_MAX_GPUS];
+    int32_t n = 0, n_used = 0, begins[WINA_MAX_GPUS], end = n_layer;
+    WINA_TRY(plugin->list_devices(&HOST, gpus, WINA_MAX_GPUS, &n));
+    for (; n_used < n && end > first; n_used++) { /* from the last layer to the first */
+        const int32_t begin = first_that_fits(plugin, model, first, end, gpus[n_used].free_bytes);
+        if (begin == end)
+            break;
+        begins[n_used] = end = begin;
+    }
+    if (end > first && (!partly || n_used == 0))
+        return wina_fail(WINA_E_MEMORY,
+                         "CUDA: layers %d to %d need %.2f GB and a cache, %d GPU(s) have room for "
+                         "%d of them (%s: %.2f GB free)",
+                         first, n_layer - 1,
+                         (double)plugin->weight_bytes(model, first, n_layer) / 1e9, n,
+                         n_layer - end, gpus[0].name, (double)gpus[0].free_bytes / 1e9);
+    model->cuda_plugin = plugin;
+    model->cuda_first = end;
+    for (int32_t i = n_used - 1, k = 0; i >= 0; i--, k++)
+        WINA_TRY(plugin->model_create(&HOST, model, gpus[i].device, begins[i],
+                                      i ? begins[i - 1] : n_layer,
+                                      k ? &model->more_cuda[k - 1] : &model->cuda));
+    if (end > 0 || n_used > 1)
+        snprintf(model->backend_note, sizeof model->backend_note,
+                 "%d layers on the CPU, the last %d on %d GPU(s)", end, n_layer - end, n_used);
+    return WINA_OK;
+}
+
+static int32_t place(wina_model *model, int32_t first, bool partly) {
     const char *trait = wina_config_trait(&model->config);
     if (trait)
         return wina_fail(WINA_E_UNSUPPORTED, "CUDA: %s models have %s, which only the CPU runs yet",
@@ -77,28 +133,33 @@ static int32_t place(wina_model *model) {
                                  i);
     const wina_cuda_plugin *plugin;
     WINA_TRY(wina_cudalib_open(&plugin));
-    WINA_TRY(plugin->model_create(&HOST, model, &model->cuda));
-    model->cuda_plugin = plugin;
-    return WINA_OK;
+    return spread(model, plugin, first, partly);
 }
 
 int32_t wina_cudalib_place(wina_model *model, int32_t backend, int32_t n_gpu_layers) {
     if (backend == WINA_BACKEND_CPU || n_gpu_layers == 0)
         return WINA_OK;
     const int32_t n_layer = model->config.n_layer;
-    if (n_gpu_layers > 0 && n_gpu_layers < n_layer)
-        return wina_fail(WINA_E_UNSUPPORTED,
-                         "n_gpu_layers is %d of %d: layers cannot be split between CPU and GPU yet",
-                         n_gpu_layers, n_layer);
-    int32_t status = place(model);
-    if (status == WINA_OK || backend == WINA_BACKEND_CUDA)
+    const bool some = n_gpu_layers > 0 && n_gpu_layers < n_layer;
+    int32_t status = place(model, some ? n_layer - n_gpu_layers : 0,
+                           n_gpu_layers < 0 && backend == WINA_BACKEND_AUTO);
+    if (status == WINA_OK)
+        return status;
+    wina_cudalib_remove(model);
+    if (backend == WINA_BACKEND_CUDA || n_gpu_layers > 0)
         return status;
     snprintf(model->backend_note, sizeof model->backend_note, "%s", wina_error());
     return WINA_OK;
 }
 
 void wina_cudalib_remove(wina_model *model) {
+    for (int32_t i = 0; i < WINA_MAX_GPUS - 1; i++) {
+        if (model->more_cuda[i])
+            model->cuda_plugin->model_free(model->more_cuda[i]);
+        model->more_cuda[i] = NULL;
+    }
     if (model->cuda)
         model->cuda_plugin->model_free(model->cuda);
     model->cuda = NULL;
+    model->cuda_first = 0;
 }

@@ -10,8 +10,9 @@
  * there or was built from other sources. */
 int32_t wina_cudalib_open(const wina_cuda_plugin **out);
 
-/* Moves a loaded model to the GPU as its backend and n_gpu_layers ask for. Where they leave the
- * choice, a model that cannot run there stays on the CPU and model->backend_note says why. */
+/* Moves a loaded model to the GPUs as its backend and n_gpu_layers ask for: the last n layers, or
+ * as many as fit; as few GPUs as have room, each with layers in a row (chain.h). Where they leave
+ * the choice, a model that cannot run there stays on the CPU and model->backend_note says why. */
 int32_t wina_cudalib_place(wina_model *model, int32_t backend, int32_t n_gpu_layers);
 void wina_cudalib_remove(wina_model *model);
 

@@ -9,6 +9,8 @@
 #include "weights.h"
 #include "wina.h"
 
+enum { WINA_MAX_GPUS = 8 };
+
 struct wina_model {
     wina_gguf *gguf;
     wina_config config;
@@ -17,7 +19,9 @@ struct wina_model {
     wina_tuning_store tuning;     /* what the file has of it */
     wina_rule_group *groups;      /* (n_layer, 4) what rules need to know; with has_plan */
     bool has_plan;                /* config and weights were read */
-    struct wina_cuda_model *cuda; /* the weights on a GPU, or NULL */
+    struct wina_cuda_model *cuda; /* the weights on a GPU (layers from cuda_first on), or NULL */
+    struct wina_cuda_model *more_cuda[WINA_MAX_GPUS - 1]; /* of the layers after those */
+    int32_t cuda_first; /* layers before this one are on the CPU */
     const struct wina_cuda_plugin *cuda_plugin;
     char backend_note[256]; /* why the model is not on a GPU, if that was wanted */
 };

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "cuda/plugin.h"
+#include "chain.h"
 #include "forward.h"
 #include "mem.h"
 #include "status.h"
@@ -50,7 +50,7 @@ static int32_t set_rules(wina_session *s, const wina_sparsity *sparsity) {
 static int32_t create_backend(wina_session *s) {
     const wina_model *m = s->model;
     if (m->cuda)
-        return m->cuda_plugin->backend_create(m->cuda, s->n_ctx, s->n_batch, &s->backend);
+        return wina_chain_create(m, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
     return wina_cpu_backend_create(m, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
 }
 

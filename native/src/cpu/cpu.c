@@ -297,6 +297,10 @@ static void *cache(wina_backend *b, int32_t layer, int32_t head, bool value, uin
     return (value ? c->v : c->k) + row * f->head_dim;
 }
 
+static const float *residual(wina_backend *b) {
+    return cpu_of(b)->x;
+}
+
 static const wina_backend_ops CPU_OPS = {
     .name = "cpu",
     .free = cpu_free,
@@ -309,6 +313,7 @@ static const wina_backend_ops CPU_OPS = {
     .rope_store = wina_cpu_rope_store,
     .attend = wina_cpu_attend,
     .swiglu = swiglu,
+    .residual = residual,
     .logits = wina_cpu_logits,
     .hidden = hidden,
     .cache = cache,

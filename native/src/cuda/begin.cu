@@ -4,17 +4,26 @@
 
 /* ---- kernels ------------------------------------------------------------------------------ */
 
-__global__ void begin_kernel(const wina_cuda_step *host, wina_cuda_step *step, wina_cuda_fixed *x,
-                             int n, wina_cuda_fixed *zero, int n_zero, uint32_t *barrier) {
-    const volatile float *from = host->x;
+struct begin_arguments {
+    const wina_cuda_step *host;
+    wina_cuda_step *step;
+    wina_cuda_fixed *x;
+    int n;
+    wina_cuda_fixed *zero;
+    int n_zero;
+    uint32_t *barrier;
+};
+
+__global__ void begin_kernel(begin_arguments a) {
+    const volatile float *from = a.host->x;
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n)
-        x[i] = to_fixed(from[i]);
-    if (i < n_zero)
-        zero[i] = 0;
+    if (i < a.n)
+        a.x[i] = to_fixed(from[i]);
+    if (i < a.n_zero)
+        a.zero[i] = 0;
     if (i == 0) {
-        *barrier = 0;
-        step->pos = *(const volatile int32_t *)&host->pos;
+        *a.barrier = 0;
+        a.step->pos = *(const volatile int32_t *)&a.host->pos;
     }
 }
 
@@ -25,7 +34,10 @@ extern "C" cudaError_t wina_cuda_begin_launch(const wina_cuda_step *host_step, w
                                               wina_cuda_fixed *zero, int32_t n_zero,
                                               uint32_t *barrier, cudaStream_t stream) {
     const int n = n_embd > n_zero ? n_embd : n_zero;
-    begin_kernel<<<(n + 255) / 256, 256, 0, stream>>>(host_step, step, x, n_embd, zero, n_zero,
-                                                      barrier);
-    return cudaGetLastError();
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3((unsigned)(n + 255) / 256);
+    config.blockDim = dim3(256);
+    config.stream = stream;
+    const begin_arguments a = {host_step, step, x, n_embd, zero, n_zero, barrier};
+    return cudaLaunchKernelEx(&config, begin_kernel, a);
 }

@@ -3,10 +3,18 @@
 #define WINA_CUDA_COMMON_CUH
 
 #include <cstdint>
+#ifndef WINA_CUDA_EMULATE /* there, the command line includes tests/native/cuda/emulate/emulate.h */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#endif
 
 #include "device.h"
+
+#ifndef WINA_CUDA_EMULATE
+/* A kernel's dynamic shared memory, and a structure in static shared memory. */
+#define WINA_CUDA_DYNAMIC(name) extern __shared__ __align__(16) uint8_t name[]
+#define WINA_CUDA_SHARED(type, name) __shared__ type name
+#endif
 
 /* Notes the time of one point of a phase. */
 static __device__ __forceinline__ void mark(long long *marks, int i) {
@@ -43,6 +51,17 @@ static __device__ __forceinline__ uint32_t warp_scan(uint32_t v) {
 
 /* Weights are read once per token: they do not go to L1, and are the first to leave L2, so that
  * the small things of all layers (constants, activations, the young cache) stay there. */
+#ifdef WINA_CUDA_EMULATE
+static inline uint4 load_stream16(const void *p) {
+    return *reinterpret_cast<const uint4 *>(p);
+}
+static inline uint2 load_stream8(const void *p) {
+    return *reinterpret_cast<const uint2 *>(p);
+}
+static inline uint32_t load_stream4(const void *p) {
+    return *reinterpret_cast<const uint32_t *>(p);
+}
+#else
 static __device__ __forceinline__ uint64_t stream_policy() {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -70,6 +89,8 @@ static __device__ __forceinline__ uint32_t load_stream4(const void *p) {
     return v;
 }
 
+#endif
+
 static __device__ __forceinline__ wina_cuda_fixed to_fixed(float v) {
     return __float2ll_rn(v * (float)WINA_CUDA_ONE);
 }
@@ -85,7 +106,7 @@ static __device__ __forceinline__ float load_fixed(const wina_cuda_fixed *p) {
 
 /* Starts moving n_bytes (a multiple of 16) at p to L2. One thread. */
 static __device__ __forceinline__ void prefetch_l2(const void *p, uint32_t n_bytes) {
-#if __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(n_bytes) : "memory");
 #else
     (void)p, (void)n_bytes;

@@ -25,6 +25,9 @@ typedef struct cuda_backend {
     bool profile;             /* WINA_CUDA_PROFILE is set */
     wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
     bool batch;               /* the batch under way runs there */
+    const float *entered;     /* (n_tokens, n_embd) in place of embeddings, or NULL */
+    float *residual; /* (n_batch, n_embd) what the last layer left, if the head is elsewhere */
+    int32_t n_batch;
 
     /* the batch under way */
     const int32_t *tokens;
@@ -36,6 +39,7 @@ typedef struct cuda_backend {
     /* page-locked host memory */
     wina_cuda_step *host_step;
     float *host_logits;                 /* (n_vocab padded) */
+    wina_cuda_fixed *host_words;        /* (n_embd) like x, if the head is elsewhere */
     wina_cuda_keep *host_keep[2];       /* dense, sparse: like keep */
     int32_t *host_kept, *host_kept_sum; /* like kept */
     float *host_norms;                  /* pageable: (norms_floats) */
@@ -71,6 +75,11 @@ static void note(cuda_backend *c, cudaError_t e, const char *what) {
 /* Behind the numbers of kept inputs: 1 if a sum was too large. */
 static int32_t overflow_slot(const cuda_backend *c) {
     return wina_cuda_slot(c->base.model->config.n_layer, 0, 0);
+}
+
+/* The logits are computed here, not by another part of a chain. */
+static bool has_head(const cuda_backend *c) {
+    return c->m->end == c->base.model->config.n_layer;
 }
 
 static bool is_sparse(const cuda_backend *c, int32_t token) {
@@ -141,7 +150,7 @@ static void take_rules(cuda_backend *c, const float *device_norms) {
  * counted. sums: of the sparse tokens. */
 static void count(cuda_backend *c, const int32_t *sums, int32_t n_sparse, bool last) {
     wina_counters *n = &c->base.counters;
-    for (int32_t i = 0; i < c->base.model->config.n_layer; i++)
+    for (int32_t i = c->m->first; i < c->m->end; i++)
         for (int32_t k = 0; k < WINA_N_GROUPS; k++) {
             const wina_group_weights *g = &c->base.model->weights.layers[i].groups[k];
             for (int32_t j = 0; j < g->n_projections; j++) {
@@ -158,7 +167,7 @@ static void count(cuda_backend *c, const int32_t *sums, int32_t n_sparse, bool l
                                       (blocks + 7) / 8 * rows * l->super_bytes;
             }
         }
-    if (!last)
+    if (!last || !has_head(c))
         return;
     const wina_panel *head = &c->base.model->weights.output;
     uint64_t rows = (uint64_t)c->base.model->config.n_vocab, blocks = (uint64_t)head->n_blocks;
@@ -184,6 +193,8 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     cuda_backend *c = cuda_of(b);
     b->counters = (wina_counters){0};
     b->status = WINA_OK;
+    note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
+    c->entered = NULL;
     c->rules = rules;
     if (rules->sparse && c->version != rules->version)
         take_rules(c, c->slot_norms[0]);
@@ -340,7 +351,7 @@ static wina_cuda_attend describe_attention(const cuda_backend *c) {
 static void attend(wina_backend *b, int32_t layer) {
     cuda_backend *c = cuda_of(b);
     const wina_config *f = &b->model->config;
-    const int64_t at = (int64_t)layer * f->n_head_kv * c->n_ctx * c->head_pad;
+    const int64_t at = (int64_t)(layer - c->m->first) * f->n_head_kv * c->n_ctx * c->head_pad;
     if (c->batch) {
         note(c, wina_cuda_prompt_attend(c->prompt, layer), "prompt");
         return;
@@ -370,8 +381,7 @@ static void swiglu(wina_backend *b, int32_t layer) {
         record(c, &phase);
 }
 
-/* The head; then the graph: embedding, program, copies of what the host wants to know. */
-static void finish_recording(cuda_backend *c) {
+static void record_head(cuda_backend *c) {
     const wina_config *f = &c->base.model->config;
     wina_cuda_gemv g = {.panel = c->m->output,
                         .n_rows = c->m->output.n_rows,
@@ -383,6 +393,13 @@ static void finish_recording(cuda_backend *c) {
                         .partial = c->partial,
                         .arrived = c->arrived};
     record_gemv(c, &g, WINA_CUDA_STAGE_HEAD);
+}
+
+/* The head; then the graph: embedding, program, copies of what the host wants to know. */
+static void finish_recording(cuda_backend *c) {
+    const wina_config *f = &c->base.model->config;
+    if (has_head(c))
+        record_head(c);
     const int32_t n_qkv = c->base.model->weights.layers[0].groups[WINA_GROUP_QKV].n_out;
     wina_cuda_phase *program = c->program[c->graph];
     note(c,
@@ -398,14 +415,17 @@ static void finish_recording(cuda_backend *c) {
                            .times = c->profile ? c->times : NULL};
     note(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "capture");
     note(c,
-         wina_cuda_begin_launch(c->mapped_step, c->step, c->x, f->n_embd, c->qkv[0], n_qkv,
-                                c->barrier, c->stream),
+         wina_cuda_begin_launch(c->mapped_step, c->step, c->x, f->n_embd, c->qkv[c->m->first & 1],
+                                n_qkv, c->barrier, c->stream),
          "embedding");
     note(c, wina_cuda_program_launch(&p, c->m->n_sms, c->stream), "program");
-    note(c,
-         cudaMemcpyAsync(c->host_logits, c->logits, (size_t)f->n_vocab * sizeof(float),
-                         cudaMemcpyDeviceToHost, c->stream),
-         "logits");
+    const cudaError_t e =
+        has_head(c)
+            ? cudaMemcpyAsync(c->host_logits, c->logits, (size_t)f->n_vocab * sizeof(float),
+                              cudaMemcpyDeviceToHost, c->stream)
+            : cudaMemcpyAsync(c->host_words, c->x, (size_t)f->n_embd * sizeof *c->host_words,
+                              cudaMemcpyDeviceToHost, c->stream);
+    note(c, e, "logits");
     note(c,
          cudaMemcpyAsync(c->host_kept, c->kept, kept_bytes(c), cudaMemcpyDeviceToHost, c->stream),
          "counters");
@@ -422,7 +442,11 @@ static void finish_recording(cuda_backend *c) {
 static void run_token(cuda_backend *c, int32_t i) {
     const bool sparse = is_sparse(c, i);
     c->host_step->pos = c->pos + i;
-    c->m->host->embed(&c->base.model->weights, c->tokens[i], c->host_step->x);
+    const size_t n_embd = (size_t)c->base.model->config.n_embd;
+    if (c->entered)
+        memcpy(c->host_step->x, c->entered + (size_t)i * n_embd, n_embd * sizeof(float));
+    else
+        c->m->host->embed(&c->base.model->weights, c->tokens[i], c->host_step->x);
     use_budgets(c, sparse);
     note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
     note(c, cudaStreamSynchronize(c->stream), "running");
@@ -434,17 +458,21 @@ static void run_token(cuda_backend *c, int32_t i) {
     }
 }
 
+/* Counters of a batch that ran as a prompt. */
+static void count_batch(cuda_backend *c) {
+    note(c, cudaMemcpy(c->host_kept, c->kept, kept_bytes(c), cudaMemcpyDeviceToHost), "counters");
+    note(c, cudaMemcpy(c->host_kept_sum, c->kept_sum, kept_bytes(c), cudaMemcpyDeviceToHost),
+         "counters");
+    if (c->base.status == WINA_OK)
+        count(c, c->host_kept_sum, c->rules->sparse ? c->n_tokens - c->n_dense : 0, true);
+}
+
 static void logits(wina_backend *b, int32_t from, float *out) {
     cuda_backend *c = cuda_of(b);
     const size_t n_vocab = (size_t)b->model->config.n_vocab;
     if (c->batch) {
         note(c, wina_cuda_prompt_logits(c->prompt, from, out), "prompt");
-        note(c, cudaMemcpy(c->host_kept, c->kept, kept_bytes(c), cudaMemcpyDeviceToHost),
-             "counters");
-        note(c, cudaMemcpy(c->host_kept_sum, c->kept_sum, kept_bytes(c), cudaMemcpyDeviceToHost),
-             "counters");
-        if (b->status == WINA_OK)
-            count(c, c->host_kept_sum, c->rules->sparse ? c->n_tokens - c->n_dense : 0, true);
+        count_batch(c);
         return;
     }
     if (c->n_phases > 0 && b->status == WINA_OK)
@@ -454,6 +482,32 @@ static void logits(wina_backend *b, int32_t from, float *out) {
         if (i >= from && b->status == WINA_OK)
             memcpy(out + (size_t)(i - from) * n_vocab, c->host_logits, n_vocab * sizeof *out);
     }
+}
+
+static void enter(wina_backend *b, const float *x) {
+    cuda_backend *c = cuda_of(b);
+    note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
+    c->entered = x;
+    if (c->batch)
+        note(c, wina_cuda_prompt_enter(c->prompt, x), "prompt");
+}
+
+static const float *residual(wina_backend *b) {
+    cuda_backend *c = cuda_of(b);
+    const size_t n_embd = (size_t)b->model->config.n_embd;
+    if (c->batch) {
+        note(c, wina_cuda_prompt_leave(c->prompt, c->residual), "prompt");
+        count_batch(c);
+        return c->residual;
+    }
+    if (c->n_phases > 0 && b->status == WINA_OK)
+        finish_recording(c);
+    for (int32_t i = 0; i < c->n_tokens && b->status == WINA_OK; i++) {
+        run_token(c, i);
+        for (size_t k = 0; k < n_embd; k++)
+            c->residual[(size_t)i * n_embd + k] = (float)((double)c->host_words[k] / WINA_CUDA_ONE);
+    }
+    return c->residual;
 }
 
 /* ---- memory ------------------------------------------------------------------------------- */
@@ -469,7 +523,8 @@ static uint64_t place_all(cuda_backend *c) {
     const wina_model *model = c->base.model;
     const wina_config *f = &model->config;
     const wina_group_weights *g = model->weights.layers[0].groups;
-    uint64_t used = 0, cache = (uint64_t)f->n_layer * (uint64_t)f->n_head_kv * (uint64_t)c->n_ctx *
+    const uint64_t n_layer = (uint64_t)(c->m->end - c->m->first);
+    uint64_t used = 0, cache = n_layer * (uint64_t)f->n_head_kv * (uint64_t)c->n_ctx *
                                (uint64_t)c->head_pad * sizeof(uint16_t);
     int32_t most_rows = model->weights.output.n_rows;
     for (int32_t k = 0; k < WINA_N_GROUPS; k++)
@@ -501,30 +556,6 @@ static uint64_t place_all(cuda_backend *c) {
     return used;
 }
 
-static int32_t upload_angles(cuda_backend *c) {
-    const wina_config *f = &c->base.model->config;
-    const float *factors = c->base.model->weights.rope_factors;
-    const int32_t half = f->rope_dim / 2;
-    size_t n = (size_t)c->n_ctx * (size_t)f->rope_dim;
-    float *table = malloc(n * sizeof *table);
-    if (!table)
-        return c->m->host->fail(WINA_E_MEMORY, "out of memory: rotation table");
-    for (int32_t i = 0; i < half; i++) {
-        double rate = pow((double)f->rope_theta, -2.0 * i / f->rope_dim);
-        for (int32_t pos = 0; pos < c->n_ctx; pos++) {
-            double angle = (double)pos * (double)f->rope_scale * rate;
-            if (factors)
-                angle /= (double)factors[i];
-            table[((size_t)pos * (size_t)half + (size_t)i) * 2] = (float)cos(angle);
-            table[((size_t)pos * (size_t)half + (size_t)i) * 2 + 1] = (float)sin(angle);
-        }
-    }
-    cudaError_t e = cudaMemcpy(c->angles, table, n * sizeof *table, cudaMemcpyHostToDevice);
-    free(table);
-    CUDA_TRY(c->m->host, e, "rotation table");
-    return WINA_OK;
-}
-
 static int32_t create_buffers(cuda_backend *c) {
     const wina_cuda_host *host = c->m->host;
     const wina_model *model = c->base.model;
@@ -542,7 +573,8 @@ static int32_t create_buffers(cuda_backend *c) {
     const uint64_t n_bytes = place_all(c);
     CUDA_TRY(host, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "stream");
     CUDA_TRY(host, cudaMalloc((void **)&c->arena, n_bytes), "memory for the session");
-    CUDA_TRY(host, cudaMemset(c->arena, 0, n_bytes), "memory for the session");
+    CUDA_TRY(host, cudaMemsetAsync(c->arena, 0, n_bytes, c->stream), "memory for the session");
+    CUDA_TRY(host, cudaStreamSynchronize(c->stream), "memory for the session");
     place_all(c);
     c->base.n_bytes = n_bytes;
     const size_t step_bytes = sizeof *c->step + (size_t)model->config.n_embd * sizeof(float);
@@ -561,11 +593,20 @@ static int32_t create_buffers(cuda_backend *c) {
     }
     CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept, kept_bytes(c)), "host memory");
     CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept_sum, kept_bytes(c)), "host memory");
-    return upload_angles(c);
+    if (!has_head(c)) {
+        const size_t n_embd = (size_t)model->config.n_embd;
+        CUDA_TRY(host, cudaMallocHost((void **)&c->host_words, n_embd * sizeof *c->host_words),
+                 "host memory");
+        c->residual = calloc((size_t)c->n_batch * n_embd, sizeof *c->residual);
+        if (!c->residual)
+            return host->fail(WINA_E_MEMORY, "out of memory: session");
+    }
+    return wina_cuda_upload_angles(c->m, c->n_ctx, c->angles);
 }
 
 static void backend_free(wina_backend *b) {
     cuda_backend *c = cuda_of(b);
+    cudaSetDevice(c->m->device_index);
     if (c->profile && c->times)
         wina_cuda_profile_print(c->times, c->program[0], c->max_phases);
     wina_cuda_prompt_free(c->prompt);
@@ -574,6 +615,8 @@ static void backend_free(wina_backend *b) {
             cudaGraphExecDestroy(c->graphs[i]);
     cudaFreeHost(c->host_step);
     cudaFreeHost(c->host_logits);
+    cudaFreeHost(c->host_words);
+    free(c->residual);
     cudaFreeHost(c->host_keep[0]);
     cudaFreeHost(c->host_keep[1]);
     cudaFreeHost(c->host_kept);
@@ -598,6 +641,8 @@ static const wina_backend_ops CUDA_OPS = {
     .rope_store = rope_store,
     .attend = attend,
     .swiglu = swiglu,
+    .enter = enter,
+    .residual = residual,
     .logits = logits,
 };
 
@@ -613,12 +658,18 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
     c->base.model = m->model;
     c->m = m;
     c->n_ctx = n_ctx;
+    c->n_batch = n_batch;
     c->head_pad = (f->head_dim + 7) / 8 * 8;
     c->keep_is = -1;
     c->profile = getenv("WINA_CUDA_PROFILE") != NULL;
     c->n_splits = (2 * m->n_sms + f->n_head_kv - 1) / f->n_head_kv;
     c->n_splits = c->n_splits > MAX_SPLITS ? MAX_SPLITS : c->n_splits;
-    int32_t status = create_buffers(c);
+    int32_t status = WINA_OK;
+    const cudaError_t e = cudaSetDevice(m->device_index);
+    if (e != cudaSuccess)
+        status = wina_cuda_fail(m->host, e, "choosing the GPU");
+    if (status == WINA_OK)
+        status = create_buffers(c);
     if (status == WINA_OK) {
         const wina_cuda_attend a = describe_attention(c);
         const wina_cuda_lists lists = {c->keep, c->slot_norms, c->kept, c->kept_sum};

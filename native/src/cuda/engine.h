@@ -21,6 +21,8 @@ struct wina_cuda_model {
     const wina_cuda_host *host;
     const wina_model *model;
     char device[64];
+    int32_t device_index;
+    int32_t first, end; /* layers that are here; the last ones come with the output matrix */
     int32_t n_sms;
     wina_cuda_layer *layers; /* (n_layer) */
     wina_cuda_panel output;
@@ -40,10 +42,16 @@ int32_t wina_cuda_fail(const wina_cuda_host *host, cudaError_t error, const char
     } while (0)
 
 /* upload.c */
-int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model,
-                               wina_cuda_model **out);
+int32_t wina_cuda_list_devices(const wina_cuda_host *host, wina_cuda_memory *out, int32_t cap,
+                               int32_t *n);
+uint64_t wina_cuda_weight_bytes(const wina_model *model, int32_t first, int32_t end);
+int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model, int32_t device,
+                               int32_t first, int32_t end, wina_cuda_model **out);
 void wina_cuda_model_free(wina_cuda_model *m);
 void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out);
+
+/* angles.c: out is device memory, (n_ctx, rope_dim / 2, 2). */
+int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, float *out);
 
 /* decode.c */
 int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,

@@ -147,10 +147,17 @@ template <> struct values<8, 0> {
  * a and b: unsigned bytes. */
 static __device__ __forceinline__ void add_pair(int *acc, uint32_t a, uint32_t b, int x) {
     uint32_t first = __byte_perm(a, b, 0x5140), second = __byte_perm(a, b, 0x7362);
+#ifdef WINA_CUDA_EMULATE
+    acc[0] = emulated_dp2a(acc[0], x, first & 0xffff);
+    acc[1] = emulated_dp2a(acc[1], x, first >> 16);
+    acc[2] = emulated_dp2a(acc[2], x, second & 0xffff);
+    acc[3] = emulated_dp2a(acc[3], x, second >> 16);
+#else
     asm("dp2a.lo.s32.u32 %0, %1, %2, %0;" : "+r"(acc[0]) : "r"(x), "r"(first));
     asm("dp2a.hi.s32.u32 %0, %1, %2, %0;" : "+r"(acc[1]) : "r"(x), "r"(first));
     asm("dp2a.lo.s32.u32 %0, %1, %2, %0;" : "+r"(acc[2]) : "r"(x), "r"(second));
     asm("dp2a.hi.s32.u32 %0, %1, %2, %0;" : "+r"(acc[3]) : "r"(x), "r"(second));
+#endif
 }
 
 /* ---- scales ------------------------------------------------------------------------------- */

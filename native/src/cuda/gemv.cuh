@@ -160,8 +160,12 @@ static __device__ __forceinline__ void add_row(const wina_cuda_gemv &g, int row,
         return;
     if (!(fabsf(sum) < WINA_CUDA_MOST))
         *g.overflow = 1;
+#ifdef WINA_CUDA_EMULATE
+    g.sums[row] += to_fixed(sum);
+#else
     asm volatile("red.relaxed.gpu.global.add.u64 [%0], %1;" ::"l"(g.sums + row), "l"(to_fixed(sum))
                  : "memory");
+#endif
 }
 
 /* True in the thread block that is the last of those that share tile t to come here; it then sees
@@ -170,11 +174,15 @@ static __device__ __forceinline__ bool arrive_last(const wina_cuda_gemv &g, gemv
                                                    int n_sharers) {
     __syncthreads();
     if (threadIdx.x == 0) {
+#ifdef WINA_CUDA_EMULATE
+        const unsigned before = atomicInc(&g.arrived[t], (unsigned)n_sharers - 1);
+#else
         unsigned before;
         asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
                      : "=r"(before)
                      : "l"(&g.arrived[t]), "r"(n_sharers - 1)
                      : "memory");
+#endif
         s.last = before == (unsigned)n_sharers - 1;
     }
     __syncthreads();

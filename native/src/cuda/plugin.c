@@ -1,6 +1,8 @@
 #include "engine.h"
 
 static wina_cuda_plugin plugin = {
+    .list_devices = wina_cuda_list_devices,
+    .weight_bytes = wina_cuda_weight_bytes,
     .model_create = wina_cuda_model_create,
     .model_free = wina_cuda_model_free,
     .model_info = wina_cuda_model_info,

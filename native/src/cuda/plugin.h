@@ -18,13 +18,27 @@ typedef struct wina_cuda_host {
 typedef struct wina_cuda_info {
     char device[64];
     uint64_t weight_bytes; /* device memory of the model */
+    int32_t first, end;    /* its layers */
 } wina_cuda_info;
+
+/* A GPU that can be used. */
+typedef struct wina_cuda_memory {
+    int32_t device;
+    char name[64];
+    uint64_t free_bytes, all_bytes;
+} wina_cuda_memory;
 
 typedef struct wina_cuda_plugin {
     uint64_t fingerprint;
-    /* Copies the weights of a loaded model to the device; both must outlive *out. host is kept. */
-    int32_t (*model_create)(const wina_cuda_host *host, const wina_model *model,
-                            wina_cuda_model **out);
+    /* Fills at most cap entries; WINA_E_DEVICE with the reason if there is none. */
+    int32_t (*list_devices)(const wina_cuda_host *host, wina_cuda_memory *out, int32_t cap,
+                            int32_t *n);
+    /* Device memory that layers [first, end) of a model need, with its output matrix if they are
+     * the last ones. */
+    uint64_t (*weight_bytes)(const wina_model *model, int32_t first, int32_t end);
+    /* Copies these layers of a loaded model to a device; both must outlive *out. host is kept. */
+    int32_t (*model_create)(const wina_cuda_host *host, const wina_model *model, int32_t device,
+                            int32_t first, int32_t end, wina_cuda_model **out);
     void (*model_free)(wina_cuda_model *model); /* accepts NULL */
     void (*model_info)(const wina_cuda_model *model, wina_cuda_info *out);
     int32_t (*backend_create)(wina_cuda_model *model, int32_t n_ctx, int32_t n_batch,

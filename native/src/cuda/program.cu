@@ -24,19 +24,28 @@ struct program_shared {
 static __device__ __forceinline__ void barrier_arrive(uint32_t *barrier) {
     __syncthreads();
     if (threadIdx.x == 0)
+#ifdef WINA_CUDA_EMULATE
+        atomicAdd(barrier, 1u);
+#else
         asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(barrier) : "memory");
+#endif
+}
+
+static __device__ __forceinline__ uint32_t barrier_read(const uint32_t *barrier) {
+    uint32_t seen;
+#ifdef WINA_CUDA_EMULATE
+    emulate_wait();
+    seen = *barrier;
+#else
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(barrier) : "memory");
+#endif
+    return seen;
 }
 
 static __device__ __forceinline__ void barrier_wait(const uint32_t *barrier, uint32_t target) {
-    if (threadIdx.x == 0) {
-        uint32_t seen;
-        do
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                         : "=r"(seen)
-                         : "l"(barrier)
-                         : "memory");
-        while (seen < target);
-    }
+    if (threadIdx.x == 0)
+        while (barrier_read(barrier) < target) {
+        }
     __syncthreads();
 }
 
@@ -121,8 +130,8 @@ static __device__ __forceinline__ void run_swiglu(const wina_cuda_swiglu &w) {
 
 __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
     program_kernel(const __grid_constant__ wina_cuda_program p) {
-    extern __shared__ __align__(16) uint8_t memory[];
-    __shared__ program_shared s;
+    WINA_CUDA_DYNAMIC(memory);
+    WINA_CUDA_SHARED(program_shared, s);
     float *scores = reinterpret_cast<float *>(memory);
     put_phase(s.phases[0], fetch_phase(p.phases));
     __syncthreads();
@@ -179,7 +188,8 @@ int most_shared(void) {
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
             cudaSuccess ||
-        cudaFuncGetAttributes(&attributes, program_kernel) != cudaSuccess)
+        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(program_kernel)) !=
+            cudaSuccess)
         return 0;
     return most - (int)attributes.sharedSizeBytes;
 }
@@ -241,8 +251,8 @@ extern "C" int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms) {
 }
 
 extern "C" cudaError_t wina_cuda_program_prepare(void) {
-    return cudaFuncSetAttribute(program_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                most_shared());
+    return cudaFuncSetAttribute(reinterpret_cast<const void *>(program_kernel),
+                                cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared());
 }
 
 extern "C" cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,

@@ -99,7 +99,7 @@ int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_attend *atte
     if (e == cudaSuccess)
         e = cudaMalloc((void **)&p->arena, p->arena_bytes);
     if (e == cudaSuccess)
-        e = cudaMemset(p->arena, 0, p->arena_bytes);
+        e = cudaMemsetAsync(p->arena, 0, p->arena_bytes, stream);
     if (e == cudaSuccess)
         e = cudaMallocHost((void **)&p->host_x,
                            (size_t)p->most * (size_t)f->n_embd * sizeof(float));
@@ -148,10 +148,24 @@ cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, i
     p->n_dense = n_dense;
     p->masks = masks;
     STEP(cudaStreamSynchronize(p->stream)); /* host_x may still be read */
+    if (p->m->first > 0)                    /* enter() follows */
+        return cudaSuccess;
     for (int32_t t = 0; t < n_tokens; t++)
         p->m->host->embed(&p->m->model->weights, tokens[t], p->host_x + (size_t)t * width);
     return cudaMemcpyAsync(p->x, p->host_x, (size_t)n_tokens * width * sizeof(float),
                            cudaMemcpyHostToDevice, p->stream);
+}
+
+cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *p, const float *x) {
+    const size_t n = (size_t)p->n_tokens * (size_t)p->m->model->config.n_embd;
+    memcpy(p->host_x, x, n * sizeof *x);
+    return cudaMemcpyAsync(p->x, p->host_x, n * sizeof *x, cudaMemcpyHostToDevice, p->stream);
+}
+
+cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *p, float *x) {
+    const size_t n = (size_t)p->n_tokens * (size_t)p->m->model->config.n_embd;
+    STEP(cudaMemcpyAsync(x, p->x, n * sizeof *x, cudaMemcpyDeviceToHost, p->stream));
+    return cudaStreamSynchronize(p->stream);
 }
 
 /* y (m, ldy) = act (m, n_cols) times rows [row0, row0 + n_rows) of a panel. */
@@ -248,7 +262,7 @@ cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_gr
 cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, int32_t layer) {
     const wina_config *f = &p->m->model->config;
     wina_cuda_attend a = p->attend;
-    const int64_t at = (int64_t)layer * f->n_head_kv * a.n_ctx * a.head_pad;
+    const int64_t at = (int64_t)(layer - p->m->first) * f->n_head_kv * a.n_ctx * a.head_pad;
     a.k += at;
     a.v += at;
     a.qkv = p->qkv;

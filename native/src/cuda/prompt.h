@@ -7,6 +7,10 @@
 #include "batch.h"
 #include "engine.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct wina_cuda_prompt wina_cuda_prompt;
 
 enum { WINA_CUDA_PROMPT_LEAST = 8 /* tokens for which a batch pays */ };
@@ -35,9 +39,16 @@ int32_t wina_cuda_prompt_most(const wina_cuda_prompt *p); /* tokens of a batch *
  * per projection. */
 cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, int32_t n_tokens,
                                    int32_t pos, int32_t n_dense, bool masks);
+/* x (n_tokens, n_embd): enter() takes it in place of the embeddings, leave() is what has become of
+ * it when it returns. Host memory. */
+cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *p, const float *x);
+cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *p, float *x);
 cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_group group);
 cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, int32_t layer);
 /* Logits of tokens [from, n_tokens) into host memory; waits. */
 cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *p, int32_t from, float *out);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

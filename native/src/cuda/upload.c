@@ -104,9 +104,11 @@ static void place_all(upload *u) {
     const wina_weights *w = &m->model->weights;
     const wina_config *c = &m->model->config;
     u->n_bytes = 0;
-    m->output = place_panel(u, &w->output);
-    m->output_norm = place_floats(u, w->output_norm, c->n_embd);
-    for (int32_t i = 0; i < c->n_layer; i++) {
+    if (m->end == c->n_layer) {
+        m->output = place_panel(u, &w->output);
+        m->output_norm = place_floats(u, w->output_norm, c->n_embd);
+    }
+    for (int32_t i = m->first; i < m->end; i++) {
         const wina_layer *from = &w->layers[i];
         wina_cuda_layer *to = &m->layers[i];
         to->attn_norm = place_floats(u, from->attn_norm, c->n_embd);
@@ -152,19 +154,37 @@ static int32_t check_model(const wina_cuda_host *host, const wina_model *model) 
     return WINA_OK;
 }
 
-static int32_t open_device(wina_cuda_model *m) {
-    const wina_cuda_host *host = m->host;
+int32_t wina_cuda_list_devices(const wina_cuda_host *host, wina_cuda_memory *out, int32_t cap,
+                               int32_t *n) {
     int count = 0;
+    *n = 0;
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e != cudaSuccess || count == 0)
         return host->fail(WINA_E_DEVICE, "CUDA: no GPU can be used: %s",
                           e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
-    struct cudaDeviceProp properties;
-    CUDA_TRY(host, cudaSetDevice(0), "opening the GPU");
-    CUDA_TRY(host, cudaGetDeviceProperties(&properties, 0), "opening the GPU");
-    if (properties.major < 8)
+    struct cudaDeviceProp properties = {0};
+    for (int32_t i = 0; i < count && *n < cap; i++) {
+        CUDA_TRY(host, cudaSetDevice(i), "opening the GPU");
+        CUDA_TRY(host, cudaGetDeviceProperties(&properties, i), "opening the GPU");
+        if (properties.major < 8)
+            continue;
+        wina_cuda_memory *d = &out[(*n)++];
+        size_t room = 0, all = 0;
+        CUDA_TRY(host, cudaMemGetInfo(&room, &all), "asking for free memory");
+        *d = (wina_cuda_memory){.device = i, .free_bytes = room, .all_bytes = all};
+        snprintf(d->name, sizeof d->name, "%.63s", properties.name);
+    }
+    if (*n == 0)
         return host->fail(WINA_E_DEVICE, "CUDA: %s has compute capability %d.%d, 8.0 is needed",
                           properties.name, properties.major, properties.minor);
+    return WINA_OK;
+}
+
+static int32_t open_device(wina_cuda_model *m) {
+    const wina_cuda_host *host = m->host;
+    struct cudaDeviceProp properties;
+    CUDA_TRY(host, cudaSetDevice(m->device_index), "opening the GPU");
+    CUDA_TRY(host, cudaGetDeviceProperties(&properties, m->device_index), "opening the GPU");
     snprintf(m->device, sizeof m->device, "%.63s", properties.name);
     m->n_sms = properties.multiProcessorCount;
     CUDA_TRY(host, wina_cuda_program_prepare(), "loading the kernels");
@@ -204,8 +224,12 @@ static int32_t upload_weights(wina_cuda_model *m) {
     CUDA_TRY(m->host, cudaMalloc((void **)&m->arena, u.n_bytes), "memory for the weights");
     m->arena_bytes = u.n_bytes;
     /* Vectors are read in fours: what pads them is zero. */
-    CUDA_TRY(m->host, cudaMemset(m->arena, 0, u.n_bytes), "memory for the weights");
     int32_t status = create_stage(&u);
+    if (status == WINA_OK) { /* on the stream of the copies, which come after it */
+        const cudaError_t e = cudaMemsetAsync(m->arena, 0, u.n_bytes, u.stream);
+        if (e != cudaSuccess)
+            status = wina_cuda_fail(m->host, e, "memory for the weights");
+    }
     if (status == WINA_OK) {
         place_all(&u);
         status = u.status;
@@ -219,8 +243,19 @@ static int32_t upload_weights(wina_cuda_model *m) {
     return status;
 }
 
-int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model,
-                               wina_cuda_model **out) {
+uint64_t wina_cuda_weight_bytes(const wina_model *model, int32_t first, int32_t end) {
+    wina_cuda_model m = {.model = model, .first = first, .end = end};
+    m.layers = calloc((size_t)model->config.n_layer, sizeof *m.layers);
+    if (!m.layers)
+        return UINT64_MAX;
+    upload u = {.m = &m};
+    place_all(&u);
+    free(m.layers);
+    return u.n_bytes;
+}
+
+int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model, int32_t device,
+                               int32_t first, int32_t end, wina_cuda_model **out) {
     *out = NULL;
     int32_t status = check_model(host, model);
     if (status != WINA_OK)
@@ -234,6 +269,9 @@ int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *mod
     }
     m->host = host;
     m->model = model;
+    m->device_index = device;
+    m->first = first;
+    m->end = end;
     status = open_device(m);
     if (status == WINA_OK)
         status = upload_weights(m);
@@ -248,13 +286,13 @@ int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *mod
 void wina_cuda_model_free(wina_cuda_model *m) {
     if (!m)
         return;
-    if (m->arena)
+    if (m->arena && cudaSetDevice(m->device_index) == cudaSuccess)
         cudaFree(m->arena);
     free(m->layers);
     free(m);
 }
 
 void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out) {
-    *out = (wina_cuda_info){.weight_bytes = m->arena_bytes};
+    *out = (wina_cuda_info){.weight_bytes = m->arena_bytes, .first = m->first, .end = m->end};
     memcpy(out->device, m->device, sizeof out->device);
 }

@@ -1,0 +1,13 @@
+/* chain: several backends as one. Each has some of the layers, in order; the residual stream goes
+ * from one to the next through host memory. The CPU may have the first ones, GPUs the others; the
+ * last computes the logits. */
+#ifndef WINA_CHAIN_H
+#define WINA_CHAIN_H
+
+#include "backend.h"
+
+/* The backend of a model that cudalib.h has placed: one GPU, or a chain. *out owns its parts. */
+int32_t wina_chain_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
+                          int32_t n_threads, wina_backend **out);
+
+#endif

@@ -1,0 +1,400 @@
+#include "emulate.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <ucontext.h>
+#include <vector>
+
+#include "prompt.h"
+
+uint3 threadIdx, blockIdx;
+dim3 gridDim, blockDim;
+
+namespace {
+
+enum { STACK_BYTES = 16 << 10, STATIC_BYTES = 64 << 10, MOST_WAITS = 20000 };
+
+struct warp {
+    uint64_t values[2][32];
+    unsigned n_here = 0, n_meetings = 0;
+};
+
+struct block {
+    std::vector<uint8_t> dynamic, fixed;
+    std::vector<warp> warps;
+    unsigned n_here = 0, n_meetings = 0;
+};
+
+struct fiber {
+    void *sp; /* where it stopped */
+    uint3 thread, at;
+    block *home;
+    const unsigned *wait_for; /* runs again when this is no longer wait_value */
+    unsigned wait_value;
+    unsigned n_met; /* collectives of its warp so far */
+    bool ended;
+};
+
+size_t n_reserved;
+uint64_t n_progress;
+fiber *running;
+void *main_sp;
+const std::function<void()> *kernel;
+
+#if defined(__x86_64__)
+/* Saves this stack pointer, goes on at another. */
+extern "C" void emulate_switch(void **from, void *to);
+asm(R"(
+.text
+.globl emulate_switch
+emulate_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+#else
+#error "the emulation switches stacks on x86-64 only"
+#endif
+
+void leave() {
+    emulate_switch(&running->sp, main_sp);
+}
+
+void start() {
+    (*kernel)();
+    running->ended = true;
+    leave();
+    abort();
+}
+
+void *new_stack(uint8_t *stack) {
+    uintptr_t top = ((uintptr_t)stack + STACK_BYTES) & ~(uintptr_t)15;
+    void **p = (void **)top;
+    *--p = nullptr; /* where start() would return to */
+    *--p = (void *)start;
+    for (int i = 0; i < 6; i++)
+        *--p = nullptr;
+    return p;
+}
+
+void wait_until_changed(const unsigned *what, unsigned value) {
+    running->wait_for = what;
+    running->wait_value = value;
+    leave();
+}
+
+void run_all(std::vector<fiber> &fibers) {
+    size_t left = fibers.size();
+    uint64_t seen = n_progress, n_rounds = 0;
+    while (left) {
+        for (fiber &f : fibers) {
+            if (f.ended || (f.wait_for && *f.wait_for == f.wait_value))
+                continue;
+            f.wait_for = nullptr;
+            running = &f;
+            threadIdx = f.thread;
+            blockIdx = f.at;
+            emulate_switch(&main_sp, f.sp);
+            left -= f.ended;
+            n_progress += f.ended;
+        }
+        n_rounds = n_progress == seen ? n_rounds + 1 : 0;
+        seen = n_progress;
+        if (n_rounds > MOST_WAITS) {
+            fprintf(stderr, "emulation: deadlock, %zu threads wait\n", left);
+            for (size_t i = 0; i < fibers.size(); i += 32)
+                if (!fibers[i].ended)
+                    fprintf(stderr, "  block %u warp %u %s\n", fibers[i].at.x,
+                            fibers[i].thread.x / 32,
+                            fibers[i].wait_for ? "meets" : "waits for words");
+            abort();
+        }
+    }
+}
+
+void run(unsigned n_blocks, unsigned n_threads, size_t shared_bytes) {
+    std::vector<block> blocks(n_blocks);
+    std::vector<fiber> fibers((size_t)n_blocks * n_threads);
+    static std::vector<std::unique_ptr<uint8_t[]>> stacks; /* kept from launch to launch */
+    while (stacks.size() < fibers.size())
+        stacks.emplace_back(new uint8_t[STACK_BYTES]);
+    gridDim = dim3(n_blocks);
+    blockDim = dim3(n_threads);
+    for (unsigned b = 0; b < n_blocks; b++) {
+        /* what kernels do not write is garbage */
+        blocks[b].dynamic.assign(shared_bytes + 16, 0xa5);
+        blocks[b].fixed.assign(STATIC_BYTES, 0xa5);
+        blocks[b].warps.resize((n_threads + 31) / 32);
+        for (unsigned t = 0; t < n_threads; t++) {
+            fiber &f = fibers[(size_t)b * n_threads + t];
+            f = {};
+            f.thread = {t, 0, 0};
+            f.at = {b, 0, 0};
+            f.home = &blocks[b];
+            f.sp = new_stack(stacks[(size_t)b * n_threads + t].get());
+        }
+    }
+    run_all(fibers);
+}
+
+/* ---- streams and graphs: one stream, which may be recording ---- */
+
+typedef std::vector<std::function<void()>> recording;
+recording *recorded;
+
+void enqueue(std::function<void()> f) {
+    if (recorded)
+        recorded->push_back(std::move(f));
+    else
+        f();
+}
+
+} // namespace
+
+void emulate_launch(cudaStream_t, unsigned n_blocks, unsigned n_threads, size_t shared_bytes,
+                    std::function<void()> f) {
+    enqueue([=] {
+        kernel = &f;
+        run(n_blocks, n_threads, shared_bytes);
+    });
+}
+
+void emulate_sync_block() {
+    block &b = *running->home;
+    const unsigned meeting = b.n_meetings;
+    if (++b.n_here == blockDim.x) {
+        b.n_here = 0;
+        b.n_meetings++;
+        n_progress++;
+    } else
+        wait_until_changed(&b.n_meetings, meeting);
+}
+
+const uint64_t *emulate_meet(uint64_t mine) {
+    warp &w = running->home->warps[running->thread.x / 32];
+    const unsigned meeting = running->n_met++;
+    uint64_t *values = w.values[meeting & 1];
+    values[running->thread.x & 31] = mine;
+    if (meeting != w.n_meetings) {
+        fprintf(stderr, "emulation: lanes of a warp are not at the same collective\n");
+        abort();
+    }
+    if (++w.n_here == 32) {
+        w.n_here = 0;
+        w.n_meetings++;
+        n_progress++;
+    } else
+        wait_until_changed(&w.n_meetings, meeting);
+    return values;
+}
+
+void emulate_wait() {
+    leave();
+}
+void emulate_progress() {
+    n_progress++;
+}
+uint8_t *emulate_dynamic() {
+    return (uint8_t *)(((uintptr_t)running->home->dynamic.data() + 15) & ~(uintptr_t)15);
+}
+uint8_t *emulate_static(size_t at) {
+    return (uint8_t *)(((uintptr_t)running->home->fixed.data() + 15) & ~(uintptr_t)15) + at;
+}
+size_t emulate_reserve(size_t n_bytes) {
+    const size_t at = n_reserved;
+    n_reserved += (n_bytes + 15) / 16 * 16;
+    if (n_reserved + 16 > STATIC_BYTES)
+        abort();
+    return at;
+}
+
+/* ---- the parts of the runtime that the backend uses ---------------------------------------- */
+
+extern "C" {
+
+cudaError_t cudaGetDeviceCount(int *n) {
+    const char *text = getenv("EMULATE_GPUS");
+    *n = text ? atoi(text) : 1;
+    return cudaSuccess;
+}
+cudaError_t cudaSetDevice(int) {
+    return cudaSuccess;
+}
+cudaError_t cudaGetDevice(int *device) {
+    *device = 0;
+    return cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int) {
+    const char *sms = getenv("EMULATE_SMS");
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "emulated GPU");
+    p->major = 8;
+    p->multiProcessorCount = sms ? atoi(sms) : 16;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr what, int) {
+    struct cudaDeviceProp p;
+    cudaGetDeviceProperties(&p, 0);
+    *value = what == cudaDevAttrComputeCapabilityMajor ? p.major
+             : what == cudaDevAttrMultiProcessorCount  ? p.multiProcessorCount
+                                                       : 227 << 10;
+    return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *a, const void *) {
+    memset(a, 0, sizeof *a);
+    return cudaSuccess;
+}
+cudaError_t cudaFuncSetAttribute(const void *, enum cudaFuncAttribute, int) {
+    return cudaSuccess;
+}
+const char *cudaGetErrorString(cudaError_t e) {
+    return e == cudaSuccess ? "no error" : "an emulated error";
+}
+cudaError_t cudaGetLastError(void) {
+    return cudaSuccess;
+}
+cudaError_t cudaMalloc(void **p, size_t n) {
+    *p = aligned_alloc(256, (n + 255) / 256 * 256);
+    if (*p)
+        memset(*p, 0x5a, n); /* what is not written is garbage */
+    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFree(void *p) {
+    free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void **p, size_t n) {
+    return cudaMalloc(p, n);
+}
+cudaError_t cudaHostAlloc(void **p, size_t n, unsigned) {
+    return cudaMalloc(p, n);
+}
+cudaError_t cudaHostGetDevicePointer(void **p, void *host, unsigned) {
+    *p = host;
+    return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void *p) {
+    free(p);
+    return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all) {
+    const char *free_mb = getenv("EMULATE_FREE_MB");
+    *free_bytes = *all = (size_t)(free_mb ? atoi(free_mb) : 16384) << 20;
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind) {
+    memcpy(to, from, n);
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind,
+                            cudaStream_t) {
+    enqueue([=] { memcpy(to, from, n); });
+    return cudaSuccess;
+}
+cudaError_t cudaMemset(void *p, int v, size_t n) {
+    memset(p, v, n);
+    return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t) {
+    enqueue([=] { memset(p, v, n); });
+    return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) {
+    *s = (cudaStream_t)malloc(1);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    free(s);
+    return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t, enum cudaStreamCaptureMode) {
+    recorded = new recording;
+    return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
+    *graph = (cudaGraph_t)recorded;
+    recorded = nullptr;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = (cudaGraphExec_t) new recording(*(recording *)graph);
+    return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete (recording *)graph;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    delete (recording *)exec;
+    return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+    for (const auto &f : *(recording *)exec)
+        f();
+    return cudaSuccess;
+}
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+    *e = (cudaEvent_t)malloc(1);
+    return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t e) {
+    free(e);
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+    return cudaSuccess;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) {
+    return cudaSuccess;
+}
+
+/* Prompts: not here, tokens go one by one. */
+int32_t wina_cuda_prompt_create(wina_cuda_model *, const wina_cuda_attend *,
+                                const wina_cuda_lists *, int32_t, cudaStream_t,
+                                wina_cuda_prompt **out) {
+    *out = nullptr;
+    return WINA_OK;
+}
+void wina_cuda_prompt_free(wina_cuda_prompt *) {}
+uint64_t wina_cuda_prompt_bytes(const wina_cuda_prompt *) {
+    return 0;
+}
+int32_t wina_cuda_prompt_most(const wina_cuda_prompt *) {
+    return 0;
+}
+cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *, const int32_t *, int32_t, int32_t, int32_t,
+                                   bool) {
+    return cudaErrorNotSupported;
+}
+cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *, const float *) {
+    return cudaErrorNotSupported;
+}
+cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *, float *) {
+    return cudaErrorNotSupported;
+}
+cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *, int32_t, wina_group) {
+    return cudaErrorNotSupported;
+}
+cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *, int32_t) {
+    return cudaErrorNotSupported;
+}
+cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *, int32_t, float *) {
+    return cudaErrorNotSupported;
+}
+}

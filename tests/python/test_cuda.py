@@ -1,0 +1,89 @@
+"""The GPU backend where there is no GPU: its decode kernels, run by the CPU (see
+tests/native/cuda/emulate), against the CPU backend; and that nvcc compiles everything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+
+
+def _make(target: str, build: Path, *options: str) -> None:
+    command = ["make", "-C", str(ROOT), f"BUILD={build}", f"CUDA_HOME={CUDA}", *options, target]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Path:
+    """The folder of build/emulate, built if it is not there; it stays for the next run."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the emulation of CUDA runs on x86-64 only")
+    if not (CUDA / "include" / "cuda_runtime_api.h").exists() or not shutil.which("g++"):
+        pytest.skip("CUDA's headers (or g++) are not there")
+    build = ROOT / "build"
+    _make("cuda-emulated", build)
+    return build
+
+
+@pytest.mark.parametrize(
+    ("case", "machine"),
+    [
+        ("F16 36 x 52, sparsity 0", {}),  # dense and half, odd widths
+        ("Q6_K, sparsity 0.65, projections", {}),
+        ("chain", {}),  # layers on the CPU and on a GPU
+        ("chain", {"EMULATE_GPUS": "3", "EMULATE_FREE_MB": "401"}),  # a layer on each
+    ],
+)
+def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[str, str]) -> None:
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "CHECK_ONLY": case,
+        "EMULATE_SMS": "4",
+        **machine,
+    }
+    done = subprocess.run(
+        [str(emulated / "tests" / "check_cuda")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert case.split(",")[0] in done.stdout
+
+
+def test_nvcc_compiles_the_backend(tmp_path: Path) -> None:
+    if not shutil.which("nvcc"):
+        pytest.skip("nvcc is not there")
+    if not os.environ.get("PYWINA_TEST_NVCC"):
+        pytest.skip("nvcc takes a minute: PYWINA_TEST_NVCC=1 runs it")
+    _make("cuda", tmp_path, "CUDA_ARCHS=90", "-j2")
+    assert (tmp_path / "lib" / "libwina_cuda.so").stat().st_size > 100_000
+
+
+def test_cublas_of_the_wheel_is_named(tmp_path: Path) -> None:
+    library = tmp_path / "nvidia" / "cu13" / "lib" / "libcublas.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    code = "import pywina, os; print(os.environ['WINA_CUBLAS'])"
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment.pop("WINA_CUBLAS", None)
+
+    def named() -> str:
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    assert named() == str(library)
+    environment["WINA_CUBLAS"] = "none"
+    assert named() == "none"
