@@ -159,6 +159,8 @@ class Routes:
         body.pop("n", None)
         if (limit := body.pop("max_completion_tokens", None)) is not None:
             body["max_tokens"] = limit
+        if any(token >= self.engine.model.info.n_vocab for token in body.get("logit_bias", ())):
+            raise RequestError("logit_bias: a token is not in the vocabulary", param="logit_bias")
         body.setdefault("temperature", 0.8)
         body["model"] = self.name
         first = body.pop("messages") if chat else body.pop("prompt")
