@@ -18,12 +18,33 @@ from ._native import ffi, lib
 from .errors import StateError
 
 
+class Weights:
+    """A native model that several handles use; the last one to let go of it frees it."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._users = 1
+        self._lock = threading.Lock()
+
+    def share(self) -> Weights:
+        with self._lock:
+            self._users += 1
+        return self
+
+    def release(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                lib.wina_model_free(self.model)
+
+
 class Handle:
     """Owns the native objects. All methods may be called from any thread."""
 
-    def __init__(self, name: str, model: Any, session: Any) -> None:
+    def __init__(self, name: str, weights: Weights, session: Any) -> None:
         self._name = name
-        self._model = model
+        self._weights = weights
+        self._model = weights.model
         self._session = session
         self._stream: Any = None
         self._pid = os.getpid()
@@ -58,6 +79,11 @@ class Handle:
             with self._idle:
                 self._users -= 1
                 self._idle.notify_all()
+
+    def share(self) -> Weights:
+        """The model for a further handle, which may outlive this one."""
+        with self.borrow():
+            return self._weights.share()
 
     @contextmanager
     def run(self, stream: Any = None) -> Iterator[Any]:
@@ -120,5 +146,5 @@ class Handle:
                 self._idle.wait_for(lambda: self._users == 0)
             lib.wina_stream_free(self._stream if self._stream is not None else ffi.NULL)
             lib.wina_session_free(self._session)
-            lib.wina_model_free(self._model)
+            self._weights.release()
             self._stream = self._session = self._model = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import struct
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _values
-from ._handle import Handle
+from ._handle import Handle, Weights
 from ._native import check, ffi, lib
 from .chat import ChatTemplate, Message
 from .completion import Completions
@@ -86,7 +87,7 @@ def _create(
     params.backend = _backend(backend)
     if n_gpu_layers is not None:
         params.n_gpu_layers = _values.integer("n_gpu_layers", n_gpu_layers, 0, 1 << 20)
-    model, session = ffi.new("wina_model **"), ffi.new("wina_session **")
+    model = ffi.new("wina_model **")
     encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise ArgumentError(f"the path {path!r} holds a NUL character")
@@ -96,18 +97,21 @@ def _create(
         raise report.error
     check(status)
     try:
-        session_params = ffi.new("wina_session_params *")
-        lib.wina_session_params_init(session_params)
-        session_params.n_ctx = n_ctx
-        session_params.n_threads = n_threads
-        session_params.n_batch = n_batch
-        sparsity._store(session_params.sparsity)
-        check(lib.wina_session_create(model[0], session_params, session))
-        return Handle(path, model[0], session[0])
+        return _open_session(path, Weights(model[0]), n_ctx, n_threads, n_batch, sparsity)
     except BaseException:
-        lib.wina_session_free(session[0])
         lib.wina_model_free(model[0])
         raise
+
+
+def _open_session(
+    path: str, weights: Weights, n_ctx: int, n_threads: int, n_batch: int, sparsity: Sparsity
+) -> Handle:
+    session, params = ffi.new("wina_session **"), ffi.new("wina_session_params *")
+    lib.wina_session_params_init(params)
+    params.n_ctx, params.n_threads, params.n_batch = n_ctx, n_threads, n_batch
+    sparsity._store(params.sparsity)
+    check(lib.wina_session_create(weights.model, params, session))
+    return Handle(path, weights, session[0])
 
 
 class Model(Inspection, Completions, Variants):
@@ -144,11 +148,14 @@ class Model(Inspection, Completions, Variants):
         self._handle = _create(
             self.path, ctx, threads, self._n_batch, self.sparsity, progress, backend, n_gpu_layers
         )
+        self._prepare(time.perf_counter() - started)
+
+    def _prepare(self, load_s: float) -> None:
         self._finalizer = weakref.finalize(self, self._handle.close)
         self._finalizer.atexit = False
         self._compiled: ChatTemplate | None = None  # the chat template used last
         self._held: list[int] = []  # tokens in the context, as far as they may be used again
-        self.load_s = time.perf_counter() - started
+        self.load_s = load_s
         self.info = self._read_info()
 
     @classmethod
@@ -176,6 +183,22 @@ class Model(Inspection, Completions, Variants):
             local_dir=local_dir,
         )  # fmt: skip
         return cls(path, **options)
+
+    def share(self) -> Self:
+        """A second model over the same weights with a context of its own: both generate
+        independently, and each is closed by itself. Costs a KV cache, not a load."""
+        other = copy.copy(self)
+        weights = self._handle.share()
+        try:
+            n_ctx, n_threads = self.info.n_ctx, self.info.n_threads
+            other._handle = _open_session(
+                self.path, weights, n_ctx, n_threads, self._n_batch, self.sparsity
+            )
+        except BaseException:
+            weights.release()
+            raise
+        other._prepare(0.0)
+        return other
 
     def _read_info(self) -> ModelInfo:
         info = ffi.new("wina_model_info *")

@@ -21,7 +21,7 @@ from ..errors import (
 )
 from ..params import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
-from . import calibrate, chat, convert, demo, eval, fetch, report, run
+from . import calibrate, chat, convert, demo, eval, fetch, report, run, serve
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -145,6 +145,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("report", "A page about one model's sparsity.", report.main)
     report.add_arguments(command)
+
+    command = add("serve", "Answer HTTP requests in OpenAI's form.", serve.main)
+    _add_model(command)
+    serve.add_arguments(command)
+    _add_sparsity(command)
 
     command = add("fetch", "Fetch known models, or list them.", fetch.main)
     command.add_argument("names", nargs="*", metavar="NAME", help="none: list all")

@@ -1,0 +1,196 @@
+"""Requests share one model: each runs in a slot, the others wait in a queue.
+
+A slot is a context of its own over the same weights. One thread advances all busy slots in turn, a
+token each, so answers do not depend on who else asks. Everything that a client may do meanwhile
+(leave, change the sparsity) only sets a field that this thread looks at before the next token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import CancelledError
+from ..generation import Stream
+from ..model import Model
+from .metrics import Metrics
+
+Json = dict[str, Any]
+#: gets a slot, yields the parts of the reply; runs on the engine's thread
+Work = Callable[["Slot"], Iterator[Json]]
+
+
+class Busy(Exception):
+    """All slots are taken and the queue is full."""
+
+
+class Slot:
+    """A context, and the stream that runs in it."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model.share()
+        self.stream: Stream | None = None
+        # The model's own calls shape the reply; this is how the stream below is reached.
+        make = self.model._make_stream
+
+        def keep(*args: Any, **options: Any) -> Stream:
+            self.stream = make(*args, **options)
+            return self.stream
+
+        self.model._make_stream = keep  # type: ignore[method-assign]
+
+
+class Job:
+    """One request. Read it with ``async for``; ``cancel`` may be called at any time."""
+
+    def __init__(self, work: Work, metrics: Metrics) -> None:
+        self._work, self._metrics = work, metrics
+        self._loop = asyncio.get_running_loop()
+        self._parts: asyncio.Queue[Json | BaseException | None] = asyncio.Queue()
+        self._iterator: Iterator[Json] | None = None
+        self.slot: Slot | None = None
+        self.cancelled = False
+        self.sparsity: float | None = None  # wanted from the next token on
+        self.id = ""  # of the reply; known from its first part on
+
+    def __aiter__(self) -> Job:
+        return self
+
+    async def __anext__(self) -> Json:
+        part = await self._parts.get()
+        if part is None:
+            raise StopAsyncIteration
+        if isinstance(part, BaseException):
+            raise part
+        return part
+
+    def cancel(self) -> None:
+        """Frees the slot, in the middle of a prompt too."""
+        self.cancelled = True
+        slot = self.slot
+        if slot is not None and slot.stream is not None:
+            slot.stream.cancel()
+
+    def _put(self, part: Json | BaseException | None) -> None:
+        # RuntimeError: the loop has ended, and nobody waits any more.
+        try:
+            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+        except RuntimeError:
+            self.cancelled = True
+
+    def step(self) -> bool:
+        """Runs to the next part; False if there is none. On the engine's thread."""
+        slot = self.slot
+        assert slot is not None
+        try:
+            if self.cancelled:
+                raise CancelledError("the client has left")
+            if self._iterator is None:
+                self._iterator = self._work(slot)
+            wanted, self.sparsity = self.sparsity, None
+            if wanted is not None and slot.stream is not None:
+                slot.stream.set_sparsity(wanted)
+            part = next(self._iterator)
+        except StopIteration:
+            self._finish(None)
+            return False
+        except BaseException as error:
+            self._finish(error)
+            return False
+        self.id = self.id or part.get("id", "")
+        self._put(part)
+        return True
+
+    def _finish(self, error: BaseException | None) -> None:
+        slot, self.slot = self.slot, None
+        if slot is not None and slot.stream is not None:
+            self._metrics.count_stream(slot.stream, self.cancelled)
+            slot.stream.close()
+            slot.stream = None
+        self._iterator = None
+        self._put(error)
+
+
+class Engine:
+    """n_slots contexts, a queue of at most n_queue jobs, and the thread that runs them."""
+
+    def __init__(self, model: Model, *, n_slots: int = 4, n_queue: int = 64) -> None:
+        self.model, self.n_slots, self.n_queue = model, n_slots, n_queue
+        self.metrics = Metrics()
+        self._free = [Slot(model) for _ in range(n_slots)]
+        self._slots = list(self._free)
+        self._waiting: deque[Job] = deque()
+        self._running: list[Job] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="pywina-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_busy(self) -> int:
+        return len(self._running)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, work: Work) -> Job:
+        """Queues work; Busy if there is no room."""
+        job = Job(work, self.metrics)
+        with self._wake:
+            if len(self._waiting) >= self.n_queue + len(self._free) or self._closing:
+                self.metrics.rejected += 1
+                raise Busy
+            self._waiting.append(job)
+            self._wake.notify()
+        return job
+
+    def find(self, reply_id: str) -> Job | None:
+        """The running job whose reply has this id."""
+        with self._wake:
+            return next((job for job in self._running if job.id == reply_id), None)
+
+    def _admit(self) -> bool:
+        """Moves waiting jobs into free slots; waits while there is nothing to do."""
+        with self._wake:
+            while not (self._waiting or self._running or self._closing):
+                self._wake.wait()
+            if self._closing:
+                return False
+            while self._waiting and self._free:
+                job = self._waiting.popleft()
+                if job.cancelled:
+                    job._finish(CancelledError("the client has left"))
+                    continue
+                job.slot = self._free.pop()
+                self._running.append(job)
+            return True
+
+    def _run(self) -> None:
+        while self._admit():
+            for job in list(self._running):
+                started, slot = time.perf_counter(), job.slot
+                going = job.step()
+                self.metrics.busy_s += time.perf_counter() - started
+                if not going and slot is not None:
+                    with self._wake:
+                        self._running.remove(job)
+                        self._free.append(slot)
+
+    def close(self) -> None:
+        """Ends everything that runs or waits, and frees the contexts (not the model)."""
+        with self._wake:
+            self._closing = True
+            jobs = [*self._running, *self._waiting]
+            self._wake.notify()
+        for job in jobs:
+            job.cancel()
+        self._thread.join()
+        for job in jobs:
+            job._finish(CancelledError("the server is stopping"))
+        for slot in self._slots:
+            slot.model.close()
