@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,20 @@ def test_the_model_they_are_made_from_runs(folder: Path) -> None:
     with pywina.load(path, n_threads=1) as model:
         assert len(model.generate("abc", max_tokens=4, temperature=0, ignore_eog=True)) > 0
     assert main(["convert", str(path), str(folder / "converted.gguf")]) == 0
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tensor", ["token_embd", "blk.0.ffn_gate", "blk.0.attn_q", "output_norm"])
+def test_weights_that_are_no_numbers(tensor: str, number: float, tmp_path: Path) -> None:
+    """exp of a NaN once shifted a negative number."""
+    content = good()
+    weights = content.tensor(f"{tensor}.weight")
+    n = len(weights.data) // 4
+    weights.data = struct.pack(f"<{n}f", *[number] * n)
+    path = tmp_path / "x.gguf"
+    path.write_bytes(content.encode())
+    with pywina.load(path, n_threads=1) as model, pytest.raises(pywina.NumericError):
+        model.generate("abc", max_tokens=4)
 
 
 @pytest.mark.parametrize("case", CASES, ids=IDS)

@@ -41,6 +41,8 @@ static inline float round_even(float x) {
 
 /* exp by range reduction to |r| <= ln(2) / 2 and a polynomial; relative error below 2e-7. */
 static inline float exp_one(float x) {
+    if (isnan(x)) /* has no exponent to shift into place */
+        return x;
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float n = round_even(x * 1.44269504f);
     float r = fmaf(n, -0.693359375f, x);
