@@ -108,11 +108,9 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
                 o->model, info.architecture, (long long)info.n_params, info.n_layer, info.n_embd,
                 info.n_vocab, (double)info.file_bytes / 1e6, (double)info.weight_bytes / 1e6,
                 info.packed && !o->no_mmap ? " (mapped)" : "", cli_now() - start);
-        if (info.device[0] && info.backend_note[0])
-            fprintf(stderr, "wina: %s (%s), %.2f GB there\n", info.backend_note, info.device,
-                    (double)info.gpu_bytes / 1e9);
-        else if (info.device[0])
-            fprintf(stderr, "wina: all %d layers on %s, %.2f GB there\n", info.n_layer, info.device,
+        if (info.device[0])
+            fprintf(stderr, "wina: %d layers: %s on %s, %.2f GB there\n", info.n_layer,
+                    info.backend_note[0] ? info.backend_note : "all", info.device,
                     (double)info.gpu_bytes / 1e9);
         else if (info.backend_note[0])
             fprintf(stderr, "wina: on the CPU: %s\n", info.backend_note);

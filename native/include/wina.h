@@ -100,9 +100,9 @@ typedef struct wina_model_params {
     int32_t meta_only;  /* 1: metadata, tensor table and plan only, no tokenizer; default 0 */
     wina_progress_fn progress; /* default NULL */
     void *progress_user;
-    int32_t backend;      /* wina_backend_kind; default WINA_BACKEND_AUTO */
-    int32_t n_gpu_layers; /* the last layers are on GPUs; default -1: as many as
-                             fit, with WINA_BACKEND_CUDA all. 0: none */
+    int32_t backend;      /* wina_backend_kind; default WINA_BACKEND_AUTO: layers that fit nowhere
+                           * else stay on the CPU, the first ones */
+    int32_t n_gpu_layers; /* layers on the GPU; default -1: all. 0: none */
     int32_t no_mmap; /* 1: weights of a packed file are read into memory, in huge pages, instead of
                       * mapped; default 0. Other files' weights are in memory always */
     int32_t mlock;   /* 1: packed weights must stay in memory, or the load fails; default 0 */
