@@ -281,9 +281,10 @@ static int32_t dry(wina_sampler *s, int32_t n_vocab) {
     if (p->dry_multiplier == 0 || p->dry_base < 1 || n <= allowed)
         return WINA_OK;
     const int32_t *last = s->history + s->n_history - 1;
-    uint64_t limit = 0; /* tokens at the end up to the last breaker */
-    while (limit < n && !bsearch(last - limit, s->breakers, (size_t)p->n_dry_breakers,
-                                 sizeof *s->breakers, by_token))
+    uint64_t limit = 0;                        /* tokens at the end up to the last breaker */
+    while (limit < n && !(p->n_dry_breakers && /* bsearch wants an array even for nothing */
+                          bsearch(last - limit, s->breakers, (size_t)p->n_dry_breakers,
+                                  sizeof *s->breakers, by_token)))
         limit++;
     if (limit < allowed)
         return WINA_OK;
