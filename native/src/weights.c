@@ -82,8 +82,12 @@ static int32_t get_matrix(const wina_gguf *gguf, const wina_config *c, int32_t l
     *out = *t;
     if (fused) {
         out->ne[1] = (uint64_t)s.n_out[i];
-        if (t->data) /* none in packed files */
-            out->data += (uint64_t)row0 * t->row_bytes;
+        if (!t->data)
+            return wina_fail(WINA_E_UNSUPPORTED,
+                             "tensor %s: packed files with fused matrices are "
+                             "not supported",
+                             name);
+        out->data += (uint64_t)row0 * t->row_bytes;
         out->n_bytes = out->ne[1] * t->row_bytes;
     }
     return WINA_OK;
