@@ -118,18 +118,18 @@ def _as_response(error: BaseException) -> BaseException:
 
 def _merge(parts: list[Json], chat: bool) -> Json:
     """One reply of the chunks of a stream."""
-    text, probabilities = "", None
+    text = ""
+    probabilities: Json = {}
     for part in parts:
         choice = part["choices"][0]
         text += choice["delta"].get("content", "") if chat else choice["text"]
         found = choice.get("logprobs")
-        if found and probabilities is None:
-            probabilities = found
-        elif found:
-            for name, value in found.items():
-                if isinstance(value, list):
-                    probabilities[name] += value
-    choice = {"index": 0, "logprobs": probabilities,
+        for name, value in (found or {}).items():
+            if isinstance(value, list):
+                probabilities[name] = probabilities.get(name, []) + value
+            else:
+                probabilities[name] = value
+    choice = {"index": 0, "logprobs": probabilities or None,
               "finish_reason": parts[-1]["choices"][0]["finish_reason"]}  # fmt: skip
     choice |= {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     kind = "chat.completion" if chat else "text_completion"
@@ -201,7 +201,8 @@ class Routes:
             return [await anext(job) for _ in range(n_ahead)]
 
         try:
-            return await _watched(job, request.receive, first())
+            parts: list[Json] = await _watched(job, request.receive, first())
+            return parts
         except BaseException as error:
             job.cancel()
             raise _as_response(error) from error

@@ -89,8 +89,8 @@ def _number(low: float, high: float, kind: type = float, below: bool = False) ->
 def _of(*kinds: type) -> Callable[..., Any]:
     def check(name: str, value: object) -> Any:
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join({str: "text", dict: "an object", list: "a list"}.get(
-                kind, "true or false") for kind in kinds)  # fmt: skip
+            names: dict[type, str] = {str: "text", dict: "an object", list: "a list"}
+            wanted = " or ".join(names.get(kind, "true or false") for kind in kinds)
             raise RequestError(f"{name} must be {wanted}")
         return value
 
