@@ -215,8 +215,8 @@ static inline wina_rules fake_rules(const wina_model *m, float sparsity, int32_t
     return rules;
 }
 
-static const wina_arch FAKE_LLAMA = {"llama", WINA_ROPE_INTERLEAVED, false};
-static const wina_arch FAKE_QWEN = {"qwen2", WINA_ROPE_HALVES, true};
+static const wina_arch FAKE_LLAMA = {.name = "llama", .rope = WINA_ROPE_INTERLEAVED};
+static const wina_arch FAKE_QWEN = {.name = "qwen2", .rope = WINA_ROPE_HALVES, .qkv_bias = true};
 
 /* Never freed: the process ends with it. With `fast`, embeddings are a float16 tensor of their own
  * as in a file; else they come from the output matrix (tied). */
@@ -235,6 +235,11 @@ static inline wina_model *fake_model(const fake_spec *s, unsigned long long seed
                               .rope_dim = s->head_dim,
                               .rope_theta = 10000,
                               .rope_scale = 1,
+                              .rope_gain = 1,
+                              .embd_scale = 1,
+                              .residual_scale = 1,
+                              .attn_scale = 1.0f / sqrtf((float)s->head_dim),
+                              .logit_scale = 1,
                               .rms_eps = 1e-5f,
                               .tied_output = true};
     wina_weights *w = &m->weights;

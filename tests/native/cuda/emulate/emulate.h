@@ -1,10 +1,12 @@
-/* emulate: runs the decode kernels on the CPU, so that their logic is checked where there is no GPU.
+/* emulate: runs the decode kernels on the CPU, so that their logic is checked where there is no
+ * GPU.
  *
  * Every thread of every block is a fiber; all blocks run at once, in turn, on one CPU thread. A
- * warp's collective operations and barriers are meetings of fibers. It shows wrong indices, sums and
- * orders, missing barriers between warps, what is read before it is written, and deadlocks (which
- * end the program); not how fast or how weakly ordered a GPU is. EMULATE_SMS, EMULATE_GPUS and
- * EMULATE_FREE_MB say how many multiprocessors, GPUs and MB of memory there are (16, 1, 16384). */
+ * warp's collective operations and barriers are meetings of fibers. It shows wrong indices, sums
+ * and orders, missing barriers between warps, what is read before it is written, and deadlocks
+ * (which end the program); not how fast or how weakly ordered a GPU is. EMULATE_SMS, EMULATE_GPUS
+ * and EMULATE_FREE_MB say how many multiprocessors, GPUs and MB of memory there are (16, 1, 16384).
+ */
 #ifndef WINA_CUDA_EMULATE_H
 #define WINA_CUDA_EMULATE_H
 
@@ -32,8 +34,8 @@
 extern uint3 threadIdx, blockIdx;
 extern dim3 gridDim, blockDim;
 
-void emulate_launch(cudaStream_t stream, unsigned n_blocks, unsigned n_threads,
-                    size_t shared_bytes, std::function<void()> kernel);
+void emulate_launch(cudaStream_t stream, unsigned n_blocks, unsigned n_threads, size_t shared_bytes,
+                    std::function<void()> kernel);
 void emulate_sync_block();
 /* All 32 lanes give a value; returns what they gave, until the next collective. */
 const uint64_t *emulate_meet(uint64_t mine);
@@ -47,7 +49,6 @@ size_t emulate_reserve(size_t n_bytes); /* of every block's static shared memory
 #define WINA_CUDA_SHARED(type, name)                                                               \
     static const size_t name##_at = emulate_reserve(sizeof(type));                                 \
     type &name = *reinterpret_cast<type *>(emulate_static(name##_at))
-
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
