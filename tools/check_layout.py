@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sparse",),
     ("dtype", "dequant", "piece", "pairmap"),
     ("gguf", "gguf_value"),
+    ("split",),
     ("pretokmatch", "pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
     ("config", "pack", "candidates", "textcut"),
     ("sampler",),

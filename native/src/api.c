@@ -8,6 +8,7 @@
 #include "mem.h"
 #include "model.h"
 #include "packed.h"
+#include "split.h"
 #include "status.h"
 
 #define WINA_VERSION "0.1.0"
@@ -61,6 +62,7 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
     wina_kernels kernels;
     WINA_TRY(wina_kernels_detect(&kernels)); /* a wrong WINA_CPU is best told early */
     WINA_TRY(wina_gguf_open(path, &m->gguf));
+    WINA_TRY(wina_split_attach(m->gguf, path));
     WINA_TRY(wina_packed_attach(m->gguf));
     if (!p->meta_only)
         WINA_TRY(wina_tokenizer_create(m->gguf, &m->tokenizer));
@@ -164,7 +166,7 @@ int32_t wina_model_get_info(const wina_model *m, wina_model_info *info) {
         if (t->name.n < 10 || memcmp(t->name.data, "wina.pack.", 10) != 0)
             info->n_params += (int64_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
     }
-    info->file_bytes = (int64_t)m->gguf->map.n_bytes;
+    info->file_bytes = (int64_t)wina_gguf_file_bytes(m->gguf);
     info->weight_bytes = (int64_t)m->weights.total_bytes;
     info->packed = wina_packed_find(m->gguf);
     info->sparse_bytes = (int64_t)m->weights.sparse_bytes;

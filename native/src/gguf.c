@@ -515,7 +515,8 @@ static int32_t enter_added(wina_gguf *g, uint64_t first, uint64_t count) {
     return WINA_OK;
 }
 
-int32_t wina_gguf_add_tensors(wina_gguf *g, const wina_gguf_tensor *tensors, uint64_t n) {
+/* Room for n more tensors in the table of names and behind those that are there. */
+static int32_t reserve_tensors(wina_gguf *g, uint64_t n) {
     if (n > WINA_GGUF_MAX_TENSORS || g->n_tensors + n > WINA_GGUF_MAX_TENSORS)
         return wina_fail(WINA_E_UNSUPPORTED, "tensor count %llu, the limit is %u",
                          (ull)(g->n_tensors + n), WINA_GGUF_MAX_TENSORS);
@@ -529,7 +530,6 @@ int32_t wina_gguf_add_tensors(wina_gguf *g, const wina_gguf_tensor *tensors, uin
         return status;
     }
     memcpy(all, g->tensors, old * sizeof *all);
-    memcpy(all + old, tensors, n * sizeof *all);
     free(g->tensors);
     free(g->tensor_slots);
     g->tensors = all;
@@ -537,12 +537,40 @@ int32_t wina_gguf_add_tensors(wina_gguf *g, const wina_gguf_tensor *tensors, uin
     g->n_tensor_slots = n_slots;
     for (uint64_t i = 0; i < old; i++)
         slots[tensor_slot(g, all[i].name.data, all[i].name.n)] = (uint32_t)i + 1;
-    return enter_added(g, old, count);
+    return WINA_OK;
+}
+
+int32_t wina_gguf_add_tensors(wina_gguf *g, const wina_gguf_tensor *tensors, uint64_t n) {
+    uint64_t old = g->n_tensors;
+    WINA_TRY(reserve_tensors(g, n));
+    memcpy(g->tensors + old, tensors, n * sizeof *tensors);
+    return enter_added(g, old, old + n);
+}
+
+int32_t wina_gguf_join_parts(wina_gguf *g) {
+    uint64_t n = 0;
+    for (uint32_t p = 0; p < g->n_parts; p++)
+        n += g->parts[p]->n_tensors;
+    WINA_TRY(reserve_tensors(g, n));
+    for (uint32_t p = 0; p < g->n_parts; p++)
+        for (uint64_t i = 0; i < g->parts[p]->n_tensors; i++) {
+            const wina_gguf_tensor *t = &g->parts[p]->tensors[i];
+            uint64_t slot = tensor_slot(g, t->name.data, t->name.n);
+            if (g->tensor_slots[slot] != 0)
+                return wina_fail(WINA_E_FORMAT, "tensor \"%.*s\" is in two parts of the file",
+                                 (int)t->name.n, t->name.data);
+            g->tensors[g->n_tensors++] = *t;
+            g->tensor_slots[slot] = (uint32_t)g->n_tensors;
+        }
+    return WINA_OK;
 }
 
 void wina_gguf_close(wina_gguf *gguf) {
     if (!gguf)
         return;
+    for (uint32_t i = 0; i < gguf->n_parts; i++)
+        wina_gguf_close(gguf->parts[i]);
+    free(gguf->parts);
     free(gguf->kv);
     free(gguf->tensors);
     free(gguf->kv_slots);
@@ -550,6 +578,21 @@ void wina_gguf_close(wina_gguf *gguf) {
     if (gguf->owns_map)
         wina_mapfile_close(&gguf->map);
     free(gguf);
+}
+
+uint64_t wina_gguf_file_bytes(const wina_gguf *gguf) {
+    uint64_t n = gguf->map.n_bytes;
+    for (uint32_t i = 0; i < gguf->n_parts; i++)
+        n += gguf->parts[i]->map.n_bytes;
+    return n;
+}
+
+void wina_gguf_release(const wina_gguf *gguf, const wina_gguf_tensor *t) {
+    for (uint32_t i = 0; i <= gguf->n_parts; i++) {
+        const wina_mapfile *map = i ? &gguf->parts[i - 1]->map : &gguf->map;
+        if ((uintptr_t)t->data - (uintptr_t)map->data < map->n_bytes)
+            wina_mapfile_release(map, (uint64_t)(t->data - map->data), t->n_bytes);
+    }
 }
 
 const wina_gguf_kv *wina_gguf_find(const wina_gguf *gguf, const char *key) {

@@ -87,6 +87,8 @@ typedef struct wina_gguf {
     uint64_t n_kv_slots;
     uint64_t n_tensor_slots;
     uint64_t hash_key; /* random, so that a file cannot be made whose names all collide */
+    uint32_t n_parts;
+    struct wina_gguf **parts; /* (n_parts) of a split file: the others, owned; NULL: not open yet */
 } wina_gguf;
 
 /* Opens, maps and validates. Errors name the file and the key, tensor or offset at fault. */
@@ -101,6 +103,16 @@ int32_t wina_gguf_open_memory(const char *name, const uint8_t *data, uint64_t n_
 /* Adds n tensors that the file has in another form: name, dtype, n_dims and ne are given and
  * checked here like those of the header, data becomes NULL. Pointers to tensors become invalid. */
 int32_t wina_gguf_add_tensors(wina_gguf *gguf, const wina_gguf_tensor *tensors, uint64_t n);
+
+/* Adds the tensors of gguf->parts, whose data stays in their mappings. A name that is in two parts
+ * is an error. Pointers to tensors become invalid. */
+int32_t wina_gguf_join_parts(wina_gguf *gguf);
+
+/* Bytes of the file, or of all parts. */
+uint64_t wina_gguf_file_bytes(const wina_gguf *gguf);
+
+/* Tells the system that a tensor's data (not NULL) is not needed any more. */
+void wina_gguf_release(const wina_gguf *gguf, const wina_gguf_tensor *tensor);
 
 /* "u32", "str", "arr", ...; "?" if type is no wina_gguf_type. */
 const char *wina_gguf_type_name(uint32_t type);

@@ -266,7 +266,7 @@ static int32_t pack_matrix(const wina_gguf *gguf, wina_threads *threads, const w
         for (uint64_t i = 0; i < t->ne[0] && total; i++)
             for (int j = 0; j < N_CHUNKS; j++)
                 total[i] += k.sums[(uint64_t)j * t->ne[0] + i];
-        wina_mapfile_release(&gguf->map, (uint64_t)(t->data - gguf->map.data), t->n_bytes);
+        wina_gguf_release(gguf, t);
     }
     free(k.scratch);
     free(k.sums);

@@ -1,4 +1,5 @@
-"""pywina convert: the same model with norms and budgets in the file, or with rotated weights."""
+"""pywina convert: the same model quantised, with norms and budgets in the file, or with rotated
+weights."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from ..api import load
 from ..convert import convert
 from ..convert.checkpoint import plan_checkpoint
 from ..convert.convert import Plan
+from ..convert.quantize import plan_quantized, quantize
 from ..convert.transform import Rotation, make_bases
 from ..errors import ArgumentError
 from ..eval.windows import cut_windows
@@ -40,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--type", choices=tuple(convert.TYPES), default="F16",
         help="of the matrices of transformed models and checkpoints; default F16",
+    )  # fmt: skip
+    parser.add_argument(
+        "--quantize", choices=tuple(convert.TYPES), metavar="TYPE",
+        help="write the matrices of an F32, F16 or BF16 model in this type, the output matrix in "
+        f"Q8_0 if the type is smaller: {', '.join(convert.TYPES)}",
     )  # fmt: skip
     parser.add_argument(
         "-f", "--file", type=Path, metavar="TEXT", help="text that a transform is made from"
@@ -96,13 +103,20 @@ def _write(plan: Plan, target: Path, args: argparse.Namespace) -> int:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.quantize and (args.transform or args.tuning):
+        raise ArgumentError("--quantize goes without --transform and --tuning: convert twice")
     if Path(args.source).is_dir():
         if args.transform or args.tuning:
             raise ArgumentError("convert the checkpoint first, then the GGUF file it becomes")
         convert.check_paths(Path(args.source), args.target)
-        return _write(plan_checkpoint(Path(args.source), args.type), args.target, args)
+        plan = plan_checkpoint(Path(args.source), "F32" if args.quantize else args.type)
+        if args.quantize:
+            plan = quantize(plan.content, args.quantize)
+        return _write(plan, args.target, args)
     source = resolve(args.source)
     convert.check_paths(source, args.target)
+    if args.quantize:
+        return _write(plan_quantized(source, args.quantize), args.target, args)
     tuning = Tuning.load(args.tuning) if args.tuning else None
     with load(source, n_threads=args.threads, backend="cpu") as model:
         if tuning is not None:

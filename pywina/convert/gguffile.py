@@ -123,7 +123,26 @@ def tensor_bytes(shape: Sequence[int], kind: int) -> int:
 
 
 def read(path: Path) -> GgufFile:
-    """The header of a file; tensor data is read when it is asked for."""
+    """The header of a file; tensor data is read when it is asked for. path may be the first part of
+    a split file: what comes is the whole."""
+    result = read_part(path)
+    count = _integer(result.values.get("split.count"))
+    result.drop("split.")
+    if count > 1:
+        stem = path.name.removesuffix(f"-00001-of-{count:05}.gguf")
+        for no in range(2, count + 1):
+            part = read_part(path.with_name(f"{stem}-{no:05}-of-{count:05}.gguf"))
+            result.tensors += part.tensors
+    return result
+
+
+def _integer(raw: bytes | None) -> int:
+    """A metadata value that the native reader took for an integer; 0 if there is none."""
+    return 0 if raw is None else int.from_bytes(raw[4:], "little")
+
+
+def read_part(path: Path) -> GgufFile:
+    """The header of one file, part of a split one or not."""
     with path.open("rb") as file:
         at = _Cursor(file, str(path))
         if at.take(4) != b"GGUF" or at.number("I") not in (2, 3):
