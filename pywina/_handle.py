@@ -58,7 +58,9 @@ class Handle:
     def closed(self) -> bool:
         return self._closed
 
-    def _check(self) -> None:
+    def check_open(self) -> None:
+        """StateError if closed or forked. Also for use between the native calls of one run(): a
+        close() of another thread ends only the call that is under way."""
         if self._closed:
             raise StateError(f"the model {self._name} is closed; load it again")
         if self._pid != os.getpid():
@@ -70,8 +72,9 @@ class Handle:
     @contextmanager
     def borrow(self) -> Iterator[Any]:
         """The model, for functions that only read it. Callers do not wait for one another."""
+        self.check_open()  # first: after a fork nobody may ever release the lock
         with self._idle:
-            self._check()
+            self.check_open()
             self._users += 1
         try:
             yield self._model
@@ -89,9 +92,9 @@ class Handle:
     def run(self, stream: Any = None) -> Iterator[Any]:
         """The session, for one caller at a time; others wait. stream: the caller's own running
         stream, or None. Fails if another stream is unfinished."""
-        self._check()
+        self.check_open()
         with self._lock:
-            self._check()
+            self.check_open()
             if self._stream is not None and self._stream != stream:
                 raise StateError(
                     f"a stream of the model {self._name} is unfinished: read it to its end or "
@@ -102,6 +105,11 @@ class Handle:
                 yield self._session
             finally:
                 self._runner = before
+
+    @property
+    def runs_here(self) -> bool:
+        """True on the thread that is inside run()."""
+        return self._runner == threading.get_ident()
 
     @property
     def stream(self) -> Any:
@@ -123,8 +131,10 @@ class Handle:
 
     def cancel(self, stream: Any) -> None:
         """Ends the evaluation that is under way for this stream, if there is one."""
+        if self._pid != os.getpid():
+            return
         with self._idle:  # nothing is freed meanwhile
-            if not self._closed and self._pid == os.getpid() and self._stream == stream:
+            if not self._closed and self._stream == stream:
                 lib.wina_session_cancel(self._session)
 
     def close(self) -> None:
@@ -132,7 +142,7 @@ class Handle:
         if self._pid != os.getpid():
             self._closed = True
             return
-        if self._runner == threading.get_ident():
+        if self.runs_here:
             raise StateError(
                 f"the model {self._name} cannot be closed from inside its own computation"
             )

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from . import _values
 from ._native import check, ffi, lib
 from .errors import ArgumentError, CancelledError, StateError
-from .params import Params
+from .params import LogitsProcessor, Params
 from .sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -90,10 +90,15 @@ def log_probabilities(logits: NDArray[np.float32], token: int, n_top: int) -> Lo
 
 
 class _Processors:
-    """Calls Python functions on the logits inside the library; an exception ends the call."""
+    """Calls Python functions on the logits inside the library; an exception ends the call.
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
+    Knows the stream's lists, not the stream: dropping the stream must free it at once.
+    """
+
+    def __init__(
+        self, functions: Sequence[LogitsProcessor], prompt: list[int], tokens: list[int]
+    ) -> None:
+        self._functions, self._prompt, self._tokens = functions, prompt, tokens
         self.error: BaseException | None = None
         self.callback = ffi.callback(
             "wina_logits_fn", self._call, error=lib.WINA_E_CANCELLED, onerror=self._on_error
@@ -101,8 +106,8 @@ class _Processors:
 
     def _call(self, pointer: Any, n_vocab: int, _user: Any) -> int:
         logits = np.frombuffer(ffi.buffer(pointer, n_vocab * 4), dtype=np.float32)
-        tokens = np.array([*self._stream.prompt, *self._stream.tokens], dtype=np.int32)
-        for processor in self._stream.params.processors:
+        tokens = np.array([*self._prompt, *self._tokens], dtype=np.int32)
+        for processor in self._functions:
             changed = np.asarray(processor(tokens, logits))
             if changed.shape != logits.shape:
                 raise ArgumentError(
@@ -130,14 +135,16 @@ class Stream(Iterator[Chunk]):
         self.prompt, self.params, self.sparsity = list(tokens), params, sparsity
         self._pointer: Any = None
         self._finalizer: weakref.finalize[..., Stream] | None = None
-        self._processors = _Processors(self) if params.processors else None
+        #: the tokens of the answer so far
+        self.tokens: list[int] = []
+        functions = params.processors
+        self._processors = _Processors(functions, self.prompt, self.tokens) if functions else None
+        self._inside = False  # a thread is in __next__ and holds the session
         self._cancelled = False
         self._dense = sparsity.sparsity == 0  # so far: what was generated is as a prompt would be
         self._started = 0.0
         self.finish_reason: FinishReason | None = None
         self.timings: Timings | None = None
-        #: the tokens of the answer so far
-        self.tokens: list[int] = []
 
     def __iter__(self) -> Stream:
         return self
@@ -146,17 +153,28 @@ class Stream(Iterator[Chunk]):
         model = self._model
         if model is None:
             raise StopIteration
+        self._refuse_inside(model, "advanced")
         try:
             with model._handle.run(self._pointer) as session:
-                if self._pointer is None:
-                    self._start(model, session)
-                chunk = self._step(model, session)
+                if self._model is None:  # closed by another thread while this one waited
+                    raise StopIteration
+                self._inside = True
+                try:
+                    if self._pointer is None:
+                        self._start(model, session)
+                    chunk = self._step(model, session)
+                finally:
+                    self._inside = False
         except BaseException:
             self.close()
             raise
         if chunk.finish_reason is not None:
             self.close()
         return chunk
+
+    def _refuse_inside(self, model: Model, what: str) -> None:
+        if self._inside and model._handle.runs_here:
+            raise StateError(f"a stream cannot be {what} from inside its own computation")
 
     def _start(self, model: Model, session: Any) -> None:
         self._started = time.perf_counter()
@@ -178,6 +196,7 @@ class Stream(Iterator[Chunk]):
         while True:
             if self._cancelled:
                 raise CancelledError("the generation was cancelled")
+            model._handle.check_open()
             status = lib.wina_stream_next(self._pointer, native)
             if self._processors is not None and self._processors.error is not None:
                 raise self._processors.error
@@ -219,10 +238,13 @@ class Stream(Iterator[Chunk]):
             model._handle.cancel(self._pointer)
 
     def close(self) -> None:
-        """Ends the stream; the model can then be used again. May be called any number of times."""
-        model, self._model = self._model, None
+        """Ends the stream; the model can then be used again. May be called any number of times,
+        but not from inside its own computation (a logits processor): StateError."""
+        model = self._model
         if model is None:
             return
+        self._refuse_inside(model, "closed")
+        self._model = None
         if self._finalizer is not None:
             if self._dense:
                 model._hold_more(self.tokens)

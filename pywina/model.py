@@ -552,6 +552,7 @@ class Model(Inspection, Completions, Variants):
         out: NDArray[np.float32],
     ) -> None:
         """Evaluates tokens [first, first + len(part)) and stores their rows of out."""
+        self._handle.check_open()
         call = ffi.new("wina_eval *")
         tokens = ffi.new("int32_t[]", part)
         call.tokens, call.n_tokens = tokens, len(part)
@@ -598,12 +599,16 @@ class Model(Inspection, Completions, Variants):
         if len(ids) > self.info.n_ctx:
             raise ContextError(f"{len(ids)} tokens do not fit into n_ctx = {self.info.n_ctx}")
         out = np.empty((len(ids), self.info.n_embd), dtype=np.float32)
-        call, native = ffi.new("wina_eval *"), ffi.new("int32_t[]", ids)
-        call.tokens, call.n_tokens, call.n_dense = native, len(ids), -1
-        call.hidden = ffi.from_buffer("float[]", out)
         with self._handle.run() as session:
             self._begin(session, Sparsity())
-            check(lib.wina_session_eval(session, call))
+            # One native call per batch, so that Ctrl-C and close() take effect between them.
+            for first in range(0, len(ids), self._n_batch):
+                part = ids[first : first + self._n_batch]
+                call, native = ffi.new("wina_eval *"), ffi.new("int32_t[]", part)
+                call.tokens, call.n_tokens, call.n_dense = native, len(part), -1
+                call.hidden = ffi.from_buffer("float[]", out[first:])
+                self._handle.check_open()
+                check(lib.wina_session_eval(session, call))
         return out
 
     def embed(self, text: str | Sequence[int], *, normalize: bool = True) -> NDArray[np.float32]:

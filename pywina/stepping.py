@@ -109,6 +109,7 @@ class Steps:
             self._hold()
 
     def _append(self, session: Any, part: list[int], step: bool) -> None:
+        self._model._handle.check_open()
         call, data = ffi.new("wina_eval *"), ffi.new("int32_t[]", part)
         call.tokens, call.n_tokens = data, len(part)
         call.n_dense = 0 if step or self._model.sparsity.prefill else -1

@@ -41,6 +41,12 @@ def qwen_path() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gemma_path() -> Path:
+    """Gemma 3 270M, Q4_K_M: gemma3, SentencePiece-like vocabulary of 262144 tokens."""
+    return _fetched("gemma3-270m")
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Shared test data: $PYWINA_DATA, else ../shared/data next to the repository."""
     given = os.environ.get("PYWINA_DATA")
