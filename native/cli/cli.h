@@ -14,6 +14,7 @@ enum { EXIT_RUN = 1, EXIT_INPUT = 2, EXIT_INTERRUPTED = 130 };
 /* Everything that can be said on a command line, with its default. */
 typedef struct cli_options {
     const char *model, *prompt, *file;
+    const char *system; /* of chat */
     const char *output; /* of pack */
     int64_t n_predict;  /* -1: to the end */
     int64_t n_prompt;   /* of bench */
@@ -26,10 +27,11 @@ typedef struct cli_options {
     const char **stops;
     int32_t n_stops;
     bool no_mmap, mlock, verify, dry_run;
-    bool json, special, ignore_eog, no_kld, verbose;
+    bool json, special, ignore_eog, no_kld, verbose, show_prompt;
 } cli_options;
 
 int cli_run(const cli_options *o);
+int cli_chat(const cli_options *o);
 int cli_tokenize(const cli_options *o);
 int cli_inspect(const cli_options *o);
 int cli_perplexity(const cli_options *o);
@@ -72,7 +74,8 @@ const char *cli_backend_name(const wina_model *model);
 double cli_now(void); /* seconds */
 
 /* From cli_catch_interrupt on the first SIGINT is noted, and ends the evaluation under way in the
- * session told last (NULL: none); a second one ends the program. */
+ * session told last (NULL: none); a second one ends the program. A further call forgets the first.
+ */
 void cli_catch_interrupt(void);
 void cli_interrupt_session(wina_session *session);
 bool cli_interrupted(void);

@@ -213,6 +213,7 @@ void cli_interrupt_session(wina_session *session) {
 }
 
 void cli_catch_interrupt(void) {
+    interrupted = 0;
     struct sigaction action = {.sa_handler = on_interrupt};
     action.sa_flags = (int)SA_RESETHAND; /* a second Ctrl-C ends the program */
     sigaction(SIGINT, &action, NULL);

@@ -7,8 +7,9 @@
 
 #include "cli.h"
 
-enum { RUN = 1, TOKENIZE = 2, INSPECT = 4, PERPLEXITY = 8, BENCH = 16, PACK = 32 };
-enum { SPARSE = RUN | PERPLEXITY | INSPECT, SESSION = RUN | PERPLEXITY | BENCH, ALL = 63 };
+enum { RUN = 1, TOKENIZE = 2, INSPECT = 4, PERPLEXITY = 8, BENCH = 16, PACK = 32, CHAT = 64 };
+enum { TALK = RUN | CHAT };
+enum { SPARSE = TALK | PERPLEXITY | INSPECT, SESSION = TALK | PERPLEXITY | BENCH, ALL = 127 };
 enum { RULES = SESSION | INSPECT };
 
 /* CHOICE + a cli_choice: one of its names. */
@@ -27,12 +28,16 @@ typedef struct option_row {
 
 static const option_row OPTIONS[] = {
     {"-m", "--model", "FILE", TEXT, 0, 0, AT(model), ALL, "GGUF file"},
-    {"-p", "--prompt", "TEXT", TEXT, 0, 0, AT(prompt), RUN | TOKENIZE, "the text"},
+    {"-p", "--prompt", "TEXT", TEXT, 0, 0, AT(prompt), TALK | TOKENIZE,
+     "the text; chat: the first message"},
+    {NULL, "--system", "TEXT", TEXT, 0, 0, AT(system), CHAT, "what the model is told first"},
+    {NULL, "--show-prompt", NULL, FLAG, 0, 0, AT(show_prompt), CHAT,
+     "tokens of the first message, and no answer"},
     {"-p", "--n-prompt", "N", INTEGER, 0, 1 << 20, AT(n_prompt), BENCH,
      "prompt tokens to time, 0: none (128)"},
     {"-f", "--file", "FILE", TEXT, 0, 0, AT(file), RUN | TOKENIZE | PERPLEXITY,
      "read the text from a file, - is standard input"},
-    {"-n", "--n-predict", "N", INTEGER, -1, 1 << 24, AT(n_predict), RUN,
+    {"-n", "--n-predict", "N", INTEGER, -1, 1 << 24, AT(n_predict), TALK,
      "tokens to generate, -1: to the end (-1)"},
     {"-n", "--n-gen", "N", INTEGER, 0, 1 << 20, AT(n_predict), BENCH,
      "tokens to decode, 0: none (64)"},
@@ -53,25 +58,25 @@ static const option_row OPTIONS[] = {
      "compare the checksums of a packed file"},
     {"-b", "--batch-size", "N", INTEGER, 1, 4096, AT(batch), SESSION,
      "prompt tokens evaluated together (128)"},
-    {"-s", "--seed", "N", SEED, -1, 9007199254740992.0, AT(sampler.seed), RUN,
+    {"-s", "--seed", "N", SEED, -1, 9007199254740992.0, AT(sampler.seed), TALK,
      "seed, -1: a random one (-1)"},
-    {NULL, "--temp", "X", NUMBER, 0, 1e9, AT(sampler.temperature), RUN,
+    {NULL, "--temp", "X", NUMBER, 0, 1e9, AT(sampler.temperature), TALK,
      "temperature, 0: greedy (0.8)"},
-    {NULL, "--top-k", "N", INTEGER, -1, 1 << 24, AT(sampler.top_k), RUN,
+    {NULL, "--top-k", "N", INTEGER, -1, 1 << 24, AT(sampler.top_k), TALK,
      "keep the N likeliest tokens, 0: all (40)"},
-    {NULL, "--top-p", "X", NUMBER, 0, 1, AT(sampler.top_p), RUN,
+    {NULL, "--top-p", "X", NUMBER, 0, 1, AT(sampler.top_p), TALK,
      "keep tokens up to this total probability (0.95)"},
-    {NULL, "--min-p", "X", NUMBER, 0, 1, AT(sampler.min_p), RUN,
+    {NULL, "--min-p", "X", NUMBER, 0, 1, AT(sampler.min_p), TALK,
      "least probability relative to the likeliest (0.05)"},
-    {NULL, "--repeat-last-n", "N", INTEGER, -1, 1 << 24, AT(sampler.repeat_last_n), RUN,
+    {NULL, "--repeat-last-n", "N", INTEGER, -1, 1 << 24, AT(sampler.repeat_last_n), TALK,
      "tokens that penalties look at, -1: all (64)"},
-    {NULL, "--repeat-penalty", "X", NUMBER, 1e-6, 1e6, AT(sampler.repeat_penalty), RUN,
+    {NULL, "--repeat-penalty", "X", NUMBER, 1e-6, 1e6, AT(sampler.repeat_penalty), TALK,
      "divides repeated tokens' logits, 1: off (1)"},
-    {NULL, "--presence-penalty", "X", NUMBER, -1e6, 1e6, AT(sampler.presence_penalty), RUN,
+    {NULL, "--presence-penalty", "X", NUMBER, -1e6, 1e6, AT(sampler.presence_penalty), TALK,
      "lowers tokens that occurred (0)"},
-    {NULL, "--frequency-penalty", "X", NUMBER, -1e6, 1e6, AT(sampler.frequency_penalty), RUN,
+    {NULL, "--frequency-penalty", "X", NUMBER, -1e6, 1e6, AT(sampler.frequency_penalty), TALK,
      "lowers tokens by how often they occurred (0)"},
-    {NULL, "--stop", "TEXT", STOP, 0, 0, 0, RUN, "end before this text; may be repeated"},
+    {NULL, "--stop", "TEXT", STOP, 0, 0, 0, TALK, "end before this text; may be repeated"},
     {NULL, "--sparsity", "S", NUMBER, 0, 1, AT(sparsity.sparsity), SPARSE,
      "share of the sparsified weights' bytes to skip, 0 <= S < 1 (0)"},
     {NULL, "--sparsity", "S,S", TEXT, 0, 0, AT(sparsities), BENCH, "sparsities to time (0)"},
@@ -87,7 +92,7 @@ static const option_row OPTIONS[] = {
      "of the norms (the best that is known)"},
     {NULL, "--select", "NAME", CHOICE + CLI_SELECT, 0, 0, AT(sparsity.selection), RULES,
      "topk, or calibrated threshold (topk)"},
-    {NULL, "--sparse-prefill", NULL, FLAG, 0, 0, AT(sparsity.prefill), RUN | BENCH,
+    {NULL, "--sparse-prefill", NULL, FLAG, 0, 0, AT(sparsity.prefill), TALK | BENCH,
      "the prompt is sparse too"},
     {NULL, "--dense-prefix", "N", INTEGER, 0, 1 << 20, AT(dense_prefix), PERPLEXITY,
      "first tokens of a window that are dense (5)"},
@@ -97,9 +102,9 @@ static const option_row OPTIONS[] = {
     {"-r", "--repetitions", "N", INTEGER, 1, 10000, AT(repetitions), BENCH, "repetitions (3)"},
     {"-d", "--depth", "N", INTEGER, 0, 1 << 24, AT(depth), BENCH,
      "tokens in the context before decoding (0)"},
-    {NULL, "--special", NULL, FLAG, 0, 0, AT(special), RUN | TOKENIZE,
+    {NULL, "--special", NULL, FLAG, 0, 0, AT(special), TALK | TOKENIZE,
      "run: show control tokens; tokenize: recognise them"},
-    {NULL, "--ignore-eos", NULL, FLAG, 0, 0, AT(ignore_eog), RUN, "go on after the answer's end"},
+    {NULL, "--ignore-eos", NULL, FLAG, 0, 0, AT(ignore_eog), TALK, "go on after the answer's end"},
     {NULL, "--json", NULL, FLAG, 0, 0, AT(json), ALL, "machine-readable output"},
     {"-v", "--verbose", NULL, FLAG, 0, 0, AT(verbose), ALL, "more notes"},
 };
@@ -114,6 +119,7 @@ typedef struct command {
 
 static const command COMMANDS[] = {
     {"run", RUN, cli_run, "continue a prompt"},
+    {"chat", CHAT, cli_chat, "talk with a model"},
     {"tokenize", TOKENIZE, cli_tokenize, "text to token ids"},
     {"inspect", INSPECT, cli_inspect, "metadata, tensors and memory of a file"},
     {"perplexity", PERPLEXITY, cli_perplexity, "how well a model predicts a text"},

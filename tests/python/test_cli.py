@@ -19,7 +19,7 @@ import pytest
 import pywina
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-COMMANDS = ["run", "tokenize", "inspect", "perplexity", "bench"]
+COMMANDS = ["run", "chat", "tokenize", "inspect", "perplexity", "bench"]
 TEXT = "the world is one, and the other is in the hand of the world.\n" * 40
 
 
