@@ -77,7 +77,7 @@ PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan test-mutations fuzz \
-        test-python demo venv fetch lint clean check-layout bench-peers
+        test-python test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
 static: $(BUILD)/bin/wina-static
@@ -292,6 +292,10 @@ eval-full: native $(VENV)/.installed
 
 test-python: native $(VENV)/.installed-dev
 	$(USE) $(VENV)/bin/python -m pytest $(PYTEST)
+
+# Many clients, slow ones, leaving ones; LOAD="--requests 10000 --overhead model.gguf"
+test-server-load: native $(VENV)/.installed-dev
+	$(USE) $(VENV)/bin/python tools/server_load.py $(LOAD)
 
 check-layout: native | $(VENV)/bin/python
 	$(VENV)/bin/python tools/check_layout.py . $(BUILD)

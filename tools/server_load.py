@@ -1,0 +1,217 @@
+"""Puts load on `pywina serve` and checks what it promises; prints one line per check.
+
+python tools/server_load.py [--requests 10000] [--leave 1000] [--overhead model.gguf]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/python")]
+
+import tinymodel  # noqa: E402
+
+import pywina  # noqa: E402
+
+PATH = "/v1/completions"
+HEADERS = {"Content-Type": "application/json"}
+Json = dict[str, Any]
+
+
+class Server:
+    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+        self.process, self.port = process, port
+
+    def connect(self) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, connection: HTTPConnection, body: Json) -> Json:
+        connection.request("POST", PATH, json.dumps(body), HEADERS)
+        reply = connection.getresponse()
+        data: Json = json.loads(reply.read())
+        assert reply.status == 200, data
+        return data
+
+    def health(self) -> Json:
+        connection = self.connect()
+        connection.request("GET", "/health")
+        data: Json = json.loads(connection.getresponse().read())
+        connection.close()
+        return data
+
+    def memory(self) -> tuple[float, int]:
+        """Resident MiB and open descriptors."""
+        proc = Path(f"/proc/{self.process.pid}")
+        rss = next(x for x in (proc / "status").read_text().splitlines() if x.startswith("VmRSS"))
+        return int(rss.split()[1]) / 1024, len(list((proc / "fd").iterdir()))
+
+
+@contextmanager
+def serving(model: Path, *options: str) -> Iterator[Server]:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYWINA_API_KEY": ""}
+    command = [sys.executable, "-m", "pywina", "serve", "-m", str(model), "--port", "0", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert "127.0.0.1:" in line, line
+        server = Server(process, int(line.split("127.0.0.1:")[1].split("/")[0]))
+        server.health()
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def check_clients(server: Server, n_clients: int, n_requests: int) -> str:
+    bodies = [{"prompt": "abc", "max_tokens": 4, "seed": seed} for seed in range(8)]
+    connection = server.connect()
+    alone = [server.ask(connection, body)["choices"] for body in bodies]
+    connection.close()
+
+    def client(number: int) -> int:
+        own = server.connect()
+        turns = [(number + i) % 8 for i in range(n_requests)]
+        same = sum(server.ask(own, bodies[i])["choices"] == alone[i] for i in turns)
+        own.close()
+        return same
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(n_clients) as pool:
+        same = sum(pool.map(client, range(n_clients)))
+    total, seconds = n_clients * n_requests, time.perf_counter() - started
+    assert same == total, f"{total - same} of {total} answers differ"
+    return f"{n_clients} clients x {n_requests}: {same} equal answers in {seconds:.1f} s"
+
+
+def check_slow(server: Server, n_slow: int) -> str:
+    slow = []
+    try:
+        for _ in range(n_slow):
+            sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            sock.sendall(b"POST / HTTP/1.1\r\nHost: loc")
+            slow.append(sock)
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            connection = server.connect()
+            server.ask(connection, {"prompt": "abc", "max_tokens": 4})
+            connection.close()
+            times.append(time.perf_counter() - started)
+            for sock in slow[:50]:
+                sock.sendall(b"a")
+    finally:
+        for sock in slow:
+            sock.close()
+    assert max(times) < 1, times
+    return f"{n_slow} slow connections: slowest of 20 good requests {max(times) * 1e3:.0f} ms"
+
+
+def check_leaving(server: Server, model: Path, n_leave: int) -> str:
+    with pywina.load(model) as loaded:
+        bias = {str(i): -100 for i in range(loaded.info.n_vocab) if loaded.is_eog(i)}
+    body = {"prompt": "abc", "max_tokens": 3500, "stream": True, "logit_bias": bias}
+    data = json.dumps(body).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+    slowest = 0.0
+    for i in range(n_leave):
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=20) as sock,
+            sock.makefile("rb") as lines,
+        ):
+            sock.sendall(request)
+            for _ in range(i % 51):
+                line = lines.readline()
+                while line and not line.startswith(b"data: "):
+                    line = lines.readline()
+                assert line, "the stream ended before the client left"
+        left = time.perf_counter()
+        while (state := server.health())["busy"] or state["queue"]:
+            assert time.perf_counter() - left < 5, f"slot not free after token {i % 51}"
+        slowest = max(slowest, time.perf_counter() - left)
+    return f"{n_leave} disconnects at token 0..50: slot free after at most {slowest * 1e3:.0f} ms"
+
+
+def check_growth(server: Server, n_requests: int) -> str:
+    def some(n: int) -> None:
+        for i in range(n):
+            connection = server.connect()
+            server.ask(connection, {"prompt": "abc", "max_tokens": 2, "seed": i})
+            connection.close()
+
+    some(200)
+    time.sleep(0.2)
+    rss, files = server.memory()
+    some(n_requests)
+    time.sleep(0.2)
+    rss2, files2 = server.memory()
+    assert rss2 - rss < 4 and files2 <= files, (rss, rss2, files, files2)
+    return f"{n_requests} requests: {rss2 - rss:+.2f} MiB resident, {files2 - files:+d} descriptors"
+
+
+def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> str:
+    """Time between first and last token, in this process and through the server, in turns."""
+    body = {"prompt": "The sea is", "max_tokens": n_tokens, "temperature": 0, "stream": True}
+    ours: list[float] = []
+    served: list[float] = []
+    with (
+        serving(path, "-t", "1", "--slots", "1") as server,
+        pywina.load(path, n_threads=1) as model,
+    ):
+        for _ in range(n_rounds):
+            stamps = [time.perf_counter() for _ in model.stream(
+                "The sea is", max_tokens=n_tokens, temperature=0)]  # fmt: skip
+            ours.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
+            connection = server.connect()
+            connection.request("POST", PATH, json.dumps(body), HEADERS)
+            lines = connection.getresponse()
+            stamps = [time.perf_counter() for line in lines if line.startswith(b"data: {")]
+            served.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
+            connection.close()
+    one, two = statistics.median(ours) * 1e3, statistics.median(served) * 1e3
+    return (f"server / Model.stream per token: {two / one:.3f} "
+            f"({two:.2f} / {one:.2f} ms, medians of {n_rounds})")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--each", type=int, default=100, help="requests per client")
+    parser.add_argument("--slow", type=int, default=500)
+    parser.add_argument("--leave", type=int, default=102, help="disconnects")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--overhead", type=Path, help="a model to measure overhead with")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = tinymodel.write_tiny(Path(folder, "tiny.gguf"), tinymodel.TinySpec(n_ctx=4096))
+        with serving(model, "-t", "1") as server:
+            print(check_slow(server, args.slow), flush=True)
+            print(check_leaving(server, model, args.leave), flush=True)
+            print(check_growth(server, args.requests), flush=True)
+            print(check_clients(server, args.clients, args.each), flush=True)
+    if args.overhead:
+        print(check_overhead(args.overhead, 7, 48), flush=True)
+
+
+if __name__ == "__main__":
+    main()
