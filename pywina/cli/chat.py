@@ -60,29 +60,17 @@ class Conversation:
         self.done = False
         if args.system:
             self.set_system(args.system)
-        self.commands: dict[str, Callable[[str], None]] = {
-            "help": lambda _: _say(_HELP),
-            "sparsity": self.set_sparsity,
-            "stats": lambda _: self.show_stats(),
-            "system": self.set_system,
-            "clear": lambda _: self.clear(),
-            "new": lambda _: self.clear(),
-            "save": self.save,
-            "load": self.load,
-            "exit": lambda _: self.end(),
-            "quit": lambda _: self.end(),
-        }
 
     # ---- commands ----------------------------------------------------------------------------
 
     def command(self, line: str) -> None:
         """Does what a line such as ``/save FILE`` says."""
         name, _, rest = line[1:].partition(" ")
-        if name not in self.commands:
+        if name not in COMMANDS:
             _say(f"there is no command /{name}; /help lists them, // begins a message with a slash")
             return
         try:
-            self.commands[name](rest.strip())
+            COMMANDS[name](self, rest.strip())
         except WinaError as error:
             _say(f"/{name}: {error}")
 
@@ -181,6 +169,21 @@ class Conversation:
             note(f"{error}; /clear starts over")
             return
         self.messages = [*asked, {"role": "assistant", "content": "".join(parts)}]
+
+
+#: name: what it does with the rest of the line
+COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
+    "help": lambda talk, _: _say(_HELP),
+    "sparsity": Conversation.set_sparsity,
+    "stats": lambda talk, _: talk.show_stats(),
+    "system": Conversation.set_system,
+    "clear": lambda talk, _: talk.clear(),
+    "new": lambda talk, _: talk.clear(),
+    "save": Conversation.save,
+    "load": Conversation.load,
+    "exit": lambda talk, _: talk.end(),
+    "quit": lambda talk, _: talk.end(),
+}
 
 
 def _turn(lines: Lines, conversation: Conversation) -> None:

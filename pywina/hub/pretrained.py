@@ -77,7 +77,7 @@ def _names(
         except (OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
             reason: Exception | None = error
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("httpx", "requests"):
+            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
                 raise
             if getattr(error, "response", None) is not None:
                 raise  # the hub answered

@@ -7,7 +7,9 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import pywina
 from pywina.cli import chat, common, main, terminal
@@ -181,7 +184,7 @@ def test_commands(tiny: pywina.Model, tmp_path: Path, capsys: pytest.CaptureFixt
         assert complaint in capsys.readouterr().err
     talk.command("/help")
     help_text = capsys.readouterr().err
-    assert all(f"/{name}" in help_text for name in talk.commands)
+    assert all(f"/{name}" in help_text for name in chat.COMMANDS)
     talk.command("/quit")
     assert talk.done
 
@@ -289,6 +292,56 @@ def test_repositories(
     files[:] = ["a-Q8_0.gguf", "a-Q6_K.gguf"]
     with pytest.raises(pywina.ArgumentError, match="2 files"):
         pretrained.fetch_repository("o/r")
+
+
+@pytest.mark.parametrize("package", ["httpx", "httpx2", "requests"])
+def test_a_hub_out_of_reach(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    package: str,
+) -> None:
+    refused = type("ConnectError", (Exception,), {"__module__": f"{package}._exceptions"})
+
+    def fail(*_args: object, **_options: object) -> None:
+        raise refused("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", fail)
+    monkeypatch.setattr(pretrained, "_cached_names", lambda *_: [])
+    assert main(["pull", "-hf", "owner/repo"]) == 2
+    assert "connection refused" in capsys.readouterr().err
+
+
+_COMMAND_LINE = re.compile(r"^ {4}(?:\w+=\S+ )*pywina (.*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["cli", "quickstart", "troubleshooting"])
+def test_commands_of_the_docs_are_understood(name: str) -> None:
+    text = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    found = _COMMAND_LINE.findall(text.replace("\\\n", ""))
+    assert len(found) >= 3
+    for line in found:
+        words = shlex.split(re.split(r"[<>|]", line)[0], comments=True)
+        assert build_parser().parse_args(words).command
+
+
+def test_the_example_of_the_quickstart(
+    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    exec(compile(example, "quickstart.md", "exec"), {})
+    assert "Paris" in capsys.readouterr().out
+
+
+def test_the_docs_name_every_command_and_variable() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    help_text = build_parser().format_help()
+    for command in re.findall(r"^    (\w+)", help_text, re.MULTILINE):
+        assert f"`{command}`" in text or f"`pywina {command}" in text, command
+    for name in chat.COMMANDS:
+        assert f"`/{name}" in text, name
 
 
 # ---- list, inspect, bench -------------------------------------------------------------------
