@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .._replace import replacing
 from ..errors import ArgumentError, ContextError, FileError, TemplateError, WinaError
 from ..generation import Timings
 from ..model import Model
@@ -112,10 +113,10 @@ class Conversation:
             ensure_ascii=False,
             indent=1,
         )
-        try:
-            path.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise FileError(f"cannot write {path}: {error}") from error
+        if path.exists() and not path.is_file():
+            raise ArgumentError(f"{path} is no file")
+        with replacing(path) as file:
+            file.write(text.encode("utf-8") + b"\n")
         _say(f"{len(self.messages)} messages written to {path}")
 
     def load(self, name: str) -> None:

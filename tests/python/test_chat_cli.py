@@ -177,6 +177,7 @@ def test_commands(tiny: pywina.Model, tmp_path: Path, capsys: pytest.CaptureFixt
         ("/sparsity much", "no number"),
         ("/save", "name of a file"),
         (f"/save {tmp_path / 'none' / 'x'}", "cannot write"),
+        (f"/save {tmp_path}", "is no file"),
         (f"/load {tmp_path / 'none'}", "cannot read"),
     ):
         capsys.readouterr()
