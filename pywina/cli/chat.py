@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -113,7 +114,7 @@ class Conversation:
             ensure_ascii=False,
             indent=1,
         )
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise ArgumentError(f"{path} is no file")
         with replacing(path) as file:
             file.write(text.encode("utf-8") + b"\n")
@@ -132,7 +133,7 @@ class Conversation:
 
     @staticmethod
     def _path(name: str) -> Path:
-        if not name:
+        if not name or "\0" in name:
             raise ArgumentError("give the name of a file")
         try:
             return Path(name).expanduser()

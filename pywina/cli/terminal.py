@@ -7,6 +7,7 @@ alone; where it cannot be kept, there is none.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -42,6 +43,8 @@ class Lines:
 
     def __init__(self) -> None:
         self.interactive = sys.stdin.isatty()
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # bytes that are no text become U+FFFD
         self._readline: Any = None
         self._history: Path | None = None
         # Prompts belong to the terminal, not to what stdout is redirected into.

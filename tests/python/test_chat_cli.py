@@ -178,6 +178,8 @@ def test_commands(tiny: pywina.Model, tmp_path: Path, capsys: pytest.CaptureFixt
         ("/save", "name of a file"),
         (f"/save {tmp_path / 'none' / 'x'}", "cannot write"),
         (f"/save {tmp_path}", "is no file"),
+        (f"/save {'x' * 999}", "cannot write"),
+        ("/save a\0b", "name of a file"),
         (f"/load {tmp_path / 'none'}", "cannot read"),
     ):
         capsys.readouterr()
@@ -200,6 +202,14 @@ def test_other_files_are_not_loaded(
     talk = _conversation(tiny)
     talk.command(f"/load {tmp_path / 'x'}")
     assert "no " in capsys.readouterr().err and talk.messages == []
+
+
+def test_bytes_that_are_no_text(tiny_model: Path) -> None:
+    result = subprocess.run(
+        [*COMMAND, "chat", "-m", str(tiny_model), "-n", "3"], input=b"a\xff\n/exit\nnever\n",
+        capture_output=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert result.returncode == 0 and result.stdout and b"Traceback" not in result.stderr
 
 
 def test_state_dir(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
