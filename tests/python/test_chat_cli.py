@@ -93,7 +93,8 @@ def test_a_conversation(
     shell = open_terminal("chat", "-m", tiny_model, "-n", 6, "--temp", 0)
     first = shell.wait_for("\n")
     assert "tiny" in first and "on the CPU" in first and "sparsity 0 (dense)" in first
-    shell.wait_for("> ")
+    greeting = shell.wait_for("> ")
+    assert "\x1b[1;32m" not in greeting and "\x1b[2m" not in greeting  # NO_COLOR
     shell.send("one\\\ntwo\n")
     shell.wait_for("tok/s")
     shell.wait_for("> ")
@@ -142,13 +143,10 @@ def test_ctrl_c_stops_the_answer_alone(
     assert shell.finish() == 0
 
 
-def test_colours_can_be_turned_off(
-    open_terminal: Callable[..., Terminal], tiny_model: Path
-) -> None:
-    with_colours = open_terminal("chat", "-m", tiny_model, NO_COLOR="")
-    assert "\x1b[1;32m" in with_colours.wait_for("> ")
-    plain = open_terminal("chat", "-m", tiny_model)
-    assert "\x1b[1;32m" not in plain.wait_for("> ") and "\x1b[2m" not in plain.text
+def test_terminals_get_colours(open_terminal: Callable[..., Terminal], tiny_model: Path) -> None:
+    shell = open_terminal("chat", "-m", tiny_model, NO_COLOR="")
+    before = shell.wait_for("> ")
+    assert "\x1b[1;32m" in before and "\x1b[2m" in before
 
 
 def _conversation(model: pywina.Model, *arguments: str) -> chat.Conversation:
