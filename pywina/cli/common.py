@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
+from .. import _native
 from ..api import load
-from ..errors import FileError
+from ..errors import ArgumentError, FetchError, FileError
 from ..generation import Stream, Timings
+from ..hub.catalog import CATALOG
+from ..hub.fetch import cached, resolve
+from ..hub.pretrained import fetch_repository
 from ..model import Model
 from ..params import GenerateOptions
 from ..sparsity import Sparsity
+from .options import SAMPLER_FIELDS
 
 
-def sparsity_of(args: argparse.Namespace) -> Sparsity:
-    """What the sparsity arguments say."""
+def note(text: str) -> None:
+    """A line on stderr, in its place among what stdout got."""
+    sys.stdout.flush()
+    print(f"pywina: {text}", file=sys.stderr, flush=True)
+
+
+def sparsity_of(args: argparse.Namespace, sparsity: float | None = None) -> Sparsity:
+    """What the sparsity arguments say; sparsity: in place of --sparsity."""
     return Sparsity(
-        sparsity=args.sparsity,
+        sparsity=args.sparsity if sparsity is None else sparsity,
         method=args.method,
         mask=args.mask,
         prefill=args.sparse_prefill,
@@ -28,14 +42,71 @@ def sparsity_of(args: argparse.Namespace) -> Sparsity:
     )
 
 
-def load_model(args: argparse.Namespace) -> Model:
-    """The model of the arguments. The sparsity arguments become its defaults."""
-    return load(
-        args.model,
-        n_ctx=args.ctx,
-        n_threads=args.threads,
-        n_batch=args.n_batch,
-        sparsity=sparsity_of(args),
+def go_offline() -> None:
+    """Keeps huggingface_hub, which reads this when it is first imported, off the network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """The file that the model arguments name, fetched if need be."""
+    if args.offline:
+        go_offline()
+    target = getattr(args, "target", None)
+    if args.hf_repo is not None:
+        if target is not None:
+            raise ArgumentError("give a MODEL or -hf, not both")
+        return fetch_repository(args.hf_repo, args.hf_file)
+    if args.hf_file is not None:
+        raise ArgumentError("--hf-file needs -hf OWNER/REPO")
+    name = target if target is not None else args.model
+    if name is None:
+        raise ArgumentError(
+            "no model: give -m with a GGUF file or a known name (`pywina list`), "
+            "-hf OWNER/REPO:QUANT, or set PYWINA_MODEL"
+        )
+    if args.offline and name in CATALOG and not cached(CATALOG[name]) and not Path(name).exists():
+        raise FetchError(f"{name} was not fetched yet: run `pywina pull {name}` without --offline")
+    return resolve(name)
+
+
+def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Model:
+    """The model of the arguments. The sparsity arguments, or sparsity, become its defaults."""
+    wanted = sparsity_of(args) if sparsity is None else sparsity
+    path = model_path(args)
+    with tqdm(
+        total=100, desc="loading", unit="%", delay=1, leave=False, disable=None,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
+    ) as bar:  # fmt: skip
+        return load(
+            path,
+            n_ctx=args.ctx,
+            n_threads=args.threads,
+            n_batch=args.n_batch,
+            sparsity=wanted,
+            backend=args.backend,
+            n_gpu_layers=args.gpu_layers,
+            progress=lambda share: bar.update(100 * share - bar.n),
+        )
+
+
+def placement(model: Model) -> str:
+    """What the model runs on."""
+    info = model.info
+    cpu = _native.ffi.string(_native.lib.wina_cpu_name()).decode("ascii")
+    threads = f"{info.n_threads} thread{'s' if info.n_threads != 1 else ''} ({cpu})"
+    if info.backend == "cpu":
+        return f"the CPU, {threads}"
+    return f"{info.device or info.backend} ({info.gpu_bytes / 1e6:.0f} MB), {threads}"
+
+
+def announce(model: Model) -> None:
+    """The first line: what runs where, and at which sparsity."""
+    info, sparsity = model.info, model.sparsity
+    dial = f"sparsity {sparsity.sparsity:g}"
+    dial += f" ({sparsity.method})" if sparsity.sparsity else " (dense)"
+    note(
+        f"{Path(model.path).name} ({info.architecture}, {info.n_params / 1e6:.0f}M weights) on "
+        f"{placement(model)}, {info.n_ctx} tokens of context, {dial}"
     )
 
 
@@ -47,21 +118,28 @@ def read_text(path: Path) -> str:
         raise FileError(f"cannot read {path}: {error}") from error
 
 
+def prompt_of(args: argparse.Namespace) -> str | None:
+    """What -p or -f gives."""
+    if args.file is None:
+        return None if args.prompt is None else str(args.prompt)
+    if args.prompt is not None:
+        raise ArgumentError("give -p or -f, not both")
+    return read_text(args.file).removesuffix("\n")
+
+
 def generate_options(args: argparse.Namespace) -> GenerateOptions:
-    return GenerateOptions(
+    options = GenerateOptions(
         max_tokens=None if args.max_tokens == -1 else args.max_tokens,
         temperature=args.temp,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repeat_last_n=args.repeat_last_n,
-        repeat_penalty=args.repeat_penalty,
-        presence_penalty=args.presence_penalty,
-        frequency_penalty=args.frequency_penalty,
         seed=args.seed,
         stop=args.stop,
         ignore_eog=args.ignore_eog,
     )
+    for name in SAMPLER_FIELDS:
+        options[name] = getattr(args, name)  # type: ignore[literal-required]
+    if args.dry_sequence_breaker is not None:
+        options["dry_sequence_breakers"] = [t for t in args.dry_sequence_breaker if t != "none"]
+    return options
 
 
 def print_stream(stream: Stream) -> str:

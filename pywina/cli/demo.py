@@ -7,20 +7,18 @@ import sys
 
 from .. import _native
 from ..generation import Timings
-from ..hub.fetch import resolve
 from .common import generate_options, load_model, print_stream
 
 PROMPT = "Explain in a few sentences why the sky is blue."
 
 
 def main(args: argparse.Namespace) -> int:
-    path = resolve(args.model)
     rows: list[tuple[str, Timings]] = []
     with load_model(args) as model:
         info = model.info
         cpu = _native.ffi.string(_native.lib.wina_cpu_name()).decode("ascii")
         print(f"model    {info.name} ({info.architecture}, {info.n_params / 1e6:.0f}M weights)")
-        print(f"file     {path}")
+        print(f"file     {model.path}")
         print(f"machine  {info.n_threads} threads, {cpu} kernels")
         print(f"prompt   {args.prompt}")
         messages = [{"role": "user", "content": args.prompt}]

@@ -9,14 +9,15 @@ import sys
 from ..errors import ArgumentError
 from ..generation import Stream
 from ..model import Model
-from .common import generate_options, load_model, print_stream, summary
+from .common import announce, generate_options, load_model, note, print_stream, prompt_of, summary
 
 
 def _prompt(args: argparse.Namespace) -> str:
-    if args.prompt is not None:
-        return str(args.prompt)
+    given = prompt_of(args)
+    if given is not None:
+        return given
     if sys.stdin.isatty():
-        raise ArgumentError("no prompt: give -p TEXT, or pipe the text in")
+        raise ArgumentError("no prompt: give -p TEXT or -f FILE, or pipe the text in")
     return sys.stdin.read()
 
 
@@ -36,10 +37,11 @@ def main(args: argparse.Namespace) -> int:
     if not prompt:
         raise ArgumentError("the prompt is empty; give at least one character")
     with load_model(args) as model, _start(model, prompt, args) as stream:
+        announce(model)
         if not args.json:
             print_stream(stream)
             if stream.timings is not None:
-                print(f"pywina: {summary(stream.timings)}", file=sys.stderr)
+                note(summary(stream.timings))
             return 0
         text = "".join(chunk.text for chunk in stream)
         timings = stream.timings

@@ -46,6 +46,11 @@ def cached(model: KnownModel) -> Path | None:
         return None
 
 
+def is_hub_id(text: str) -> bool:
+    """True for what looks like ``owner/repo`` or ``owner/repo:QUANT``."""
+    return bool(_HUB_ID.fullmatch(text)) and not text.endswith(".gguf")
+
+
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The path of a GGUF file: name is a path, or a known model's name, which is then fetched."""
     if not isinstance(name, (str, os.PathLike)):
@@ -61,10 +66,10 @@ def resolve(name: str | os.PathLike[str]) -> Path:
             raise UnsupportedError(f"{text} can be fetched, but its architecture cannot be run yet")
         return fetch(text)
     known = ", ".join(CATALOG)
-    if _HUB_ID.fullmatch(text) and not text.endswith(".gguf") and not path.parent.is_dir():
+    if is_hub_id(text) and not path.parent.is_dir():
         raise UnsupportedError(
-            f"{text!r} looks like the id of a repository on a model hub, which is not supported "
-            f"yet: download its .gguf file and pass the path. Known names: {known}"
+            f"{text!r} looks like the id of a repository on the Hugging Face hub: pass it with -hf "
+            f"or to Model.from_pretrained(), or pass the path of a file. Known names: {known}"
         )
     raise ModelNotFoundError(
         f"there is no file {text!r}, and it is not a known model; known names: {known}"

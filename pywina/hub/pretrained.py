@@ -77,7 +77,7 @@ def _names(
         except (OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
             reason: Exception | None = error
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in ("httpx", "requests"):
+            if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "requests"):
                 raise
             if getattr(error, "response", None) is not None:
                 raise  # the hub answered
@@ -143,3 +143,46 @@ def fetch_pretrained(
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError, TimeoutError) as error:
         raise FetchError(f"{repo_id} cannot be fetched: {error}") from error
+
+
+_DEFAULT_QUANT = "Q4_K_M"  # llama.cpp's, where a repository has several files
+
+
+def fetch_repository(spec: str, filename: str | None = None) -> Path:
+    """The file of ``owner/repo`` or ``owner/repo:QUANT``, as with llama.cpp's ``-hf``.
+
+    QUANT: how the file's name ends, in any case; default: the only GGUF file, or Q4_K_M.
+    filename: a name or a pattern, in place of QUANT.
+    """
+    repo_id, _, quant = spec.removeprefix("hf://").partition(":")
+    if repo_id.count("/") != 1:
+        raise ArgumentError(f"{spec!r} names no repository; give OWNER/REPO or OWNER/REPO:QUANT")
+    if filename is not None or quant:
+        return fetch_pretrained(repo_id, filename or f"*{quant.removesuffix('.gguf')}.gguf")
+    try:
+        return fetch_pretrained(repo_id)
+    except ArgumentError as several:
+        try:
+            return fetch_pretrained(repo_id, f"*{_DEFAULT_QUANT}.gguf")
+        except ModelNotFoundError:
+            raise several from None
+
+
+def cached_models() -> list[tuple[str, Path]]:
+    """Repositories and their GGUF files that the hub's cache holds."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return []
+    return sorted(
+        {
+            (repo.repo_id, file.file_path)
+            for repo in cache.repos
+            for revision in repo.revisions
+            for file in revision.files
+            if file.file_name.endswith(".gguf")
+        }
+    )
