@@ -31,10 +31,11 @@ BUILD   ?= build
 CC      ?= gcc
 AR      ?= ar
 STRIP   ?= strip
-CFLAGS  ?= -O3 -g
+CFLAGS  ?= -O2 -g
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wvla
 # Results must not depend on what the compiler fuses: a multiply-add is fused where we say so.
 BASE    := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
+           -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
            -pthread -Inative/include -Inative/src $(WARN)
 # What a release is built with besides; sanitizers want it empty.
 HARDEN  ?= -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -fstack-protector-strong
@@ -58,6 +59,8 @@ OBJ     := $(SRC:native/src/%.c=$(BUILD)/obj/%.o)
 CLI_OBJ := $(patsubst native/cli/%.c,$(BUILD)/obj/cli/%.o,$(wildcard native/cli/*.c))
 TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/test_*.c))
 
+# Loops over weights that are no instruction set's own; a sanitizer's CFLAGS stay as they are.
+HOT        := dequant pack sparse/norms cpu/attention cpu/project cpu/cpu
 ISA_c      := -O3
 ISA_avx2   := -O3 -mavx2 -mfma -mf16c
 ISA_avx512 := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
@@ -80,12 +83,12 @@ PYTEST  ?= -q
         test-python test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
-static: $(BUILD)/bin/wina-static
 tests: $(TESTS)
 
 $(BUILD)/obj/%.o: native/src/%.c
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(ISA_$(lastword $(subst _, ,$*))) -MMD -MP -c $< -o $@
+	$(CC) $(BASE) $(CFLAGS) $(if $(filter $*,$(HOT)),-O3) $(ISA_$(lastword $(subst _, ,$*))) \
+	    -MMD -MP -c $< -o $@
 
 $(BUILD)/obj/cli/%.o: native/cli/%.c
 	@mkdir -p $(@D)
@@ -106,8 +109,19 @@ $(BUILD)/bin/wina: $(CLI_OBJ) $(BUILD)/lib/libwina.a
 
 $(BUILD)/bin/wina-static: $(CLI_OBJ) $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)
-	$(CC) -static $(CFLAGS) $(CLI_OBJ) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+	$(CC) -static $(CFLAGS) -Wl,--gc-sections $(CLI_OBJ) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
 	$(STRIP) $@
+
+# musl makes the program half as large as a static glibc does.
+MUSL    ?= $(if $(CROSS),,$(shell command -v musl-gcc))
+ifeq ($(MUSL),)
+static: $(BUILD)/bin/wina-static
+else
+static:
+	$(MAKE) BUILD=$(BUILD)/musl CC=$(MUSL) MUSL= static
+	@mkdir -p $(BUILD)/bin
+	cp $(BUILD)/musl/bin/wina-static $(BUILD)/bin/wina-static
+endif
 
 $(BUILD)/tests/%: tests/native/%.c tests/native/check.h $(BUILD)/lib/libwina.a
 	@mkdir -p $(@D)

@@ -13,9 +13,7 @@
 #include "status.h"
 
 static int32_t fail_errno(const char *path, const char *doing, int error) {
-    char text[96];
-    return wina_fail(WINA_E_IO, "%s: cannot %s: %s", path, doing,
-                     strerror_r(error, text, sizeof text));
+    return wina_fail(WINA_E_IO, "%s: cannot %s: %s", path, doing, strerror(error));
 }
 
 static int32_t map_descriptor(const char *path, int fd, wina_mapfile *out) {

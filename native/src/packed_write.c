@@ -188,9 +188,7 @@ typedef struct target {
 } target;
 
 static int32_t fail_errno(const char *path, const char *doing) {
-    char text[96];
-    return wina_fail(WINA_E_IO, "%s: cannot %s: %s", path, doing,
-                     strerror_r(errno, text, sizeof text));
+    return wina_fail(WINA_E_IO, "%s: cannot %s: %s", path, doing, strerror(errno));
 }
 
 static int32_t write_at(target *t, const uint8_t *data, uint64_t n, uint64_t offset) {
