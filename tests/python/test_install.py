@@ -29,12 +29,34 @@ def prefix(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """`make install` of the build under test, below a DESTDIR."""
     built = Path(os.environ.get("WINA_BIN") or ROOT / "build" / "bin" / "wina").parents[1]
     stage = tmp_path_factory.mktemp("stage")
-    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
-    _run(
-        "make", "install", f"BUILD={built}", "PREFIX=/opt/wina", f"DESTDIR={stage}",
-        cwd=ROOT, env=clean,
-    )  # fmt: skip
+    _make("install", BUILD=built, PREFIX="/opt/wina", DESTDIR=stage)
     return stage / "opt" / "wina"
+
+
+def _make(*goals: str, **variables: object) -> str:
+    """make in the source tree, as if nothing of an outer make were there."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    return _run("make", *goals, *(f"{k}={v}" for k, v in variables.items()), cwd=ROOT, env=clean)
+
+
+@pytest.mark.parametrize("libc", ["musl", "glibc"])
+def test_the_static_program_is_small_and_needs_nothing(libc: str, smollm2_path: Path) -> None:
+    built = Path(os.environ.get("WINA_BIN") or ROOT / "build" / "bin" / "wina").parents[1]
+    program = built / "bin" / "wina-static"
+    program.unlink(missing_ok=True)
+    if libc == "musl":
+        if shutil.which("musl-gcc") is None:
+            pytest.skip("no musl-gcc (Debian: musl-tools)")
+        _make("-j2", "static", BUILD=built)
+    else:
+        _make("-j2", "static", BUILD=built, MUSL="")
+    assert "NEEDED" not in _run("readelf", "-d", program)
+    size = program.stat().st_size
+    print(f"{libc}: {size} bytes", file=sys.stderr)
+    assert size < (1_500_000 if libc == "musl" else 2_000_000)
+    words = ["run", "-m", smollm2_path, "-p", "The capital of France is", "-n", "4", "--temp", "0"]
+    same = [_run(exe, *words) for exe in (program, built / "bin" / "wina")]
+    assert same[0] == same[1] != ""
 
 
 @pytest.mark.parametrize("command", ["gcc -std=c11", "g++ -std=c++17 -x c++"])
