@@ -7,7 +7,12 @@
 enum { PAIRS = WINA_BLOCK / 2 };
 enum { TOKENS = 4, REGS = 2 }; /* integers: 8 sums, 4 activations, weights, a product */
 enum { MOST_TOKENS = 64, F_MOST_TOKENS = 128 }; /* whose sums fit into the first-level cache */
-enum { F_TOKENS = 3, F_REGS = 4 };              /* floats: 12 sums, 3 activations, weights */
+enum {
+    F_TOKENS = 3,
+    F_REGS = 4,
+    F_ROWS = 8 * F_REGS
+};                  /* floats: 12 sums, 3 activations, weights */
+enum { F_RUN = 4 }; /* blocks whose floats stay in the first-level cache: 16 KB */
 
 /* One block of one strip: 16 pairs of inputs, 8 x 8 rows each. */
 typedef struct strip_block {
@@ -48,20 +53,6 @@ INLINE void fetch_block(const wina_panel *p, int32_t block, int32_t strip) {
         _mm_prefetch((const char *)(base + (uint64_t)c * p->col_bytes), _MM_HINT_T0);
 }
 
-/* One sub-block of one token onto REGS of its sums, from register r0 on. */
-INLINE void finish_token(const strip_block *w, wina_scales kind, int sub, int r0, int32_t offset,
-                         const __m256i s[REGS], float scale, int32_t sum, float *y) {
-    const __m256i start = _mm256_set1_epi32(offset * sum);
-    for (int i = 0; i < REGS; i++) {
-        __m256 dot = _mm256_cvtepi32_ps(_mm256_sub_epi32(s[i], start));
-        __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(w->d[sub][r0 + i], _mm256_set1_ps(scale)), dot,
-                                     _mm256_loadu_ps(y + sums_at(r0 + i)));
-        if (wina_scales_mins(kind))
-            acc = _mm256_fmadd_ps(w->m[sub][r0 + i], _mm256_set1_ps(scale * (float)sum), acc);
-        _mm256_storeu_ps(y + sums_at(r0 + i), acc);
-    }
-}
-
 /* s += v x, pairs of 16 bits. Spelt out, because the compiler would form all products of a pair of
  * inputs first and run out of registers. */
 INLINE void multiply_add(__m256i *s, __m256i v, __m256i x) {
@@ -69,31 +60,50 @@ INLINE void multiply_add(__m256i *s, __m256i v, __m256i x) {
     __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(*s), "=&x"(product) : "x"(v), "x"(x));
 }
 
-/* Tokens [t, t + n) of the batch times one block, REGS registers of rows. */
-INLINE void multiply_tokens(const wina_panel *p, const wina_batch *b, const strip_block *w,
-                            wina_scales kind, int32_t block, int r0, int32_t t, int n, float *y) {
-    const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
-    const int16_t *x = b->x16[which] + wina_batch_at(b, block, t);
+/* What a block's multiplications read of some tokens. */
+typedef struct token_block {
+    const int16_t *x;   /* (n, 32) */
+    const float *scale; /* (subs, n_tokens) */
+    const int32_t *sum; /* (subs, n_tokens) */
+    int64_t n_tokens;
+} token_block;
+
+/* n tokens times one block, REGS registers of rows from register r0 on, added to y (n, 64). The
+ * sums start at minus what the offset of the stored values adds. */
+INLINE void multiply_tokens(const strip_block *w, wina_scales kind, int32_t offset, int r0,
+                            const token_block *b, int n, float *y) {
+    const int n_sub = wina_scales_subs(kind), n_pairs = PAIRS / n_sub;
+    const int16_t *x = b->x;
     for (int sub = 0; sub < n_sub; sub++) {
+        const float *scale = b->scale + sub * b->n_tokens;
+        const int32_t *sum = b->sum + sub * b->n_tokens;
         __m256i s[TOKENS][REGS];
         for (int i = 0; i < n; i++)
             for (int r = 0; r < REGS; r++)
-                s[i][r] = _mm256_setzero_si256();
-        for (int g = sub * PAIRS / n_sub; g < (sub + 1) * PAIRS / n_sub; g++) {
+                s[i][r] = _mm256_set1_epi32(-offset * sum[i]);
+#pragma GCC unroll 2
+        for (int g = 0; g < n_pairs; g++) {
             __m256i pair[TOKENS];
             RELOAD(x);
             for (int i = 0; i < n; i++)
-                pair[i] = broadcast_pair(x + i * WINA_BLOCK + 2 * g);
+                pair[i] = broadcast_pair(x + i * WINA_BLOCK + 2 * (sub * n_pairs + g));
             for (int r = 0; r < REGS; r++) {
-                const __m256i v = w->w[g][r0 + r];
+                const __m256i v = w->w[sub * n_pairs + g][r0 + r];
                 for (int i = 0; i < n; i++)
                     multiply_add(&s[i][r], v, pair[i]);
             }
         }
         for (int i = 0; i < n; i++) {
-            int64_t at = wina_batch_sub(b, block * n_sub + sub, t + i);
-            finish_token(w, kind, sub, r0, p->layout->offset, s[i], b->scale[which][at],
-                         b->sum[which][at], y + (int64_t)(t + i) * WINA_STRIP);
+            const __m256 by = _mm256_set1_ps(scale[i]);
+            for (int r = 0; r < REGS; r++) {
+                float *to = y + i * WINA_STRIP + 16 * r;
+                __m256 acc = _mm256_fmadd_ps(_mm256_mul_ps(w->d[sub][r0 + r], by),
+                                             _mm256_cvtepi32_ps(s[i][r]), _mm256_loadu_ps(to));
+                if (wina_scales_mins(kind))
+                    acc = _mm256_fmadd_ps(w->m[sub][r0 + r],
+                                          _mm256_set1_ps(scale[i] * (float)sum[i]), acc);
+                _mm256_storeu_ps(to, acc);
+            }
         }
     }
 }
@@ -106,72 +116,95 @@ INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane
         load_block(p, plane, kind, block, strip, &w);
         if (block + 1 < block1)
             fetch_block(p, block + 1, strip);
-        int32_t t = t0;
-        for (; t + TOKENS <= t1; t += TOKENS)
-            for (int r = 0; r < SUMS; r += REGS)
-                multiply_tokens(p, b, &w, kind, block, r, t, TOKENS, y);
-        for (; t < t1; t++)
-            for (int r = 0; r < SUMS; r += REGS)
-                multiply_tokens(p, b, &w, kind, block, r, t, 1, y);
+        const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
+        for (int32_t t = t0, n; t < t1; t += n) {
+            const int64_t at = wina_batch_sub(b, block * n_sub, t);
+            const token_block x = {b->x16[which] + wina_batch_at(b, block, t), b->scale[which] + at,
+                                   b->sum[which] + at, b->n_tokens};
+            n = t1 - t < TOKENS ? 1 : TOKENS;
+            for (int r = 0; r < SUMS; r += REGS) {
+                float *to = y + (int64_t)t * WINA_STRIP + sums_at(r);
+                if (n == TOKENS)
+                    multiply_tokens(&w, kind, p->layout->offset, r, &x, TOKENS, to);
+                else
+                    multiply_tokens(&w, kind, p->layout->offset, r, &x, 1, to);
+            }
+        }
     }
     for (int32_t t = t0; t < t1; t++)
         unswap_strip(y + t * WINA_STRIP);
 }
 
-/* Float panels: a block is converted once, three tokens keep 32 sums each in registers. */
+/* Float panels: half a strip of some blocks is converted once into F_RUN * F_ROWS floats, then
+ * three tokens at a time keep its sums in registers over all those blocks. w (n_blocks, 32,
+ * F_ROWS), x (n_blocks, x_stride): blocks of the last column may be short. */
 INLINE void add_floats(const float *w, int n_cols, const float *x, int64_t x_stride, int n,
                        float *y) {
     __m256 s[F_TOKENS][F_REGS];
     for (int i = 0; i < n; i++)
         for (int r = 0; r < F_REGS; r++)
             s[i][r] = _mm256_loadu_ps(y + i * WINA_STRIP + 8 * r);
-    for (int c = 0; c < n_cols; c++)
-        for (int i = 0; i < n; i++) {
-            __m256 v = _mm256_set1_ps(x[i * x_stride + c]);
-            for (int r = 0; r < F_REGS; r++)
-                s[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w + 64 * c + 8 * r), v, s[i][r]);
-        }
+    for (; n_cols > 0; n_cols -= WINA_BLOCK, x += x_stride) {
+        const int n_now = n_cols < WINA_BLOCK ? n_cols : WINA_BLOCK;
+        for (int i = 0; i < 2 * n; i++) /* of the next tokens */
+            _mm_prefetch((const char *)(x + n * WINA_BLOCK + 16 * i), _MM_HINT_T0);
+        for (int c = 0; c < n_now; c++, w += F_ROWS)
+            for (int i = 0; i < n; i++) {
+                const __m256 v = _mm256_set1_ps(x[i * WINA_BLOCK + c]);
+                for (int r = 0; r < F_REGS; r++)
+                    s[i][r] = _mm256_fmadd_ps(_mm256_load_ps(w + 8 * r), v, s[i][r]);
+            }
+    }
     for (int i = 0; i < n; i++)
         for (int r = 0; r < F_REGS; r++)
             _mm256_storeu_ps(y + i * WINA_STRIP + 8 * r, s[i][r]);
 }
 
-INLINE void convert_block(const wina_panel *p, wina_scales kind, int32_t block, int32_t strip,
-                          int n, float *w) {
+/* Converts F_ROWS rows from row `row` on of some blocks; returns how many columns those have. */
+INLINE int convert_blocks(const wina_panel *p, wina_scales kind, int32_t block0, int32_t block1,
+                          int32_t row, float *w) {
     const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
-    for (int c = 0; c < n; c++) {
-        const uint8_t *col =
-            wina_panel_block(p, block) + (uint64_t)c * p->col_bytes + strip * 64 * size;
-        for (int r = 0; r < SUMS; r++)
-            _mm256_store_ps(w + 64 * c + 8 * r, load_floats(col + 8 * r * size, kind));
+    int n_cols = 0;
+    for (int32_t block = block0; block < block1; block++) {
+        const int32_t left = p->n_cols - block * WINA_BLOCK;
+        const int32_t n = left < WINA_BLOCK ? left : WINA_BLOCK;
+        const uint8_t *col = wina_panel_block(p, block) + row * size;
+        for (int c = 0; c < n; c++, col += p->col_bytes, w += F_ROWS)
+            for (int r = 0; r < F_REGS; r++)
+                _mm256_store_ps(w + 8 * r, load_floats(col + 8 * r * size, kind));
+        n_cols += n;
     }
+    return n_cols;
 }
 
-/* As fetch_block, for floats. */
-INLINE void fetch_floats(const wina_panel *p, wina_scales kind, int32_t block, int32_t strip) {
-    const int64_t size = kind == WINA_SCALES_F32 ? 256 : 128;
-    const uint8_t *base = wina_panel_block(p, block) + strip * size;
-    for (int c = 0; c < WINA_BLOCK; c++)
-        for (int64_t at = 0; at < size; at += 64)
-            _mm_prefetch((const char *)(base + (uint64_t)c * p->col_bytes + at), _MM_HINT_T1);
+/* As fetch_block, for the floats of some blocks. */
+INLINE void fetch_floats(const wina_panel *p, wina_scales kind, int32_t block0, int32_t block1,
+                         int32_t row) {
+    const int64_t size = kind == WINA_SCALES_F32 ? 4 : 2;
+    for (int32_t block = block0; block < block1; block++) {
+        const uint8_t *col = wina_panel_block(p, block) + row * size;
+        for (int c = 0; c < WINA_BLOCK; c++, col += p->col_bytes)
+            for (int64_t at = 0; at < F_ROWS * size; at += 64)
+                _mm_prefetch((const char *)(col + at), _MM_HINT_T1);
+    }
 }
 
 INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t block0,
                         int32_t block1, int32_t strip, int32_t t0, int32_t t1, float *y) {
-    _Alignas(64) float w[WINA_BLOCK * WINA_STRIP];
-    for (int32_t block = block0; block < block1; block++) {
-        int32_t left = p->n_cols - block * WINA_BLOCK, n = left < WINA_BLOCK ? left : WINA_BLOCK;
-        convert_block(p, kind, block, strip, n, w);
-        if (block + 1 < block1)
-            fetch_floats(p, kind, block + 1, strip);
-        for (int at = 0; at < WINA_STRIP; at += 8 * F_REGS) {
-            const float *x = b->x + wina_batch_at(b, block, 0);
+    _Alignas(64) float w[F_RUN * WINA_BLOCK * F_ROWS];
+    const int64_t x_stride = wina_batch_at(b, 1, 0);
+    for (int32_t block = block0, end; block < block1; block = end) {
+        end = block + F_RUN < block1 ? block + F_RUN : block1;
+        const float *x = b->x + wina_batch_at(b, block, 0);
+        for (int at = 0; at < WINA_STRIP; at += F_ROWS) {
+            const int32_t row = strip * WINA_STRIP + at;
+            const int n = convert_blocks(p, kind, block, end, row, w);
+            fetch_floats(p, kind, end, end + F_RUN < block1 ? end + F_RUN : block1, row);
             int32_t t = t0;
             for (; t + F_TOKENS <= t1; t += F_TOKENS)
-                add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, F_TOKENS,
-                           y + t * WINA_STRIP + at);
+                add_floats(w, n, x + t * WINA_BLOCK, x_stride, F_TOKENS, y + t * WINA_STRIP + at);
             for (; t < t1; t++)
-                add_floats(w + at, n, x + t * WINA_BLOCK, WINA_BLOCK, 1, y + t * WINA_STRIP + at);
+                add_floats(w, n, x + t * WINA_BLOCK, x_stride, 1, y + t * WINA_STRIP + at);
         }
     }
 }
