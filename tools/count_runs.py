@@ -5,8 +5,8 @@
 Prints, per group and sparsity, the mean number of neighbours that are kept in a row: in the file's
 order, sorted by how often each input is kept inside every block of 32 (all that a quantised panel
 allows, since a block shares its scales), and sorted over all inputs. Frequencies come from the
-first half of the tokens, runs from the second. The last column says how many of the kept inputs are among
-the half that is kept most often: what a cache of half of the columns would hit.
+first half of the tokens, runs from the second. The last column says how many of the kept inputs
+are among the half that is kept most often: what a cache of half of the columns would hit.
 """
 
 from __future__ import annotations
