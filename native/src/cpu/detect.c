@@ -38,6 +38,11 @@ static bool has_avx2(void) {
     return fma && f16c && avx2;
 }
 
+static bool has_avxvnni(void) {
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+
 static bool has_avx512(void) {
     unsigned a, b, c, d;
     if (!has_avx2() || (enabled_states() & 0xe6) != 0xe6 ||
@@ -67,6 +72,7 @@ static const isa ISAS[] = {
     {"c", wina_kernels_init_c, always},
 #if defined(__x86_64__)
     {"avx2", wina_kernels_init_avx2, has_avx2},
+    {"avxvnni", wina_kernels_init_avxvnni, has_avxvnni},
     {"avx512", wina_kernels_init_avx512, has_avx512},
 #elif defined(__aarch64__)
     {"neon", wina_kernels_init_neon, always},

@@ -100,6 +100,7 @@ typedef struct wina_kernels {
 
 void wina_kernels_init_c(wina_kernels *k);
 void wina_kernels_init_avx2(wina_kernels *k);
+void wina_kernels_init_avxvnni(wina_kernels *k);
 void wina_kernels_init_avx512(wina_kernels *k);
 void wina_kernels_init_neon(wina_kernels *k);
 void wina_kernels_init_dotprod(wina_kernels *k);

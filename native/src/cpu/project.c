@@ -188,19 +188,22 @@ void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t
 
 /* ---- several tokens ----------------------------------------------------------------------- */
 
-/* The kept ones of a token's n inputs, and zeros. */
-static void store_masked(const wina_batch *b, int32_t token, const float *x, int32_t n,
-                         const int32_t *kept, int32_t n_kept) {
-    const int32_t n_blocks = (int32_t)(b->stride / WINA_BLOCK);
-    for (int32_t block = 0; block < n_blocks; block++) {
+/* A token's n inputs in blocks, the last one filled up with zeros. */
+static void store_all(const wina_batch *b, int32_t token, const float *x, int32_t n) {
+    for (int32_t block = 0; block * WINA_BLOCK < n; block++) {
         float *to = b->x + wina_batch_at(b, block, token);
-        const int32_t left = n - block * WINA_BLOCK;
-        if (n_kept == n && left >= WINA_BLOCK)
-            memcpy(to, x + block * WINA_BLOCK, WINA_BLOCK * sizeof *to);
-        else
-            memset(to, 0, WINA_BLOCK * sizeof *to);
+        const int32_t left = n - block * WINA_BLOCK, now = left < WINA_BLOCK ? left : WINA_BLOCK;
+        memcpy(to, x + block * WINA_BLOCK, (size_t)now * sizeof *to);
+        memset(to + now, 0, (size_t)(WINA_BLOCK - now) * sizeof *to);
     }
-    for (int32_t i = n_kept == n ? n / WINA_BLOCK * WINA_BLOCK : 0; i < n_kept; i++)
+}
+
+/* The kept ones, and zeros. */
+static void store_kept(const wina_batch *b, int32_t token, const float *x, int32_t n,
+                       const int32_t *kept, int32_t n_kept) {
+    for (int32_t block = 0; block * WINA_BLOCK < n; block++)
+        memset(b->x + wina_batch_at(b, block, token), 0, WINA_BLOCK * sizeof *b->x);
+    for (int32_t i = 0; i < n_kept; i++)
         b->x[wina_batch_at(b, kept[i] / WINA_BLOCK, token) + kept[i] % WINA_BLOCK] = x[kept[i]];
 }
 
@@ -213,9 +216,13 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     wina_threads_share(c->n_tokens, thread, n_threads, &t0, &t1);
     for (int64_t t = t0; t < t1; t++) {
         const float *x = j->in + t * j->in_stride;
-        int32_t n_kept = select_inputs(j, s, x, (int32_t)t, j->mask, s->kept);
-        c->n_kept[t] = n_kept;
-        store_masked(&c->batch, (int32_t)t, x, n, s->kept, n_kept);
+        if (is_sparse(c, (int32_t)t)) {
+            c->n_kept[t] = select_inputs(j, s, x, (int32_t)t, j->mask, s->kept);
+            store_kept(&c->batch, (int32_t)t, x, n, s->kept, c->n_kept[t]);
+        } else {
+            c->n_kept[t] = n;
+            store_all(&c->batch, (int32_t)t, x, n);
+        }
         if (j->by32)
             c->kernels.quantize_row(&c->batch, (int32_t)t, 0);
         if (j->by16)

@@ -1,0 +1,7 @@
+/* AVX-VNNI: several tokens at once, a product of 16-bit pairs and its sum in one instruction. */
+#include "gemm_avx2.h"
+
+void wina_gemm_avxvnni(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
+                       int32_t strip, float *y) {
+    gemm_all(p, b, block0, block1, strip, y);
+}
