@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FileError, FormatError, UnsupportedError
-from . import gguffile
+from . import experts, gguffile
 from .convert import TYPES, Plan, type_for
 from .families import FAMILIES, Family, rope_scaling, rope_tensors, rotated_width
 from .gguffile import GgufFile, Tensor
@@ -141,7 +141,7 @@ def _refuse_traits(config: dict[str, Any], family: Family, path: Path) -> None:
         and config.get("partial_rotary_factor", 1.0) != 1.0
         and config["partial_rotary_factor"],
     }
-    if family.arch != "qwen2":
+    if family.arch not in ("qwen2", "qwen2moe"):
         wrong["attention_bias"] = config.get("attention_bias")
     for name, value in wrong.items():
         if value:
@@ -172,6 +172,8 @@ def _metadata(config: dict[str, Any], name: str, kind: str, path: Path) -> dict[
             facts["rope.scaling.type"] = "linear"
             facts["rope.scaling.factor"] = float(scaling["factor"])
         facts.update(family.facts(config))
+        if family.experts:
+            facts.update(experts.facts(config, family.experts))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is not understood: {error!r}") from error
     except UnsupportedError as error:
@@ -219,23 +221,29 @@ def plan_checkpoint(folder: Path, kind: str) -> Plan:
     heads = {"q_proj": int(config["num_attention_heads"])}
     heads["k_proj"] = int(config.get("num_key_value_heads") or heads["q_proj"])
 
-    def pieces(name: str, own: int) -> Iterator[bytes]:
-        values = checkpoint.read(name)
-        role = name.split(".")[-2]
-        if family.paired and role in heads:
-            values = _paired(values, heads[role])
-        if role.endswith("norm"):
-            values = values + np.float32(family.norm_offset)
-        yield gguf.quants.quantize(values, gguf.GGMLQuantizationType(own)).tobytes()
+    def pieces(source: experts.Source, own: int) -> Iterator[bytes]:
+        for name in source.names:
+            values = checkpoint.read(name)
+            role = name.split(".")[-2]
+            if family.paired and role in heads:
+                values = _paired(values, heads[role])
+            if role.endswith("norm"):
+                values = values + np.float32(family.norm_offset)
+            if source.half is not None:
+                values = np.split(values, 2, axis=-2)[source.half]
+            yield gguf.quants.quantize(values, gguf.GGMLQuantizationType(own)).tobytes()
 
     tied = bool(config.get("tie_word_embeddings"))
-    for name, entry in checkpoint.entries.items():
-        target = _target(name, family)
-        if target is None or (tied and target == "output.weight"):
+    n_expert = experts.count(config) if family.experts else 0
+    found = experts.sources(checkpoint, family.experts, n_expert, partial(_target, family=family))
+    for source in found:
+        if tied and source.target == "output.weight":
             continue
-        own = type_for(entry.shape, kind)
-        size = gguffile.tensor_bytes(entry.shape, own)
-        content.tensors.append(Tensor(target, entry.shape, own, size, partial(pieces, name, own)))
+        shape = source.shape
+        own = type_for(shape, "F32" if "ffn_gate_inp" in source.target else kind)
+        size = gguffile.tensor_bytes(shape, own)
+        read = partial(pieces, source, own)
+        content.tensors.append(Tensor(source.target, shape, own, size, read))
     width = int(np.frombuffer(content.values[f"{family.arch}.rope.dimension_count"], "<u4")[-1])
     for name, values in rope_tensors(config, width).items():
         raw = values.tobytes()

@@ -373,7 +373,7 @@ def _hyper() -> Iterator[Case]:
     yield case("eps-missing", bad, "missing", "attention.layer_norm_rms_epsilon", None)
     yield case("theta-1e300", bad, "too large", "rope.freq_base", value(F64, 1e300))
     yield case("scaling-unknown", no, "warp", "rope.scaling.type", value(STR, "warp"))
-    yield case("experts", no, "experts", "expert_count", value(U32, 8))
+    yield case("experts", bad, "expert_used_count is missing", "expert_count", value(U32, 8))
     yield case("two-layers", bad, "blk.1", "block_count", value(U32, 2))
 
 
