@@ -204,8 +204,8 @@ class Reference:
     def keep_table(
         self, sparsity: float, method: str, budget: str | np.ndarray
     ) -> dict[tuple[int, str], float]:
-        """Fractions of the inputs that are kept, by layer and group. budget: "uniform", "profile", or kept fractions
-        (n_layer, 4) whose shape is to be followed."""
+        """Fractions of the inputs that are kept, by layer and group. budget: "uniform", "profile",
+        or kept fractions (n_layer, 4) whose shape is to be followed."""
         items = [(layer, group) for layer in range(self.n_layer) for group in GROUPS]
         bits = np.array([self.dense_bits(layer, GROUPS[group]) for layer, group in items], float)
         share = 1.0 - float(np.float32(sparsity))
@@ -392,7 +392,8 @@ class _Run:
         """Causal grouped-query attention, output projection included."""
         ref, t = self.ref, self.n_tokens
         q, k, v = self.project(layer, "qkv", x)
-        heads = (-1,) if ref.arch in ("olmo2", "olmoe") else (-1, ref.head_dim)  # what is normed together
+        whole = ref.arch in ("olmo2", "olmoe")
+        heads = (-1,) if whole else (-1, ref.head_dim)  # what is normed together
         q = ref.normed(q.reshape(t, *heads), f"blk.{layer}.attn_q_norm")
         k = ref.normed(k.reshape(t, *heads), f"blk.{layer}.attn_k_norm")
         q = self.rotate(q.reshape(t, ref.n_head, ref.head_dim), layer)

@@ -269,8 +269,7 @@ int32_t wina_model_write_packed(const wina_model *m, const char *path, wina_prog
                          "%s models, whose matrices are fused, cannot be packed",
                          m->config.arch->name);
     if (m->config.n_expert)
-        return wina_fail(WINA_E_UNSUPPORTED,
-                         "%s models with a mixture of experts cannot be packed",
+        return wina_fail(WINA_E_UNSUPPORTED, "%s models with a mixture of experts cannot be packed",
                          m->config.arch->name);
     return wina_packed_write(m->gguf, &m->weights, path, progress, user);
 }
@@ -295,8 +294,10 @@ int32_t wina_model_get_norms(const wina_model *m, int32_t layer, int32_t group, 
                          g->n_projections, g->n_in);
     const float *norms = projection < 0 ? g->norms : g->projections[projection].norms;
     if (!norms)
-        return wina_fail(WINA_E_UNSUPPORTED, "layer %d is a mixture: its experts have norms of "
-                                             "their own", layer);
+        return wina_fail(WINA_E_UNSUPPORTED,
+                         "layer %d is a mixture: its experts have norms of "
+                         "their own",
+                         layer);
     memcpy(out, norms, (size_t)n_inputs * sizeof *out);
     return WINA_OK;
 }

@@ -238,24 +238,24 @@ static int32_t refuse_routers(reader *r) {
         return wina_fail(WINA_E_UNSUPPORTED, "%s %g is not supported", r->key, (double)scale);
     uint32_t n_groups = 1;
     WINA_TRY(wina_gguf_has_u32(r->gguf, key_of(r, "expert_group_count"), 1, &n_groups));
-    return n_groups <= 1 ? WINA_OK
-                         : wina_fail(WINA_E_UNSUPPORTED, "%s %u is not supported", r->key, n_groups);
+    return n_groups <= 1
+               ? WINA_OK
+               : wina_fail(WINA_E_UNSUPPORTED, "%s %u is not supported", r->key, n_groups);
 }
 
 /* How many experts there are, how many of them a token goes through, and how wide they are. */
 static int32_t read_experts(reader *r, wina_config *c) {
     const wina_arch *a = c->arch;
     const bool always = a->experts == WINA_EXPERTS_ALWAYS;
-    WINA_TRY(read_count(r, "expert_count", always ? -1 : 0, always ? 1 : 0, MAX_EXPERTS,
-                        &c->n_expert));
+    WINA_TRY(
+        read_count(r, "expert_count", always ? -1 : 0, always ? 1 : 0, MAX_EXPERTS, &c->n_expert));
     if (c->n_expert == 0)
         return WINA_OK;
     if (a->experts == WINA_EXPERTS_NONE)
         return wina_fail(WINA_E_UNSUPPORTED,
                          "%s.expert_count is %d: a mixture of experts is not supported there",
                          r->arch, c->n_expert);
-    WINA_TRY(
-        read_count(r, "expert_used_count", -1, 1, (uint32_t)c->n_expert, &c->n_expert_used));
+    WINA_TRY(read_count(r, "expert_used_count", -1, 1, (uint32_t)c->n_expert, &c->n_expert_used));
     const int32_t share = c->n_ff / c->n_expert_used;
     WINA_TRY(read_count(r, "expert_feed_forward_length",
                         !a->experts_split ? c->n_ff

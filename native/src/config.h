@@ -42,12 +42,12 @@ typedef struct wina_arch {
     wina_rope rope;
     wina_activation activation;
     wina_qk_norm qk_norm;
-    bool qkv_bias;       /* blk.N.attn_{q,k,v}.bias must be there */
-    bool fused;          /* attn_qkv holds q, k, v and ffn_up holds gate, up */
-    bool no_pre_norm;    /* the blocks read the residual stream as it is */
-    bool post_norm;      /* what a block adds is normed first */
-    bool scale_embd;     /* embeddings are multiplied by sqrt(n_embd) */
-    bool multipliers;    /* granite's scale keys are read */
+    bool qkv_bias;    /* blk.N.attn_{q,k,v}.bias must be there */
+    bool fused;       /* attn_qkv holds q, k, v and ffn_up holds gate, up */
+    bool no_pre_norm; /* the blocks read the residual stream as it is */
+    bool post_norm;   /* what a block adds is normed first */
+    bool scale_embd;  /* embeddings are multiplied by sqrt(n_embd) */
+    bool multipliers; /* granite's scale keys are read */
     wina_experts experts;
     wina_shared shared;
     bool experts_norm;   /* the weights of the chosen experts are divided by their sum */
@@ -73,7 +73,7 @@ typedef struct wina_config {
     int32_t n_ff_expert;   /* width of each */
     int32_t n_ff_shared;   /* width of the shared expert; 0: none */
     bool expert_norm;      /* see experts_norm */
-    int32_t rope_dim; /* dimensions of a head that are rotated: even, <= head_dim */
+    int32_t rope_dim;      /* dimensions of a head that are rotated: even, <= head_dim */
     float rope_theta;
     float rope_scale;        /* positions are multiplied by this; 1 without linear scaling */
     float rope_theta_window; /* of layers with a window, which are not scaled */

@@ -23,12 +23,14 @@ int32_t wina_group_get_tensor(const wina_gguf *gguf, const char *name, int64_t r
     if (!t)
         return wina_fail(WINA_E_FORMAT, "tensor %s is missing", name);
     uint64_t want_rows = rows ? (uint64_t)rows : 1;
-    if (t->ne[0] != (uint64_t)cols || t->ne[1] != want_rows || t->ne[2] != (uint64_t)n_stacked || t->ne[3] != 1)
-        return wina_fail(WINA_E_FORMAT,
-                         "tensor %s has shape (%llu, %llu, %llu, %llu), expected (%lld, %llu, %lld)",
-                         name, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
-                         (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
-                         (long long)cols, (unsigned long long)want_rows, (long long)n_stacked);
+    if (t->ne[0] != (uint64_t)cols || t->ne[1] != want_rows || t->ne[2] != (uint64_t)n_stacked ||
+        t->ne[3] != 1)
+        return wina_fail(
+            WINA_E_FORMAT,
+            "tensor %s has shape (%llu, %llu, %llu, %llu), expected (%lld, %llu, %lld)", name,
+            (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
+            (unsigned long long)t->ne[2], (unsigned long long)t->ne[3], (long long)cols,
+            (unsigned long long)want_rows, (long long)n_stacked);
     *out = t;
     return WINA_OK;
 }

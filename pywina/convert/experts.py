@@ -20,7 +20,8 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 @dataclass(frozen=True)
 class Experts:
     """each: GGUF names by the name of one expert's matrix, "{}" for its number. split: the names of
-    both halves of a tensor's outputs. normed: weights of the chosen experts add up to 1. asked: config.json says whether they do."""
+    both halves of a tensor's outputs. normed: weights of the chosen experts add up to 1. asked:
+    config.json says whether they do, in norm_topk_prob."""
 
     each: dict[str, str] = field(default_factory=dict)
     split: dict[str, tuple[str, str]] = field(default_factory=dict)

@@ -58,7 +58,10 @@ _GRANITE = {
     "block_sparse_moe.output_linear.weight": "ffn_down_exps.weight",
     "shared_mlp.output_linear.weight": "ffn_down_shexp.weight",
 }
-_EACH = {f"mlp.experts.{{}}.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")}
+_EACH = {
+    f"mlp.experts.{{}}.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")
+}
+_CHOSEN = {"block_sparse_moe.gate.weight": "ffn_gate_inp.weight"}
 _MIXTRAL = {
     f"block_sparse_moe.experts.{{}}.{x}.weight": f"ffn_{role}_exps.weight"
     for x, role in (("w1", "gate"), ("w2", "down"), ("w3", "up"))
@@ -169,11 +172,12 @@ FAMILIES = {
                      activation="gelu_pytorch_tanh", facts=_gemma(2)),
     "gemma3_text": Family("gemma3", {**_COMMON, **_QK_NORMS, **_POST_NORMS}, norm_offset=1.0,
                           head_dim=256, activation="gelu_pytorch_tanh", facts=_gemma(6)),
-    "mixtral": Family("llama", {**_ATTENTION, "block_sparse_moe.gate.weight": "ffn_gate_inp.weight"},
-                      paired=True, facts=_window, experts=Experts(_MIXTRAL)),
+    "mixtral": Family("llama", {**_ATTENTION, **_CHOSEN}, paired=True, facts=_window,
+                      experts=Experts(_MIXTRAL)),
     "qwen2_moe": Family("qwen2moe", {**_ATTENTION, **_BIASES, **_ROUTER, **_SHARED},
                         experts=Experts(_EACH, normed=False, asked=True)),
-    "qwen3_moe": Family("qwen3moe", {**_ATTENTION, **_QK_NORMS, **_ROUTER}, experts=Experts(_EACH, asked=True)),
+    "qwen3_moe": Family("qwen3moe", {**_ATTENTION, **_QK_NORMS, **_ROUTER},
+                        experts=Experts(_EACH, asked=True)),
     "olmoe": Family("olmoe", {**_ATTENTION, **_QK_NORMS, **_ROUTER},
                     experts=Experts(_EACH, normed=False, asked=True)),
     "granitemoe": Family("granitemoe", {**_ATTENTION, **_GRANITE}, paired=True, facts=_granite,

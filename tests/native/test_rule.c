@@ -168,7 +168,7 @@ int main(void) {
                           .exponents = {1, 1, 1, 1}};
     for (int g = 0; g < GROUPS; g++)
         tuning.norms[g] = calibrated;
-    wina_rule_model m = {LAYERS, groups, &tuning};
+    wina_rule_model m = {.n_layer = LAYERS, .groups = groups, .tuning = &tuning};
     test_fit();
     test_equal_bytes(&m);
     test_methods(&m);

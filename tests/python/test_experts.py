@@ -120,7 +120,8 @@ def test_every_expert_has_its_own_norms(files: Callable[..., Path], tmp_path: Pa
                 values /= powers[:, :, None]
             else:
                 values *= scales[tensor.name.split(".")[1]][:, None, :]
-            object.__setattr__(tensor, "read", lambda raw=values.tobytes(): iter([raw]))
+            raw = values.tobytes()
+            object.__setattr__(tensor, "read", lambda raw=raw: iter([raw]))
 
     scales: dict[str, np.ndarray] = {}
 
@@ -246,14 +247,15 @@ def test_what_experts_have_not(files: Callable[..., Path], tmp_path: Path) -> No
     with pywina.load(files("mixtral")) as model:
         with pytest.raises(pywina.UnsupportedError, match="mixture of experts cannot be packed"):
             model.write_packed(target)
-        with pytest.raises(pywina.UnsupportedError, match="cannot be seen"):
-            with model.tap(lambda *_: None):
-                pass
+        with pytest.raises(pywina.UnsupportedError, match="cannot be seen"), model.tap(print):
+            pass
         with pytest.raises(pywina.UnsupportedError, match="norms of their own"):
             model.norms(0, "down")
         assert model.norms(0, "qkv").shape == (64,)
         n = model.info.n_layer
-        norms = {g: np.ones((n, w)) for g, w in (("qkv", 64), ("o", 64), ("gate_up", 64), ("down", 96))}
+        norms = {
+            g: np.ones((n, w)) for g, w in (("qkv", 64), ("o", 64), ("gate_up", 64), ("down", 96))
+        }
         with pytest.raises(pywina.ArgumentError, match="norms of their own"):
             model.set_tuning(pywina.Tuning(norms=norms))
     assert not list(tmp_path.iterdir())
@@ -274,7 +276,7 @@ def test_calibrated_budgets(files: Callable[..., Path]) -> None:
 
 def _key(name: str, number: object) -> Callable[[gguffile.GgufFile], None]:
     def change(content: gguffile.GgufFile) -> None:
-        content.set(name, number)
+        content.set(f"qwen2moe.{name}", number)
 
     return change
 
@@ -299,18 +301,18 @@ def _without(part: str) -> Callable[[gguffile.GgufFile], None]:
 
 
 BAD = {
-    "no-experts": (_key("qwen2moe.expert_count", 0), "qwen2moe.expert_count is 0, must be in 1"),
-    "huge": (_key("qwen2moe.expert_count", 2**32 - 1), "expert_count is 4294967295"),
-    "many": (_key("qwen2moe.expert_count", 1000), "blk.0.ffn_gate_inp.weight has shape"),
-    "fewer": (_key("qwen2moe.expert_count", 5), "blk.0.ffn_gate_inp.weight has shape"),
-    "none-used": (_key("qwen2moe.expert_used_count", 0), "expert_used_count is 0, must be in 1..6"),
-    "too-many-used": (_key("qwen2moe.expert_used_count", 7), "expert_used_count is 7, must be in 1..6"),
-    "width": (_key("qwen2moe.expert_feed_forward_length", 41), "blk.0.ffn_gate_exps.weight has shape"),
-    "width-0": (_key("qwen2moe.expert_feed_forward_length", 0), "expert_feed_forward_length is 0"),
-    "shared-width": (_key("qwen2moe.expert_shared_feed_forward_length", 71), "blk.0.ffn_gate_shexp"),
-    "sigmoid": (_key("qwen2moe.expert_gating_func", 2), "expert_gating_func 2 is not supported"),
-    "scaled": (_key("qwen2moe.expert_weights_scale", 2.5), "expert_weights_scale 2.5"),
-    "grouped": (_key("qwen2moe.expert_group_count", 4), "expert_group_count 4"),
+    "no-experts": (_key("expert_count", 0), "qwen2moe.expert_count is 0, must be in 1"),
+    "huge": (_key("expert_count", 2**32 - 1), "expert_count is 4294967295"),
+    "many": (_key("expert_count", 1000), "blk.0.ffn_gate_inp.weight has shape"),
+    "fewer": (_key("expert_count", 5), "blk.0.ffn_gate_inp.weight has shape"),
+    "none-used": (_key("expert_used_count", 0), "expert_used_count is 0, must be in 1..6"),
+    "too-many-used": (_key("expert_used_count", 7), "expert_used_count is 7, must be in 1..6"),
+    "width": (_key("expert_feed_forward_length", 41), "blk.0.ffn_gate_exps.weight has shape"),
+    "width-0": (_key("expert_feed_forward_length", 0), "expert_feed_forward_length is 0"),
+    "shared-width": (_key("expert_shared_feed_forward_length", 71), "blk.0.ffn_gate_shexp"),
+    "sigmoid": (_key("expert_gating_func", 2), "expert_gating_func 2 is not supported"),
+    "scaled": (_key("expert_weights_scale", 2.5), "expert_weights_scale 2.5"),
+    "grouped": (_key("expert_group_count", 4), "expert_group_count 4"),
     "flat": (_shape("ffn_up_exps", (6 * 40, 64)), "blk.0.ffn_up_exps.weight has shape"),
     "turned": (_shape("ffn_down_exps", (6, 40, 64)), "blk.0.ffn_down_exps.weight has shape"),
     "a-stack-of-5": (_shape("ffn_down_exps", (5, 64, 40)), "blk.0.ffn_down_exps.weight has shape"),
@@ -338,7 +340,7 @@ def test_experts_where_none_belong(files: Callable[..., Path], tmp_path: Path) -
         content.set("general.architecture", "qwen3")
 
     path = changed(files("qwen3_moe"), tmp_path / "bad.gguf", rename)
-    with pytest.raises(pywina.UnsupportedError, match="qwen3.expert_count is 7"):
+    with pytest.raises(pywina.UnsupportedError, match=r"qwen3\.expert_count is 7"):
         pywina.load(path)
 
 

@@ -76,7 +76,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 24, "num_experts": 7, "num_experts_per_tok": 2, "moe_intermediate_size": 72,
         "norm_topk_prob": True, "tie_word_embeddings": True,
     },
-    "olmoe": {"num_key_value_heads": 4, "num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    "olmoe": {
+        "num_key_value_heads": 4, "num_experts": 5, "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+    },
     "granitemoe": {**_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 3},
     "granitemoeshared": {
         **_GRANITE, "num_local_experts": 5, "num_experts_per_tok": 2,

@@ -53,10 +53,9 @@ static void place_all(wina_cpu *c, layout *a) {
     c->h = place(a, b * (uint64_t)f->n_embd, sizeof(float));
     c->qkv = place(a, b * (uint64_t)g[WINA_GROUP_QKV].n_out, sizeof(float));
     c->att = place(a, b * (uint64_t)g[WINA_GROUP_O].n_in, sizeof(float));
-    c->gate_up = place(a, b * (uint64_t)wina_weights_widest_out(weights, WINA_GROUP_GATE_UP),
-                       sizeof(float));
-    c->ff =
-        place(a, b * (uint64_t)wina_weights_widest_in(weights, WINA_GROUP_DOWN), sizeof(float));
+    c->gate_up =
+        place(a, b * (uint64_t)wina_weights_widest_out(weights, WINA_GROUP_GATE_UP), sizeof(float));
+    c->ff = place(a, b * (uint64_t)wina_weights_widest_in(weights, WINA_GROUP_DOWN), sizeof(float));
     uint64_t vocab = (uint64_t)weights->output.n_rows;
     uint64_t width = (uint64_t)g[WINA_GROUP_O].n_out;
     uint64_t n_out = WINA_HEAD_BATCH * vocab > b * width ? WINA_HEAD_BATCH * vocab : b * width;

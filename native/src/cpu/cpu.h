@@ -44,8 +44,8 @@ typedef struct wina_cpu {
     int32_t *chosen;   /* (B, n_expert_used) experts of a token, rising */
     float *share;      /* (B, n_expert_used) their weights */
     int32_t *visitors; /* (B) tokens of one expert */
-    float *partial;  /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
-    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
+    float *partial;    /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    uint16_t *k, *v;   /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */

@@ -38,14 +38,13 @@ static void weigh(const wina_config *f, const float *logits, const int32_t *chos
     for (int32_t i = 0; i < f->n_expert_used; i++)
         sum += exp((double)logits[chosen[i]] - (double)top);
     for (int32_t i = 0; i < f->n_expert_used; i++)
-        share[i] = (float)(exp((double)logits[chosen[i]] - (double)top) /
-                           (f->expert_norm ? sum : all));
+        share[i] =
+            (float)(exp((double)logits[chosen[i]] - (double)top) / (f->expert_norm ? sum : all));
 }
 
 static void route(wina_cpu *c, const wina_group_weights *router) {
     const wina_config *f = &c->base.model->config;
-    wina_cpu_multiply_joined(
-        c, &(wina_cpu_product){.group = router, .in = c->h, .out = c->router});
+    wina_cpu_multiply_joined(c, &(wina_cpu_product){.group = router, .in = c->h, .out = c->router});
     for (int64_t t = 0; t < c->n_tokens; t++) {
         const float *logits = c->router + t * router->n_out;
         choose(logits, f->n_expert, f->n_expert_used, c->chosen + t * f->n_expert_used);
@@ -59,13 +58,12 @@ static void route(wina_cpu *c, const wina_group_weights *router) {
  * under way as far as rules are concerned. */
 static void run_expert(wina_cpu *c, int32_t layer, int32_t index, const float *in, bool no_last) {
     const wina_expert *e = &c->base.model->weights.layers[layer].mixture.experts[index];
-    wina_cpu_product p = {
-        .group = &e->gate_up,
-        .in = in,
-        .out = c->gate_up,
-        .rules = wina_rules_expert(c->rules, layer, index, WINA_GROUP_GATE_UP, 0),
-        .n_masks = c->rules->n_masks[WINA_GROUP_GATE_UP],
-        .no_last = no_last};
+    wina_cpu_product p = {.group = &e->gate_up,
+                          .in = in,
+                          .out = c->gate_up,
+                          .rules = wina_rules_expert(c->rules, layer, index, WINA_GROUP_GATE_UP, 0),
+                          .n_masks = c->rules->n_masks[WINA_GROUP_GATE_UP],
+                          .no_last = no_last};
     wina_cpu_multiply(c, &p);
     wina_cpu_activate(c, &e->gate_up);
     p = (wina_cpu_product){.group = &e->down,
@@ -113,8 +111,7 @@ static void visit(wina_cpu *c, int32_t layer, int32_t expert) {
                (size_t)n_embd * sizeof *c->h);
     c->n_tokens = n;
     c->n_dense = n_dense;
-    run_expert(c, layer, expert, n < n_all ? c->gathered : c->h,
-               c->visitors[n - 1] != n_all - 1);
+    run_expert(c, layer, expert, n < n_all ? c->gathered : c->h, c->visitors[n - 1] != n_all - 1);
     c->n_tokens = n_all;
     c->n_dense = n_dense_all;
     for (int32_t i = 0; i < n; i++)

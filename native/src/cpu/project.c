@@ -19,9 +19,9 @@ typedef struct job {
     const wina_rule *rules; /* (n_masks) for sparse tokens; NULL: never sparse */
     const float *gate;      /* see wina_cpu_product */
     int64_t gate_stride;
-    int32_t last; /* token whose bytes are counted, or -1 */
-    int32_t mask;           /* under way in a batch */
-    bool by32, by16;        /* kinds of rounded activations its panels read */
+    int32_t last;    /* token whose bytes are counted, or -1 */
+    int32_t mask;    /* under way in a batch */
+    bool by32, by16; /* kinds of rounded activations its panels read */
 } job;
 
 static bool is_sparse(const job *j, int32_t token) {
@@ -325,15 +325,16 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     const wina_layer *l = &backend->model->weights.layers[layer];
     const bool last = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
     const bool has_exit = last && wina_config_has_exit(&backend->model->config);
-    const wina_cpu_product p = {
-        .group = &l->groups[group],
-        .in = wina_cpu_input(backend, group),
-        .out = group == WINA_GROUP_QKV ? c->qkv : group == WINA_GROUP_GATE_UP ? c->gate_up : c->out,
-        .rules = wina_rules_get(c->rules, layer, group, 0),
-        .n_masks = c->rules->n_masks[group],
-        .gate = c->gate_up,
-        .gate_stride = l->groups[WINA_GROUP_GATE_UP].n_out,
-        .residual = last && !has_exit};
+    const wina_cpu_product p = {.group = &l->groups[group],
+                                .in = wina_cpu_input(backend, group),
+                                .out = group == WINA_GROUP_QKV       ? c->qkv
+                                       : group == WINA_GROUP_GATE_UP ? c->gate_up
+                                                                     : c->out,
+                                .rules = wina_rules_get(c->rules, layer, group, 0),
+                                .n_masks = c->rules->n_masks[group],
+                                .gate = c->gate_up,
+                                .gate_stride = l->groups[WINA_GROUP_GATE_UP].n_out,
+                                .residual = last && !has_exit};
     wina_cpu_multiply(c, &p);
     if (has_exit)
         wina_cpu_leave(c, layer, group);

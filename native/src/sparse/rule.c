@@ -284,7 +284,8 @@ static void fill_rules(filling *f) {
     wina_rules *out = f->out;
     for (int32_t i = 0; i < m->n_layer * GROUPS; i++)
         for (int32_t mask = 0; mask < out->n_masks[i % GROUPS]; mask++)
-            fill_rule(f, &m->groups[i], i / GROUPS, i % GROUPS, mask, &out->rules[i * MASKS + mask]);
+            fill_rule(f, &m->groups[i], i / GROUPS, i % GROUPS, mask,
+                      &out->rules[i * MASKS + mask]);
     for (int64_t i = 0; i < (int64_t)m->n_layer * m->n_expert * 2; i++) {
         const int32_t layer = (int32_t)(i / (2 * m->n_expert));
         const int32_t group = WINA_GROUP_GATE_UP + (int32_t)(i % 2);

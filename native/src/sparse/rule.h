@@ -29,7 +29,7 @@ typedef struct wina_rules {
     wina_rule *rules;                  /* (n_layer, WINA_RULE_GROUPS, WINA_RULE_MASKS) */
     int32_t n_expert;                  /* of a layer */
     wina_rule *experts; /* (n_layer, n_expert, 2, WINA_RULE_MASKS): of gate_up and down in each */
-    float *scaled;                     /* norms with an exponent, which rules point into */
+    float *scaled;      /* norms with an exponent, which rules point into */
 } wina_rules;
 
 static inline const wina_rule *wina_rules_get(const wina_rules *r, int32_t layer, int32_t group,
@@ -59,8 +59,8 @@ typedef struct wina_rule_model {
     int32_t n_layer;
     const wina_rule_group *groups;
     const wina_tuning *tuning;
-    int32_t n_expert;                /* of a layer; 0: none */
-    const wina_rule_group *experts;  /* (n_layer, n_expert, 2): gate_up and down of each */
+    int32_t n_expert;               /* of a layer; 0: none */
+    const wina_rule_group *experts; /* (n_layer, n_expert, 2): gate_up and down of each */
 } wina_rule_model;
 
 /* First of a group's entries in arrays by projection (q, k, v, o, gate, up, down). */
