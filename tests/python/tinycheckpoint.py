@@ -196,9 +196,11 @@ def _write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(side), encoding="utf-8")
 
 
-def write_checkpoint(folder: Path, family: str) -> Path:
-    """The folder of a family, with float32 weights."""
+def write_checkpoint(folder: Path, family: str, n_vocab: int | None = None) -> Path:
+    """The folder of a family, with float32 weights; n_vocab: for another vocabulary."""
     config = config_of(family)
+    if n_vocab is not None:
+        config["vocab_size"] = n_vocab
     folder.mkdir(parents=True)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
