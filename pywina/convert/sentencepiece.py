@@ -144,6 +144,8 @@ def _adds_space(content: dict[str, Any], path: Path) -> bool:
             raise UnsupportedError(f"{path}: its normalizer {kind} is not known")
     for part in _parts(content.get("pre_tokenizer"), "pretokenizers"):
         if part.get("type") == "Metaspace":
+            if part.get("split", True):
+                raise UnsupportedError(f"{path}: a Metaspace that splits words is not supported")
             scheme = part.get("prepend_scheme")
             adds |= scheme != "never" if scheme else bool(part.get("add_prefix_space", True))
         elif part.get("type") != "Split" or part.get("pattern") != {"String": " "}:

@@ -75,10 +75,9 @@ def json_content(pieces: list[Piece], *, prefix: bool, metaspace: bool) -> dict[
     if prefix:
         steps.insert(0, {"type": "Prepend", "prepend": SPACE})
     pre = {
-        "type": "Metaspace",
-        "replacement": SPACE,
+        "type": "Metaspace", "replacement": SPACE, "split": False,
         "prepend_scheme": "first" if prefix else "never",
-    }
+    }  # fmt: skip
     return {
         "normalizer": None if metaspace else {"type": "Sequence", "normalizers": steps},
         "pre_tokenizer": pre if metaspace else None,
@@ -234,6 +233,11 @@ def test_added_tokens(tmp_path: Path) -> None:
             {"tokenizer.json": {**json_content(SMALL, prefix=True, metaspace=False),
                                 "pre_tokenizer": {"type": "Digits"}}},
             "pre-tokenizer Digits",
+        ),
+        (
+            {"tokenizer.json": {**json_content(SMALL, prefix=True, metaspace=False),
+                                "pre_tokenizer": {"type": "Metaspace", "replacement": SPACE}}},
+            "splits words",
         ),
         ({}, "cannot read"),
     ],
