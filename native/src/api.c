@@ -295,7 +295,7 @@ int32_t wina_model_get_norms(const wina_model *m, int32_t layer, int32_t group, 
     const float *norms = projection < 0 ? g->norms : g->projections[projection].norms;
     if (!norms)
         return wina_fail(WINA_E_UNSUPPORTED,
-                         "layer %d is a mixture: its experts have norms of "
+                         "layer %d is a mixture of experts, which have norms of "
                          "their own",
                          layer);
     memcpy(out, norms, (size_t)n_inputs * sizeof *out);

@@ -261,6 +261,16 @@ def test_what_experts_have_not(files: Callable[..., Path], tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flags", [[], ["--pack"], ["--transform", "paper"]])
+def test_not_converted(
+    files: Callable[..., Path], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "x.gguf"
+    assert main(["convert", str(files("mixtral")), str(target), *flags]) == 2
+    assert "a mixture of experts, which have norms of their own" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_calibrated_budgets(files: Callable[..., Path]) -> None:
     """Budgets by layer and group hold for every expert of the layer."""
     path = files("mixtral")
