@@ -193,8 +193,8 @@ typedef enum wina_group {
 } wina_group;
 
 /* l2 norms of the columns of a group's stacked matrix: out has n_inputs floats.
- * projection: -1 for the whole group, else 0.. for one (q, k, v or gate, up). WINA_E_UNSUPPORTED for
- * gate_up and down of a mixture of experts: each expert has norms of its own. */
+ * projection: -1 for the whole group, else 0.. for one (q, k, v or gate, up). WINA_E_UNSUPPORTED
+ * for gate_up and down of a mixture of experts: each expert has norms of its own. */
 int32_t wina_model_get_norms(const wina_model *model, int32_t layer, int32_t group,
                              int32_t projection, float *out, int32_t n_inputs);
 
