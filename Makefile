@@ -187,6 +187,7 @@ $(BUILD)/tests/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c tests/fuzz/harnes
 test-hostile: $(BUILD)/tests/mutations $(FUZZERS:%=$(BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do $(BUILD)/tests/fuzz_$$t $(CORPUS); done
 	$(BUILD)/tests/mutations $(CORPUS)/good.gguf 40
+	$(BUILD)/tests/mutations $(CORPUS)/mixture.gguf 80
 
 SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
 asan:

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("split",),
     ("pretokmatch", "pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
     ("config", "pack", "candidates", "textcut"),
+    ("group", "experts"),
     ("sampler",),
     ("weights", "packed", "packed_write", "tuning"),
     ("model",),

@@ -36,7 +36,8 @@ VALUE_BITS = {
 # Pairs of a head that the position rotates: (2i, 2i + 1) or (i, i + n/2).
 ROPE_INTERLEAVED = {
     "llama": True, "smollm3": True, "granite": True, "qwen2": False, "qwen3": False,
-    "phi3": False, "gemma2": False, "gemma3": False, "olmo2": False,
+    "phi3": False, "gemma2": False, "gemma3": False, "olmo2": False, "qwen2moe": False,
+    "qwen3moe": False, "olmoe": False, "granitemoe": True,
 }  # fmt: skip
 #: every so many layers one sees all positions; 1: none does
 WINDOW_STEP = {"llama": 1, "phi3": 1, "gemma2": 2, "gemma3": 6}
@@ -125,6 +126,7 @@ class Reference:
         self._norms: dict[tuple[int, tuple[str, ...]], np.ndarray] = {}
         self.bits = {t.name: VALUE_BITS.get(t.tensor_type.name, 0) for t in reader.tensors}
         self._split_fused()
+        self._split_experts()
         self.n_vocab = self.weights["token_embd.weight"].shape[0]
         self.head = self.weights.get("output.weight", self.weights["token_embd.weight"])
 
@@ -144,6 +146,9 @@ class Reference:
         self.logit_scale = np.float32(get("logit_scale", 1.0))
         self.attn_softcap = np.float32(get("attn_logit_softcapping", 0.0))
         self.logit_softcap = np.float32(get("final_logit_softcapping", 0.0))
+        self.n_expert = int(get("expert_count", 0))
+        self.n_expert_used = int(get("expert_used_count", 0))
+        self.shared = self.n_expert > 0 and "blk.0.ffn_up_shexp.weight" in self.weights
 
     def _split_fused(self) -> None:
         """phi3: one matrix for q, k and v, one for gate and up."""
@@ -158,6 +163,22 @@ class Reference:
             ] * 2
             for role, part, n in zip(roles, [*parts, *gate_up], bits, strict=True):
                 self.weights[f"{name}{role}.weight"], self.bits[f"{name}{role}.weight"] = part, n
+
+    def _split_experts(self) -> None:
+        """blk.N.ffn_up_exps.weight becomes blk.N.ffn_up.E.weight, as files had it once."""
+        for name in [name for name in self.weights if "_exps." in name]:
+            for expert, values in enumerate(self.weights.pop(name)):
+                own = name.replace("_exps.", f".{expert}.")
+                self.weights[own], self.bits[own] = values, self.bits[name]
+
+    def dense_bits(self, layer: int, names: tuple[str, ...]) -> int:
+        """Bits of the values that a dense token reads of the named matrices: of those that experts
+        have in the experts that are chosen and in the shared one."""
+        if not self.n_expert or not names[0].startswith("ffn"):
+            return self.group_bits(layer, names)
+        one = self.group_bits(layer, tuple(f"{name}.0" for name in names))
+        shared = tuple(f"{name}_shexp" for name in names) if self.shared else ()
+        return self.n_expert_used * one + self.group_bits(layer, shared)
 
     def has_window(self, layer: int) -> bool:
         """Whether the layer sees only the last positions."""
@@ -182,17 +203,15 @@ class Reference:
 
     def keep_table(
         self, sparsity: float, method: str, budget: str | np.ndarray
-    ) -> dict[tuple[int, str], int]:
-        """Inputs kept, by layer and group. budget: "uniform", "profile", or kept fractions
-        (n_layer, 4) whose shape is to be followed."""
+    ) -> dict[tuple[int, str], float]:
+        """Fractions of the inputs that are kept, by layer and group. budget: "uniform", "profile",
+        or kept fractions (n_layer, 4) whose shape is to be followed."""
         items = [(layer, group) for layer in range(self.n_layer) for group in GROUPS]
-        bits = np.array([self.group_bits(layer, GROUPS[group]) for layer, group in items], float)
-        width = {"qkv": "attn_q", "o": "attn_output", "gate_up": "ffn_gate", "down": "ffn_down"}
-        n_in = [self.weights[f"blk.{i}.{width[group]}.weight"].shape[1] for i, group in items]
+        bits = np.array([self.dense_bits(layer, GROUPS[group]) for layer, group in items], float)
         share = 1.0 - float(np.float32(sparsity))
         if method == "cats":
-            up = sum(self.group_bits(layer, ("ffn_up",)) for layer in range(self.n_layer))
-            down = sum(self.group_bits(layer, ("ffn_down",)) for layer in range(self.n_layer))
+            up = sum(self.dense_bits(layer, ("ffn_up",)) for layer in range(self.n_layer))
+            down = sum(self.dense_bits(layer, ("ffn_down",)) for layer in range(self.n_layer))
             gated = 1 - (1 - share) * bits.sum() / (up + down)
             fractions = np.array([gated if group == "down" else 1.0 for _, group in items])
         elif isinstance(budget, str) and budget == "uniform":
@@ -203,10 +222,7 @@ class Reference:
             else:
                 shape = np.asarray(budget).ravel()
             fractions = fit_fractions(shape, bits, share)
-        return {
-            item: count_of(fraction, n)
-            for item, fraction, n in zip(items, fractions, n_in, strict=True)
-        }
+        return dict(zip(items, fractions, strict=True))
 
     def logits(
         self,
@@ -276,7 +292,8 @@ class _Run:
         self.sparse_from = n_tokens if method == "dense" or sparsity == 0.0 else n_dense
         self.n_tokens, self.sparsity, self.method, self.mask = n_tokens, sparsity, method, mask
         self.kv_f16, self.margins = kv_f16, margins
-        self.keep: dict[tuple[int, str], int] = {}
+        self.keep: dict[tuple[int, str], float] = {}
+        self.visitors = np.arange(n_tokens)  #: tokens whose inputs are projected
         self.exponent = np.float32(1)
         self.norms: dict[str, np.ndarray] | None = None
         self.angles = self.rope_angles(reference.rope_theta, reference.rope_scale)
@@ -319,11 +336,12 @@ class _Run:
     ) -> np.ndarray:
         """x (n_tokens, cols) with the dropped inputs of every sparse token set to zero. scored:
         what is scored in the place of x."""
-        if self.sparse_from >= self.n_tokens:
+        first = int(np.searchsorted(self.visitors, self.sparse_from))  # row of a sparse token
+        if first == len(x):
             return x
-        n_keep = self.keep[layer, group]
-        sparse = x[self.sparse_from :]
-        scores = np.abs((x if scored is None else scored)[self.sparse_from :])
+        n_keep = count_of(self.keep[layer, group], x.shape[1])
+        sparse = x[first:]
+        scores = np.abs((x if scored is None else scored)[first:])
         if self.method == "wina":
             scores = scores * self.weighed(layer, group, names)
         if self.margins is not None and n_keep < x.shape[1]:
@@ -331,13 +349,19 @@ class _Run:
             last, first = ranked[:, n_keep - 1], ranked[:, n_keep]
             self.margins.extend(((last - first) / np.maximum(last, 1e-30)).tolist())
         kept = np.where(keep_mask(scores, n_keep), sparse, np.float32(0))
-        return np.concatenate([x[: self.sparse_from], kept])
+        return np.concatenate([x[:first], kept])
 
     def project(
-        self, layer: int, group: str, x: np.ndarray, scored: np.ndarray | None = None
+        self,
+        layer: int,
+        group: str,
+        x: np.ndarray,
+        scored: np.ndarray | None = None,
+        suffix: str = "",
     ) -> list[np.ndarray]:
-        """Outputs of every matrix of a group for the same input x, biases added."""
-        names = GROUPS[group]
+        """Outputs of every matrix of a group for the same input x, biases added. suffix: of the
+        matrices' names, for those of experts."""
+        names = tuple(name + suffix for name in GROUPS[group])
         shared = self.masked(layer, group, names, x, scored) if self.mask == "group" else None
         outputs = []
         for name in names:
@@ -368,7 +392,8 @@ class _Run:
         """Causal grouped-query attention, output projection included."""
         ref, t = self.ref, self.n_tokens
         q, k, v = self.project(layer, "qkv", x)
-        heads = (-1,) if ref.arch == "olmo2" else (-1, ref.head_dim)  # what is normed together
+        whole = ref.arch in ("olmo2", "olmoe")
+        heads = (-1,) if whole else (-1, ref.head_dim)  # what is normed together
         q = ref.normed(q.reshape(t, *heads), f"blk.{layer}.attn_q_norm")
         k = ref.normed(k.reshape(t, *heads), f"blk.{layer}.attn_k_norm")
         q = self.rotate(q.reshape(t, ref.n_head, ref.head_dim), layer)
@@ -387,15 +412,49 @@ class _Run:
         return self.project(layer, "o", out.reshape(t, -1))[0]
 
     def feed_forward(self, layer: int, x: np.ndarray) -> np.ndarray:
+        """What the block adds, of all tokens."""
+        ref = self.ref
+        if not ref.n_expert:
+            return self.gated(layer, x)
+        chosen, weights = self.route(layer, x)
+        out = np.zeros_like(x)
+        for expert in range(ref.n_expert):
+            tokens, place = np.nonzero(chosen == expert)
+            if len(tokens):
+                self.visitors = tokens
+                own = self.gated(layer, x[tokens], f".{expert}")
+                out[tokens] += own * weights[tokens, place][:, None]
+        self.visitors = np.arange(self.n_tokens)
+        if ref.shared:
+            shared = self.gated(layer, x, "_shexp")
+            gate = ref.weights.get(f"blk.{layer}.ffn_gate_inp_shexp.weight")
+            if gate is not None:
+                shared = shared / (1 + np.exp(-(x @ gate.ravel())))[:, None]
+            out += shared
+        return out
+
+    def route(self, layer: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Experts of every token and their weights, (n_tokens, n_expert_used) each."""
+        ref = self.ref
+        logits = (x @ ref.weights[f"blk.{layer}.ffn_gate_inp.weight"].T).astype(np.float64)
+        share = np.exp(logits - logits.max(axis=1, keepdims=True))
+        share /= share.sum(axis=1, keepdims=True)
+        chosen = np.argsort(-logits, axis=1, kind="stable")[:, : ref.n_expert_used]
+        share = np.take_along_axis(share, chosen, axis=1)
+        if ref.arch not in ("qwen2moe", "olmoe"):
+            share /= share.sum(axis=1, keepdims=True)
+        return chosen, share.astype(np.float32)
+
+    def gated(self, layer: int, x: np.ndarray, suffix: str = "") -> np.ndarray:
         """down(silu(gate(x)) * up(x)), or with gelu"""
-        gate, up = self.project(layer, "gate_up", x)
+        gate, up = self.project(layer, "gate_up", x, suffix=suffix)
         with np.errstate(over="ignore"):
             bent = gate
             if self.ref.gelu:  # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
                 bent = np.float32(2 * np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
             active = gate / (1.0 + np.exp(-bent))
         scored = active if self.method == "cats" else None
-        return self.project(layer, "down", active * up, scored)[0]
+        return self.project(layer, "down", active * up, scored, suffix)[0]
 
 
 def main() -> None:

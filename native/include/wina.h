@@ -193,7 +193,8 @@ typedef enum wina_group {
 } wina_group;
 
 /* l2 norms of the columns of a group's stacked matrix: out has n_inputs floats.
- * projection: -1 for the whole group, else 0.. for one (q, k, v or gate, up). */
+ * projection: -1 for the whole group, else 0.. for one (q, k, v or gate, up). WINA_E_UNSUPPORTED
+ * for gate_up and down of a mixture of experts: each expert has norms of its own. */
 int32_t wina_model_get_norms(const wina_model *model, int32_t layer, int32_t group,
                              int32_t projection, float *out, int32_t n_inputs);
 
@@ -320,7 +321,7 @@ int32_t wina_session_set_tuning(wina_session *session, const wina_tuning *tuning
 int32_t wina_session_get_keep(const wina_session *session, int32_t *out);
 
 /* Called before a group multiplies its input: x (n_tokens, n_in), as it is before anything is
- * skipped. For calibration; NULL switches it off. */
+ * skipped. For calibration; NULL switches it off. WINA_E_UNSUPPORTED with a mixture of experts. */
 typedef void (*wina_tap_fn)(int32_t layer, int32_t group, const float *x, int32_t n_tokens,
                             int32_t n_in, void *user);
 int32_t wina_session_set_tap(wina_session *session, wina_tap_fn tap, void *user);

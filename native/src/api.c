@@ -40,6 +40,7 @@ void wina_model_params_init(wina_model_params *params) {
 static int32_t load_rules(wina_model *m) {
     WINA_TRY(wina_tuning_read(m->gguf, &m->weights, &m->tuning));
     WINA_TRY(wina_tuning_groups(&m->weights, &m->groups));
+    WINA_TRY(wina_tuning_experts(&m->weights, &m->config, m->groups, &m->experts));
     m->has_plan = true;
     return WINA_OK;
 }
@@ -117,6 +118,7 @@ void wina_model_free(wina_model *m) {
     wina_weights_free(&m->weights);
     wina_tuning_free(&m->tuning);
     free(m->groups);
+    free(m->experts);
     wina_tokenizer_free(m->tokenizer);
     wina_gguf_close(m->gguf);
     free(m);
@@ -266,6 +268,9 @@ int32_t wina_model_write_packed(const wina_model *m, const char *path, wina_prog
         return wina_fail(WINA_E_UNSUPPORTED,
                          "%s models, whose matrices are fused, cannot be packed",
                          m->config.arch->name);
+    if (m->config.n_expert)
+        return wina_fail(WINA_E_UNSUPPORTED, "%s models with a mixture of experts cannot be packed",
+                         m->config.arch->name);
     return wina_packed_write(m->gguf, &m->weights, path, progress, user);
 }
 
@@ -288,6 +293,11 @@ int32_t wina_model_get_norms(const wina_model *m, int32_t layer, int32_t group, 
         return wina_fail(WINA_E_ARGUMENT, "group %d has %d projections and %d inputs", group,
                          g->n_projections, g->n_in);
     const float *norms = projection < 0 ? g->norms : g->projections[projection].norms;
+    if (!norms)
+        return wina_fail(WINA_E_UNSUPPORTED,
+                         "layer %d is a mixture of experts, which have norms of "
+                         "their own",
+                         layer);
     memcpy(out, norms, (size_t)n_inputs * sizeof *out);
     return WINA_OK;
 }

@@ -37,6 +37,8 @@ typedef struct wina_backend_ops {
                        int32_t layer);                    /* rotate q and k; k, v to the cache */
     void (*attend)(wina_backend *backend, int32_t layer); /* att = softmax(q k) v */
     void (*swiglu)(wina_backend *backend, int32_t layer); /* ff = silu(gate) * up */
+    /* x += what the layer's mixture of experts makes of h. NULL: cannot */
+    void (*experts)(wina_backend *backend, int32_t layer);
     /* True if the layers need not be walked: the backend has recorded them and runs them itself
      * before logits. NULL: never. */
     bool (*recorded)(wina_backend *backend);

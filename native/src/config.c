@@ -8,7 +8,11 @@
 
 /* Adding an architecture: a row here, see docs/adding-a-model.md. */
 static const wina_arch ARCHS[] = {
-    {.name = "llama", .rope = WINA_ROPE_INTERLEAVED, .window_step = 1},
+    {.name = "llama",
+     .rope = WINA_ROPE_INTERLEAVED,
+     .experts = WINA_EXPERTS_MAYBE,
+     .experts_norm = true,
+     .window_step = 1},
     {.name = "qwen2", .rope = WINA_ROPE_HALVES, .qkv_bias = true},
     {.name = "qwen3", .rope = WINA_ROPE_HALVES, .qk_norm = WINA_QK_NORM_HEAD},
     {.name = "smollm3", .rope = WINA_ROPE_INTERLEAVED, .rope_step = 4},
@@ -34,11 +38,33 @@ static const wina_arch ARCHS[] = {
      .no_pre_norm = true,
      .post_norm = true},
     {.name = "granite", .rope = WINA_ROPE_INTERLEAVED, .multipliers = true},
+    {.name = "qwen2moe",
+     .rope = WINA_ROPE_HALVES,
+     .qkv_bias = true,
+     .experts = WINA_EXPERTS_ALWAYS,
+     .shared = WINA_SHARED_GATED,
+     .experts_split = true},
+    {.name = "qwen3moe",
+     .rope = WINA_ROPE_HALVES,
+     .qk_norm = WINA_QK_NORM_HEAD,
+     .experts = WINA_EXPERTS_ALWAYS,
+     .experts_norm = true,
+     .experts_split = true},
+    {.name = "olmoe",
+     .rope = WINA_ROPE_HALVES,
+     .qk_norm = WINA_QK_NORM_ALL,
+     .experts = WINA_EXPERTS_ALWAYS},
+    {.name = "granitemoe",
+     .rope = WINA_ROPE_INTERLEAVED,
+     .multipliers = true,
+     .experts = WINA_EXPERTS_ALWAYS,
+     .shared = WINA_SHARED_PLAIN,
+     .experts_norm = true},
 };
 enum { N_ARCHS = sizeof ARCHS / sizeof ARCHS[0] };
 
 enum { MAX_LAYERS = 1024, MAX_WIDTH = 1 << 20, MAX_HEADS = 1 << 12, MAX_HEAD_DIM = 1 << 12 };
-enum { MAX_CTX = 1 << 27, MAX_VOCAB = 1 << 22 };
+enum { MAX_CTX = 1 << 27, MAX_VOCAB = 1 << 22, MAX_EXPERTS = 1 << 10 };
 
 /* One key of the architecture, "llama." + suffix. */
 typedef struct reader {
@@ -183,7 +209,8 @@ static int32_t read_scales(reader *r, wina_config *c) {
 
 const char *wina_config_trait(const wina_config *c) {
     const wina_arch *a = c->arch;
-    return a->qk_norm                                          ? "norms of q and k"
+    return c->n_expert                                         ? "a mixture of experts"
+           : a->qk_norm                                        ? "norms of q and k"
            : a->post_norm                                      ? "norms after blocks"
            : a->rope_step                                      ? "layers without rotation"
            : a->fused                                          ? "fused matrices"
@@ -198,24 +225,60 @@ const char *wina_config_trait(const wina_config *c) {
                                                                : NULL;
 }
 
-/* Features of the same architecture name that would silently change the result. */
-static int32_t refuse_unknown_traits(reader *r) {
-    uint32_t n_expert = 0;
-    WINA_TRY(wina_gguf_has_u32(r->gguf, key_of(r, "expert_count"), 0, &n_expert));
-    if (n_expert != 0)
-        return wina_fail(WINA_E_UNSUPPORTED, "%s is %u: mixture of experts is not supported",
-                         r->key, n_expert);
-    return WINA_OK;
+/* Settings of routers under which the weights would mean something else. */
+static int32_t refuse_routers(reader *r) {
+    uint32_t gating = 1; /* llama.cpp's number of softmax */
+    float scale = 1;
+    WINA_TRY(wina_gguf_has_u32(r->gguf, key_of(r, "expert_gating_func"), 1, &gating));
+    if (gating != 1)
+        return wina_fail(WINA_E_UNSUPPORTED, "%s %u is not supported, only 1 (softmax)", r->key,
+                         gating);
+    WINA_TRY(wina_gguf_has_f32(r->gguf, key_of(r, "expert_weights_scale"), 1.0f, &scale));
+    if (scale != 0.0f && scale != 1.0f)
+        return wina_fail(WINA_E_UNSUPPORTED, "%s %g is not supported", r->key, (double)scale);
+    uint32_t n_groups = 1;
+    WINA_TRY(wina_gguf_has_u32(r->gguf, key_of(r, "expert_group_count"), 1, &n_groups));
+    return n_groups <= 1
+               ? WINA_OK
+               : wina_fail(WINA_E_UNSUPPORTED, "%s %u is not supported", r->key, n_groups);
+}
+
+/* How many experts there are, how many of them a token goes through, and how wide they are. */
+static int32_t read_experts(reader *r, wina_config *c) {
+    const wina_arch *a = c->arch;
+    const bool always = a->experts == WINA_EXPERTS_ALWAYS;
+    WINA_TRY(
+        read_count(r, "expert_count", always ? -1 : 0, always ? 1 : 0, MAX_EXPERTS, &c->n_expert));
+    if (c->n_expert == 0)
+        return WINA_OK;
+    if (a->experts == WINA_EXPERTS_NONE)
+        return wina_fail(WINA_E_UNSUPPORTED,
+                         "%s.expert_count is %d: a mixture of experts is not supported there",
+                         r->arch, c->n_expert);
+    WINA_TRY(read_count(r, "expert_used_count", -1, 1, (uint32_t)c->n_expert, &c->n_expert_used));
+    const int32_t share = c->n_ff / c->n_expert_used;
+    WINA_TRY(read_count(r, "expert_feed_forward_length",
+                        !a->experts_split ? c->n_ff
+                        : share > 0       ? share
+                                          : 1,
+                        1, MAX_WIDTH, &c->n_ff_expert));
+    if (a->shared)
+        WINA_TRY(read_count(r, "expert_shared_feed_forward_length",
+                            a->shared == WINA_SHARED_GATED ? c->n_ff : 0,
+                            a->shared == WINA_SHARED_GATED, MAX_WIDTH, &c->n_ff_shared));
+    WINA_TRY(wina_gguf_has_bool(r->gguf, key_of(r, "expert_weights_norm"), a->experts_norm,
+                                &c->expert_norm));
+    return refuse_routers(r);
 }
 
 int32_t wina_config_read(const wina_gguf *gguf, wina_config *out) {
     wina_config c = {0};
     WINA_TRY(find_arch(gguf, &c.arch));
     reader r = {.gguf = gguf, .arch = c.arch->name};
-    WINA_TRY(refuse_unknown_traits(&r));
     WINA_TRY(read_count(&r, "embedding_length", -1, 1, MAX_WIDTH, &c.n_embd));
     WINA_TRY(read_count(&r, "block_count", -1, 1, MAX_LAYERS, &c.n_layer));
     WINA_TRY(read_count(&r, "feed_forward_length", -1, 1, MAX_WIDTH, &c.n_ff));
+    WINA_TRY(read_experts(&r, &c));
     WINA_TRY(read_count(&r, "context_length", -1, 1, MAX_CTX, &c.n_ctx_train));
     WINA_TRY(read_attention(&r, &c));
     WINA_TRY(read_positive_float(&r, "attention.layer_norm_rms_epsilon", -1, &c.rms_eps));

@@ -22,18 +22,36 @@ typedef enum wina_qk_norm {
     WINA_QK_NORM_ALL   /* q and k whole, gains (heads * head_dim) */
 } wina_qk_norm;
 
+/* Whether the feed-forward block is a mixture of experts. */
+typedef enum wina_experts {
+    WINA_EXPERTS_NONE,
+    WINA_EXPERTS_MAYBE, /* if expert_count says so */
+    WINA_EXPERTS_ALWAYS
+} wina_experts;
+
+/* An expert that every token goes through, beside those that are chosen. */
+typedef enum wina_shared {
+    WINA_SHARED_NONE,
+    WINA_SHARED_PLAIN, /* if expert_shared_feed_forward_length says so */
+    WINA_SHARED_GATED  /* weighed by sigmoid(ffn_gate_inp_shexp h) */
+} wina_shared;
+
 /* Traits that follow from the name of an architecture. */
 typedef struct wina_arch {
     const char *name; /* general.architecture, also the prefix of the other keys */
     wina_rope rope;
     wina_activation activation;
     wina_qk_norm qk_norm;
-    bool qkv_bias;       /* blk.N.attn_{q,k,v}.bias must be there */
-    bool fused;          /* attn_qkv holds q, k, v and ffn_up holds gate, up */
-    bool no_pre_norm;    /* the blocks read the residual stream as it is */
-    bool post_norm;      /* what a block adds is normed first */
-    bool scale_embd;     /* embeddings are multiplied by sqrt(n_embd) */
-    bool multipliers;    /* granite's scale keys are read */
+    bool qkv_bias;    /* blk.N.attn_{q,k,v}.bias must be there */
+    bool fused;       /* attn_qkv holds q, k, v and ffn_up holds gate, up */
+    bool no_pre_norm; /* the blocks read the residual stream as it is */
+    bool post_norm;   /* what a block adds is normed first */
+    bool scale_embd;  /* embeddings are multiplied by sqrt(n_embd) */
+    bool multipliers; /* granite's scale keys are read */
+    wina_experts experts;
+    wina_shared shared;
+    bool experts_norm;   /* the weights of the chosen experts are divided by their sum */
+    bool experts_split;  /* without a width of its own an expert has its share of n_ff */
     int32_t window_step; /* 0: no windows; else every such layer, from the last, has none; 1: all */
     int32_t rope_step;   /* 0: all layers rotate; else every such layer does not */
     int32_t
@@ -50,7 +68,12 @@ typedef struct wina_config {
     int32_t n_head_kv; /* divides n_head */
     int32_t head_dim;  /* even */
     int32_t n_ff;
-    int32_t rope_dim; /* dimensions of a head that are rotated: even, <= head_dim */
+    int32_t n_expert;      /* to choose from; 0: no mixture */
+    int32_t n_expert_used; /* chosen for every token, <= n_expert */
+    int32_t n_ff_expert;   /* width of each */
+    int32_t n_ff_shared;   /* width of the shared expert; 0: none */
+    bool expert_norm;      /* see experts_norm */
+    int32_t rope_dim;      /* dimensions of a head that are rotated: even, <= head_dim */
     float rope_theta;
     float rope_scale;        /* positions are multiplied by this; 1 without linear scaling */
     float rope_theta_window; /* of layers with a window, which are not scaled */

@@ -21,6 +21,21 @@ static int32_t rotate(wina_backend *b, int32_t layer, wina_site site) {
     return WINA_OK;
 }
 
+/* x += down(activated gate * up), of the layer's own matrices or of those its experts have. */
+static int32_t feed_forward(wina_backend *b, const wina_forward *f, int32_t layer) {
+    if (b->model->weights.layers[layer].mixture.n) {
+        if (!b->ops->experts)
+            return wina_fail(WINA_E_UNSUPPORTED, "backend %s cannot run mixtures of experts",
+                             b->ops->name);
+        b->ops->experts(b, layer);
+        return WINA_OK;
+    }
+    project(b, f, layer, WINA_GROUP_GATE_UP);
+    b->ops->swiglu(b, layer);
+    project(b, f, layer, WINA_GROUP_DOWN);
+    return WINA_OK;
+}
+
 static int32_t walk_layers(wina_backend *b, const wina_forward *f) {
     const wina_backend_ops *op = b->ops;
     for (int32_t layer = 0; layer < b->model->config.n_layer; layer++) {
@@ -35,9 +50,7 @@ static int32_t walk_layers(wina_backend *b, const wina_forward *f) {
 
         WINA_TRY(rotate(b, layer, WINA_SITE_FFN));
         op->ffn_norm(b, layer);
-        project(b, f, layer, WINA_GROUP_GATE_UP);
-        op->swiglu(b, layer);
-        project(b, f, layer, WINA_GROUP_DOWN);
+        WINA_TRY(feed_forward(b, f, layer));
     }
     return WINA_OK;
 }

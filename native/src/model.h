@@ -18,6 +18,7 @@ struct wina_model {
     wina_weights weights;         /* sizes only with meta_only; empty with vocab_only */
     wina_tuning_store tuning;     /* what the file has of it */
     wina_rule_group *groups;      /* (n_layer, 4) what rules need to know; with has_plan */
+    wina_rule_group *experts;     /* (n_layer, n, 2) the same of experts, or NULL */
     bool has_plan;                /* config and weights were read */
     struct wina_cuda_model *cuda; /* the weights on a GPU (layers from cuda_first on), or NULL */
     struct wina_cuda_model *more_cuda[WINA_MAX_GPUS - 1]; /* of the layers after those */
@@ -30,7 +31,11 @@ struct wina_model {
 static inline wina_rule_model wina_model_rules(const wina_model *m, const wina_tuning *tuning) {
     if (!tuning && m->tuning.present)
         tuning = &m->tuning.tuning;
-    return (wina_rule_model){m->weights.n_layer, m->groups, tuning};
+    return (wina_rule_model){.n_layer = m->weights.n_layer,
+                             .groups = m->groups,
+                             .tuning = tuning,
+                             .n_expert = m->experts ? wina_experts_count(&m->config) : 0,
+                             .experts = m->experts};
 }
 
 #endif

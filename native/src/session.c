@@ -130,6 +130,9 @@ int32_t wina_session_get_keep(const wina_session *s, int32_t *out) {
 }
 
 int32_t wina_session_set_tap(wina_session *s, wina_tap_fn tap, void *user) {
+    if (tap && s->model->config.n_expert)
+        return wina_fail(WINA_E_UNSUPPORTED,
+                         "activations inside a mixture of experts cannot be seen");
     s->tap = tap;
     s->tap_user = user;
     return WINA_OK;

@@ -67,7 +67,11 @@ static int32_t check_values(int32_t status, const field *f) {
 }
 
 /* status: what a wrong value is, WINA_E_FORMAT in a file. */
-static int32_t check(int32_t status, const wina_tuning *t, const field *fields) {
+static int32_t check(int32_t status, const wina_tuning *t, const wina_weights *w,
+                     const field *fields) {
+    if (w->layers[0].mixture.n && t->norms[0])
+        return wina_fail(status, "wina.norms.qkv: experts have norms of their own, other norms "
+                                 "are not supported with a mixture of experts");
     for (int i = 0; i < N_FIELDS; i++)
         WINA_TRY(check_values(status, &fields[i]));
     if (t->n_targets > 0 && (!t->targets || !t->kept))
@@ -104,7 +108,8 @@ static int32_t read_floats(const wina_gguf *gguf, const char *key, uint64_t coun
     return WINA_OK;
 }
 
-static int32_t read_fields(const wina_gguf *gguf, const field *fields, wina_tuning_store *s) {
+static int32_t read_fields(const wina_gguf *gguf, const wina_weights *w, const field *fields,
+                           wina_tuning_store *s) {
     uint64_t total = 0, used = 0;
     for (int i = 0; i < N_FIELDS; i++)
         if (!is_alone(&fields[i], i) && wina_gguf_find(gguf, fields[i].key))
@@ -124,7 +129,7 @@ static int32_t read_fields(const wina_gguf *gguf, const field *fields, wina_tuni
     for (int i = 0; i < GROUPS; i++)
         s->tuning.exponents[i] = 1;
     WINA_TRY(read_floats(gguf, "wina.exponents", GROUPS, s->tuning.exponents, &found));
-    return check(WINA_E_FORMAT, &s->tuning, fields);
+    return check(WINA_E_FORMAT, &s->tuning, w, fields);
 }
 
 int32_t wina_tuning_read(const wina_gguf *gguf, const wina_weights *w, wina_tuning_store *out) {
@@ -139,7 +144,7 @@ int32_t wina_tuning_read(const wina_gguf *gguf, const wina_weights *w, wina_tuni
         s.tuning.n_targets = (int32_t)targets->count;
     }
     list_fields(&s.tuning, w, fields);
-    int32_t status = read_fields(gguf, fields, &s);
+    int32_t status = read_fields(gguf, w, fields, &s);
     if (status != WINA_OK) {
         wina_tuning_free(&s);
         return status;
@@ -160,7 +165,7 @@ int32_t wina_tuning_copy(const wina_tuning *tuning, const wina_weights *w, wina_
     for (int i = 0; i < 4; i++)
         if (fields[i].count == 0)
             *fields[i].at = NULL;
-    WINA_TRY(check(WINA_E_ARGUMENT, &s.tuning, fields));
+    WINA_TRY(check(WINA_E_ARGUMENT, &s.tuning, w, fields));
     uint64_t total = 0;
     for (int i = 0; i < N_FIELDS; i++)
         total += *fields[i].at ? fields[i].count : 0;
@@ -184,18 +189,52 @@ void wina_tuning_free(wina_tuning_store *s) {
 
 /* ---- shapes ------------------------------------------------------------------------------- */
 
+static void describe_group(const wina_group_weights *g, wina_rule_group *r) {
+    r->n_in = g->n_in;
+    r->n_projections = g->n_projections;
+    r->norms = g->norms;
+    for (int32_t p = 0; p < g->n_projections; p++) {
+        r->bits[p] =
+            (uint64_t)g->n_in * (uint64_t)g->projections[p].n_rows * g->projections[p].row_bits;
+        r->projection_norms[p] = g->projections[p].norms;
+    }
+}
+
 int32_t wina_tuning_groups(const wina_weights *w, wina_rule_group **out) {
     WINA_TRY(wina_mem_create((uint64_t)w->n_layer * GROUPS, sizeof **out, "rules", out));
-    for (int32_t i = 0; i < w->n_layer * GROUPS; i++) {
-        const wina_group_weights *g = &w->layers[i / GROUPS].groups[i % GROUPS];
-        wina_rule_group *r = &(*out)[i];
-        r->n_in = g->n_in;
-        r->n_projections = g->n_projections;
-        r->norms = g->norms;
-        for (int32_t p = 0; p < g->n_projections; p++) {
-            r->bits[p] = (uint64_t)g->projections[p].n_rows * g->projections[p].row_bits;
-            r->projection_norms[p] = g->projections[p].norms;
+    for (int32_t i = 0; i < w->n_layer * GROUPS; i++)
+        describe_group(&w->layers[i / GROUPS].groups[i % GROUPS], &(*out)[i]);
+    return WINA_OK;
+}
+
+/* What a token reads of group k (0: gate_up, 1: down) of a layer's experts: its share of those to
+ * choose from, and all of a shared one. */
+static void add_experts(const wina_config *c, const wina_rule_group *experts, int k,
+                        wina_rule_group *out) {
+    for (int32_t p = 0; p < out->n_projections; p++) {
+        uint64_t chosen = 0;
+        for (int32_t e = 0; e < c->n_expert; e++)
+            chosen += experts[2 * e + k].bits[p];
+        out->bits[p] = chosen / (uint64_t)c->n_expert * (uint64_t)c->n_expert_used;
+        if (c->n_ff_shared)
+            out->bits[p] += experts[2 * c->n_expert + k].bits[p];
+    }
+}
+
+int32_t wina_tuning_experts(const wina_weights *w, const wina_config *c, wina_rule_group *groups,
+                            wina_rule_group **out) {
+    if (!c->n_expert)
+        return WINA_OK;
+    const int32_t n = wina_experts_count(c);
+    WINA_TRY(wina_mem_create((uint64_t)w->n_layer * (uint64_t)n * 2, sizeof **out, "rules", out));
+    for (int32_t i = 0; i < w->n_layer; i++) {
+        wina_rule_group *own = *out + (int64_t)i * n * 2;
+        for (int32_t e = 0; e < n; e++) {
+            describe_group(&w->layers[i].mixture.experts[e].gate_up, &own[2 * e]);
+            describe_group(&w->layers[i].mixture.experts[e].down, &own[2 * e + 1]);
         }
+        add_experts(c, own, 0, &groups[i * GROUPS + WINA_GROUP_GATE_UP]);
+        add_experts(c, own, 1, &groups[i * GROUPS + WINA_GROUP_DOWN]);
     }
     return WINA_OK;
 }

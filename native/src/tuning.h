@@ -34,4 +34,9 @@ void wina_tuning_free(wina_tuning_store *store);
 /* The groups of a model as rules see them: (n_layer, 4), freed with free(). */
 int32_t wina_tuning_groups(const wina_weights *weights, wina_rule_group **out);
 
+/* The groups of the experts, (n_layer, n, 2), or nothing if there are none; what a token reads of
+ * them is entered into the groups above. */
+int32_t wina_tuning_experts(const wina_weights *weights, const wina_config *config,
+                            wina_rule_group *groups, wina_rule_group **out);
+
 #endif

@@ -1,35 +1,15 @@
 /* weights: the tensors of a model by role, checked against the configuration and packed. The four
- * projection groups of a layer each share one input, one set of column norms and one output vector:
- * the projections' rows follow each other there, each starting at a multiple of 64. Matrices of the
- * same type that follow each other share a panel, so that a kept input is one long read. */
+ * projection groups of a layer each share one input, one set of column norms and one output vector
+ * (group.h). Where the feed-forward block is a mixture, its experts have the last two (experts.h).
+ */
 #ifndef WINA_WEIGHTS_H
 #define WINA_WEIGHTS_H
 
 #include "config.h"
-#include "pack.h"
+#include "experts.h"
+#include "group.h"
 
-enum { WINA_N_GROUPS = 4, WINA_MAX_PROJECTIONS = 3 };
-
-typedef struct wina_projection {
-    int32_t n_rows; /* outputs */
-    int32_t row0;   /* first output inside the group's output vector */
-    int32_t panel;  /* index of its panel in the group */
-    int32_t panel_row0;
-    uint64_t row_bits; /* bits of values per row and input, for counting bytes */
-    float *norms;      /* (n_in) column norms of this matrix */
-} wina_projection;
-
-typedef struct wina_group_weights {
-    int32_t n_in;
-    int32_t n_out; /* padded: sum of the panels' rows */
-    int32_t n_projections;
-    int32_t n_panels;
-    wina_projection projections[WINA_MAX_PROJECTIONS];
-    wina_panel panels[WINA_MAX_PROJECTIONS];
-    int32_t panel_row0[WINA_MAX_PROJECTIONS]; /* first output of each panel */
-    float *norms;                             /* (n_in) column norms of the stacked matrix */
-    float *bias;                              /* (n_out) or NULL */
-} wina_group_weights;
+enum { WINA_N_GROUPS = 4 };
 
 /* Where the residual stream can change its basis: x = R x, R (n_embd, n_embd) orthogonal. Files
  * that pywina transforms have such matrices (blk.N.attn_rot.weight, blk.N.ffn_rot.weight). */
@@ -37,7 +17,10 @@ typedef enum wina_site { WINA_SITE_ATTN, WINA_SITE_FFN } wina_site;
 enum { WINA_N_SITES = 2 };
 
 typedef struct wina_layer {
-    wina_group_weights groups[WINA_N_GROUPS]; /* by wina_group */
+    /* By wina_group. With experts gate_up and down hold no panels and no norms, only the shape of
+     * an expert that is chosen. */
+    wina_group_weights groups[WINA_N_GROUPS];
+    wina_experts_layer mixture; /* n 0: none */
     wina_group_weights
         rotations[WINA_N_SITES];     /* before the norms; n_panels 0: none. Never sparse */
     uint64_t offset;                 /* of its first panel in the arena */
@@ -87,6 +70,10 @@ const wina_panel *wina_weights_find_panel(const wina_weights *weights, const cha
 /* Calls visit for all norms, (n) each, in the order in which packed files hold them. */
 int32_t wina_weights_each_norms(wina_weights *weights,
                                 int32_t (*visit)(float **norms, int32_t n, void *user), void *user);
+
+/* The largest input and (padded) output of a group, over all layers and experts. */
+int32_t wina_weights_widest_in(const wina_weights *weights, int group);
+int32_t wina_weights_widest_out(const wina_weights *weights, int group);
 
 /* Row of the token embedding, (n_embd). */
 void wina_weights_embed(const wina_weights *weights, int32_t token, float *out);

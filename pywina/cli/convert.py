@@ -16,7 +16,7 @@ from ..convert.checkpoint import plan_checkpoint
 from ..convert.convert import Plan
 from ..convert.quantize import plan_quantized, quantize
 from ..convert.transform import Rotation, make_bases
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UnsupportedError
 from ..eval.windows import cut_windows
 from ..hub.fetch import resolve
 from ..model import Model
@@ -119,6 +119,11 @@ def main(args: argparse.Namespace) -> int:
         return _write(plan_quantized(source, args.quantize), args.target, args)
     tuning = Tuning.load(args.tuning) if args.tuning else None
     with load(source, n_threads=args.threads, backend="cpu") as model:
+        if tuning is None and any(".ffn_gate_inp." in name for name in model.tensors):
+            raise UnsupportedError(
+                f"{source} is a mixture of experts, which have norms of their own: norms cannot be "
+                "stored, weights not rotated or packed; only --quantize and --tuning with budgets"
+            )
         if tuning is not None:
             model.set_tuning(tuning)  # refuses what does not belong to this model
         if args.transform is None:

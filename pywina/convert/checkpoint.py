@@ -1,8 +1,9 @@
 """From a Hugging Face checkpoint folder to a GGUF file.
 
-Needs config.json, the safetensors and tokenizer.json (byte-level BPE). Architectures are those of
-which every weight and every trait of the configuration is understood; anything else is refused by
-name, because a model that runs and is slightly wrong is worse than none.
+Needs config.json, the safetensors and tokenizer.json or tokenizer.model (byte-level BPE, or that of
+SentencePiece). Only architectures are written of which every weight and every trait of the
+configuration is understood; anything else is refused by name, because a model that runs and is
+slightly wrong is worse than none.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FileError, FormatError, UnsupportedError
-from . import gguffile
+from . import experts, gguffile, sentencepiece
 from .convert import TYPES, Plan, type_for
 from .families import FAMILIES, Family, rope_scaling, rope_tensors, rotated_width
 from .gguffile import GgufFile, Tensor
 from .safetensors import Checkpoint
 
 Array = NDArray[np.float32]
+_Tokens = tuple[dict[int, str], dict[int, int]]  # texts and types by number
 
 _TOP = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -82,12 +84,13 @@ def _pre_tokenizer(content: dict[str, Any], path: Path) -> str:
     raise UnsupportedError(f"{path}: its pre-tokenizer {kinds} is not known")
 
 
-def _tokenizer(folder: Path, n_vocab: int, values: dict[str, bytes]) -> None:
-    path = folder / "tokenizer.json"
-    content = _json(path)
+def _byte_level(content: dict[str, Any], path: Path, values: dict[str, bytes]) -> _Tokens:
+    """Tokens of a byte-level BPE vocabulary, and the metadata that only these have."""
     model = content.get("model") or {}
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise UnsupportedError(f"{path}: only byte-level BPE tokenizers can be converted")
+    if model.get("type") != "BPE":
+        raise UnsupportedError(
+            f"{path}: only byte-level BPE and BPE with byte fallback can be converted"
+        )
     try:
         texts = {int(i): str(text) for text, i in model["vocab"].items()}
         merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -95,28 +98,45 @@ def _tokenizer(folder: Path, n_vocab: int, values: dict[str, bytes]) -> None:
                  for t in content.get("added_tokens", [])]  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is not understood: {error!r}") from error
-    kinds = dict.fromkeys(texts, gguf.TokenType.NORMAL)
+    kinds = dict.fromkeys(texts, int(gguf.TokenType.NORMAL))
     for i, text, special in added:
         texts[i] = text
-        kinds[i] = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
+        kinds[i] = int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
+    values["tokenizer.ggml.model"] = gguffile.encode("gpt2")
+    values["tokenizer.ggml.pre"] = gguffile.encode(_pre_tokenizer(content, path))
+    values["tokenizer.ggml.merges"] = _strings(merges)
+    return texts, kinds
+
+
+def _tokenizer(folder: Path, n_vocab: int, values: dict[str, bytes]) -> None:
+    path, side, more = (
+        folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+    )
+    extra = _json(side) if side.is_file() else {}
+    only_model = not path.is_file() and (folder / "tokenizer.model").is_file()
+    content = {} if only_model else _json(path)
+    adds_bos = bool(extra.get("add_bos_token"))
+    if sentencepiece.applies(folder, content):
+        added = _json(more) if more.is_file() else {}
+        vocabulary = sentencepiece.read(folder, content, extra, added)
+        texts, kinds = vocabulary.texts, vocabulary.kinds
+        sentencepiece.store(vocabulary, n_vocab, values)
+        adds_bos = bool(extra.get("add_bos_token", True))  # these classes' default
+    else:
+        texts, kinds = _byte_level(content, path, values)
     if texts and max(texts) >= n_vocab:
         raise FormatError(f"{path} has token {max(texts)}, the model {n_vocab} embeddings")
     names = [texts.get(i, f"[PAD{i}]") for i in range(n_vocab)]
     types = [int(kinds.get(i, gguf.TokenType.UNUSED)) for i in range(n_vocab)]
-    values["tokenizer.ggml.model"] = gguffile.encode("gpt2")
-    values["tokenizer.ggml.pre"] = gguffile.encode(_pre_tokenizer(content, path))
     values["tokenizer.ggml.tokens"] = _strings(names)
     values["tokenizer.ggml.token_type"] = _integers(types)
-    values["tokenizer.ggml.merges"] = _strings(merges)
     ids = {text: i for i, text in texts.items()}
-    side = folder / "tokenizer_config.json"
-    extra = _json(side) if side.is_file() else {}
     for key, name in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):
         token = extra.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if text in ids:
             values[f"tokenizer.ggml.{name}_token_id"] = gguffile.encode(ids[text])
-    values["tokenizer.ggml.add_bos_token"] = gguffile.encode(bool(extra.get("add_bos_token")))
+    values["tokenizer.ggml.add_bos_token"] = gguffile.encode(adds_bos)
     template = extra.get("chat_template")
     if not isinstance(template, str) and (folder / "chat_template.jinja").is_file():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
@@ -141,7 +161,7 @@ def _refuse_traits(config: dict[str, Any], family: Family, path: Path) -> None:
         and config.get("partial_rotary_factor", 1.0) != 1.0
         and config["partial_rotary_factor"],
     }
-    if family.arch != "qwen2":
+    if family.arch not in ("qwen2", "qwen2moe"):
         wrong["attention_bias"] = config.get("attention_bias")
     for name, value in wrong.items():
         if value:
@@ -172,6 +192,8 @@ def _metadata(config: dict[str, Any], name: str, kind: str, path: Path) -> dict[
             facts["rope.scaling.type"] = "linear"
             facts["rope.scaling.factor"] = float(scaling["factor"])
         facts.update(family.facts(config))
+        if family.experts:
+            facts.update(experts.facts(config, family.experts))
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} is not understood: {error!r}") from error
     except UnsupportedError as error:
@@ -219,23 +241,29 @@ def plan_checkpoint(folder: Path, kind: str) -> Plan:
     heads = {"q_proj": int(config["num_attention_heads"])}
     heads["k_proj"] = int(config.get("num_key_value_heads") or heads["q_proj"])
 
-    def pieces(name: str, own: int) -> Iterator[bytes]:
-        values = checkpoint.read(name)
-        role = name.split(".")[-2]
-        if family.paired and role in heads:
-            values = _paired(values, heads[role])
-        if role.endswith("norm"):
-            values = values + np.float32(family.norm_offset)
-        yield gguf.quants.quantize(values, gguf.GGMLQuantizationType(own)).tobytes()
+    def pieces(source: experts.Source, own: int) -> Iterator[bytes]:
+        for name in source.names:
+            values = checkpoint.read(name)
+            role = name.split(".")[-2]
+            if family.paired and role in heads:
+                values = _paired(values, heads[role])
+            if role.endswith("norm"):
+                values = values + np.float32(family.norm_offset)
+            if source.half is not None:
+                values = np.split(values, 2, axis=-2)[source.half]
+            yield gguf.quants.quantize(values, gguf.GGMLQuantizationType(own)).tobytes()
 
     tied = bool(config.get("tie_word_embeddings"))
-    for name, entry in checkpoint.entries.items():
-        target = _target(name, family)
-        if target is None or (tied and target == "output.weight"):
+    n_expert = experts.count(config) if family.experts else 0
+    found = experts.sources(checkpoint, family.experts, n_expert, partial(_target, family=family))
+    for source in found:
+        if tied and source.target == "output.weight":
             continue
-        own = type_for(entry.shape, kind)
-        size = gguffile.tensor_bytes(entry.shape, own)
-        content.tensors.append(Tensor(target, entry.shape, own, size, partial(pieces, name, own)))
+        shape = source.shape
+        own = type_for(shape, "F32" if "ffn_gate_inp" in source.target else kind)
+        size = gguffile.tensor_bytes(shape, own)
+        read = partial(pieces, source, own)
+        content.tensors.append(Tensor(source.target, shape, own, size, read))
     width = int(np.frombuffer(content.values[f"{family.arch}.rope.dimension_count"], "<u4")[-1])
     for name, values in rope_tensors(config, width).items():
         raw = values.tobytes()

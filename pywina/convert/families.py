@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UnsupportedError
+from .experts import Experts
 
 Config = dict[str, Any]
 Array = NDArray[np.float32]
@@ -44,6 +45,33 @@ _FUSED = {
 }
 
 
+_ATTENTION = {key: name for key, name in _COMMON.items() if not key.startswith("mlp.")}
+_ROUTER = {"mlp.gate.weight": "ffn_gate_inp.weight"}
+_SHARED = {
+    "mlp.shared_expert_gate.weight": "ffn_gate_inp_shexp.weight",
+    "mlp.shared_expert.gate_proj.weight": "ffn_gate_shexp.weight",
+    "mlp.shared_expert.up_proj.weight": "ffn_up_shexp.weight",
+    "mlp.shared_expert.down_proj.weight": "ffn_down_shexp.weight",
+}
+_GRANITE = {
+    "block_sparse_moe.router.layer.weight": "ffn_gate_inp.weight",
+    "block_sparse_moe.output_linear.weight": "ffn_down_exps.weight",
+    "shared_mlp.output_linear.weight": "ffn_down_shexp.weight",
+}
+_EACH = {
+    f"mlp.experts.{{}}.{x}_proj.weight": f"ffn_{x}_exps.weight" for x in ("gate", "up", "down")
+}
+_CHOSEN = {"block_sparse_moe.gate.weight": "ffn_gate_inp.weight"}
+_MIXTRAL = {
+    f"block_sparse_moe.experts.{{}}.{x}.weight": f"ffn_{role}_exps.weight"
+    for x, role in (("w1", "gate"), ("w2", "down"), ("w3", "up"))
+}
+_HALVES = {
+    "block_sparse_moe.input_linear.weight": ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    "shared_mlp.input_linear.weight": ("ffn_gate_shexp.weight", "ffn_up_shexp.weight"),
+}
+
+
 def _nothing(_: Config) -> dict[str, Any]:
     return {}
 
@@ -60,6 +88,7 @@ class Family:
     head_dim: int = 0  #: 0: hidden_size / heads
     activation: str = "silu"
     facts: Callable[[Config], dict[str, Any]] = _nothing
+    experts: Experts | None = None
 
 
 def _window(config: Config) -> dict[str, Any]:
@@ -143,6 +172,18 @@ FAMILIES = {
                      activation="gelu_pytorch_tanh", facts=_gemma(2)),
     "gemma3_text": Family("gemma3", {**_COMMON, **_QK_NORMS, **_POST_NORMS}, norm_offset=1.0,
                           head_dim=256, activation="gelu_pytorch_tanh", facts=_gemma(6)),
+    "mixtral": Family("llama", {**_ATTENTION, **_CHOSEN}, paired=True, facts=_window,
+                      experts=Experts(_MIXTRAL)),
+    "qwen2_moe": Family("qwen2moe", {**_ATTENTION, **_BIASES, **_ROUTER, **_SHARED},
+                        experts=Experts(_EACH, normed=False, asked=True)),
+    "qwen3_moe": Family("qwen3moe", {**_ATTENTION, **_QK_NORMS, **_ROUTER},
+                        experts=Experts(_EACH, asked=True)),
+    "olmoe": Family("olmoe", {**_ATTENTION, **_QK_NORMS, **_ROUTER},
+                    experts=Experts(_EACH, normed=False, asked=True)),
+    "granitemoe": Family("granitemoe", {**_ATTENTION, **_GRANITE}, paired=True, facts=_granite,
+                         experts=Experts(split=_HALVES)),
+    "granitemoeshared": Family("granitemoe", {**_ATTENTION, **_GRANITE}, paired=True,
+                               facts=_granite, experts=Experts(split=_HALVES)),
 }  # fmt: skip
 
 

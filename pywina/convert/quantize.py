@@ -66,7 +66,7 @@ def _encode(tensor: Tensor, kind: Type) -> Iterator[bytes]:
 
 def _type_of(tensor: Tensor, head: str, kind: str) -> Type:
     """The type that a tensor is written in."""
-    if tensor.name.endswith("ffn_gate_inp.weight") or not tensor.name.endswith(".weight"):
+    if "ffn_gate_inp" in tensor.name or not tensor.name.endswith(".weight"):
         return Type.F32
     better = tensor.name == head and kind not in ("F32", "F16", "BF16")
     return Type(type_for(tensor.shape, "Q8_0" if better else kind))

@@ -1,6 +1,6 @@
 """Files that must be refused, by name: a valid model of about 2 KB, and one thing wrong at a time.
 
-    python tests/bad/make_bad.py DIR      writes DIR/NAME.gguf for each, and DIR/good.gguf
+    python tests/bad/make_bad.py DIR      writes DIR/NAME.gguf for each, and the good ones
 
 Each case states the error it must end in: the class in :mod:`pywina.errors` and words of its text.
 """
@@ -138,6 +138,20 @@ def good() -> File:
         ("blk.0.ffn_down.weight", weights(4, 4)),
     ]
     return f
+
+
+def good_mixture() -> File:
+    """The same with three experts, of which two are chosen. Not a case: a seed for mutations."""
+    f = good()
+    f.set("llama.expert_count", value(U32, 3))
+    f.set("llama.expert_used_count", value(U32, 2))
+    f.tensors = [(name, t) for name, t in f.tensors if name.split(".")[-2] not in _FFN]
+    f.tensors.append(("blk.0.ffn_gate_inp.weight", weights(4, 3)))
+    f.tensors += [(f"blk.0.{role}_exps.weight", weights(4, 4, 3)) for role in _FFN]
+    return f
+
+
+_FFN = ("ffn_gate", "ffn_up", "ffn_down")
 
 
 @dataclass(frozen=True)
@@ -373,7 +387,7 @@ def _hyper() -> Iterator[Case]:
     yield case("eps-missing", bad, "missing", "attention.layer_norm_rms_epsilon", None)
     yield case("theta-1e300", bad, "too large", "rope.freq_base", value(F64, 1e300))
     yield case("scaling-unknown", no, "warp", "rope.scaling.type", value(STR, "warp"))
-    yield case("experts", no, "experts", "expert_count", value(U32, 8))
+    yield case("experts", bad, "expert_used_count is missing", "expert_count", value(U32, 8))
     yield case("two-layers", bad, "blk.1", "block_count", value(U32, 2))
 
 
@@ -444,6 +458,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "good.gguf").write_bytes(good().encode())
+    (folder / "good-mixture.gguf").write_bytes(good_mixture().encode())
     for case in cases():
         (folder / f"{case.name}.gguf").write_bytes(case.data)
     print(f"{len(cases())} bad files in {folder}")

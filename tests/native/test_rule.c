@@ -18,7 +18,7 @@ static void make_groups(wina_rule_group *g) {
         g[i] = (wina_rule_group){.n_in = N, .n_projections = n_projections[i % GROUPS]};
         g[i].norms = norms;
         for (int p = 0; p < g[i].n_projections; p++) {
-            g[i].bits[p] = i % GROUPS == WINA_GROUP_GATE_UP ? 16 * 500 : 8 * 500;
+            g[i].bits[p] = i % GROUPS == WINA_GROUP_GATE_UP ? 16 * 500 * N : 8 * 500 * N;
             g[i].projection_norms[p] = norms;
         }
     }
@@ -31,8 +31,8 @@ static double kept_share(const wina_rule_model *m, const wina_rules *r) {
         for (int p = 0; p < m->groups[i].n_projections; p++) {
             int mask = r->n_masks[i % GROUPS] > 1 ? p : 0;
             const wina_rule *rule = wina_rules_get(r, i / GROUPS, i % GROUPS, mask);
-            part += (double)m->groups[i].bits[p] * rule->n_keep;
-            all += (double)m->groups[i].bits[p] * N;
+            part += (double)m->groups[i].bits[p] * rule->n_keep / N;
+            all += (double)m->groups[i].bits[p];
         }
     return part / all;
 }
@@ -168,7 +168,7 @@ int main(void) {
                           .exponents = {1, 1, 1, 1}};
     for (int g = 0; g < GROUPS; g++)
         tuning.norms[g] = calibrated;
-    wina_rule_model m = {LAYERS, groups, &tuning};
+    wina_rule_model m = {.n_layer = LAYERS, .groups = groups, .tuning = &tuning};
     test_fit();
     test_equal_bytes(&m);
     test_methods(&m);

@@ -179,7 +179,7 @@ def test_files_cut_short(tmp_path: Path, tiny_model: Path, share: float) -> None
     [
         ({"architecture": "mamba"}, "mamba"),
         ({"pre": "strange"}, "strange"),
-        ({"extra": {"llama.expert_count": 8}}, "expert"),
+        ({"architecture": "qwen2", "extra": {"qwen2.expert_count": 8}}, "experts"),
         ({"extra": {"llama.rope.scaling.type": "yarn"}}, "yarn"),
     ],
 )

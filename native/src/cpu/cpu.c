@@ -45,24 +45,37 @@ static void place_quads(layout *a, uint64_t n_in, wina_quads *q) {
 
 static void place_all(wina_cpu *c, layout *a) {
     const wina_config *f = &c->base.model->config;
-    const wina_group_weights *g = c->base.model->weights.layers[0].groups;
+    const wina_weights *weights = &c->base.model->weights;
+    const wina_group_weights *g = weights->layers[0].groups;
     uint64_t b = (uint64_t)c->n_batch, w = (uint64_t)c->n_widest;
     uint64_t n_threads = (uint64_t)wina_threads_count(c->threads);
     c->x = place(a, b * (uint64_t)f->n_embd, sizeof(float));
     c->h = place(a, b * (uint64_t)f->n_embd, sizeof(float));
     c->qkv = place(a, b * (uint64_t)g[WINA_GROUP_QKV].n_out, sizeof(float));
     c->att = place(a, b * (uint64_t)g[WINA_GROUP_O].n_in, sizeof(float));
-    c->gate_up = place(a, b * (uint64_t)g[WINA_GROUP_GATE_UP].n_out, sizeof(float));
-    c->ff = place(a, b * (uint64_t)f->n_ff, sizeof(float));
-    uint64_t vocab = (uint64_t)c->base.model->weights.output.n_rows;
+    c->gate_up =
+        place(a, b * (uint64_t)wina_weights_widest_out(weights, WINA_GROUP_GATE_UP), sizeof(float));
+    c->ff = place(a, b * (uint64_t)wina_weights_widest_in(weights, WINA_GROUP_DOWN), sizeof(float));
+    uint64_t vocab = (uint64_t)weights->output.n_rows;
     uint64_t width = (uint64_t)g[WINA_GROUP_O].n_out;
     uint64_t n_out = WINA_HEAD_BATCH * vocab > b * width ? WINA_HEAD_BATCH * vocab : b * width;
     c->out = place(a, n_out, sizeof(float));
-    uint64_t n_parts = c->base.model->weights.output.n_parts > 1 ? WINA_PARTS * vocab : vocab;
-    for (int i = 0; i < WINA_N_GROUPS; i++)
-        if (WINA_PARTS * (uint64_t)g[i].n_out > n_parts)
-            n_parts = WINA_PARTS * (uint64_t)g[i].n_out;
+    uint64_t n_parts = weights->output.n_parts > 1 ? WINA_PARTS * vocab : vocab;
+    const uint64_t router = (uint64_t)weights->layers[0].mixture.router.n_out;
+    for (int i = 0; i <= WINA_N_GROUPS; i++) {
+        const uint64_t n =
+            i < WINA_N_GROUPS ? (uint64_t)wina_weights_widest_out(weights, i) : router;
+        n_parts = WINA_PARTS * n > n_parts ? WINA_PARTS * n : n_parts;
+    }
     c->parts = place(a, n_parts, sizeof(float));
+    if (f->n_expert) {
+        c->mixed = place(a, b * (uint64_t)f->n_embd, sizeof(float));
+        c->gathered = place(a, b * (uint64_t)f->n_embd, sizeof(float));
+        c->router = place(a, b * router, sizeof(float));
+        c->chosen = place(a, b * (uint64_t)f->n_expert_used, sizeof(int32_t));
+        c->share = place(a, b * (uint64_t)f->n_expert_used, sizeof(float));
+        c->visitors = place(a, b, sizeof(int32_t));
+    }
     for (int i = 0; i < 2; i++) {
         c->cos[i] = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
         c->sin[i] = place(a, b * (uint64_t)f->rope_dim / 2, sizeof(float));
@@ -199,7 +212,8 @@ static void ffn_norm(wina_backend *b, int32_t layer) {
 
 typedef struct leave_job {
     wina_cpu *cpu;
-    const wina_group_weights *group;
+    float *add; /* (n_tokens, stride) */
+    int64_t stride;
     const float *gain;
 } leave_job;
 
@@ -210,7 +224,7 @@ static void leave_tokens(void *arg, int32_t thread, int32_t n_threads) {
     int64_t begin, end;
     wina_threads_share(c->n_tokens, thread, n_threads, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
-        float *add = c->out + t * j->group->n_out;
+        float *add = j->add + t * j->stride;
         if (j->gain) {
             float *normed = c->h + t * f->n_embd; /* no longer needed */
             c->kernels.rms_norm(normed, add, j->gain, f->n_embd, f->rms_eps);
@@ -222,16 +236,20 @@ static void leave_tokens(void *arg, int32_t thread, int32_t n_threads) {
     }
 }
 
-void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group) {
-    const wina_layer *l = &c->base.model->weights.layers[layer];
-    const wina_site site = group == WINA_GROUP_O ? WINA_SITE_ATTN : WINA_SITE_FFN;
-    leave_job j = {c, &l->groups[group], l->exit_norms[site]};
-    if (c->n_tokens > 1) {
+void wina_cpu_add_block(wina_cpu *c, int32_t layer, wina_site site, float *add, int64_t stride) {
+    leave_job j = {c, add, stride, c->base.model->weights.layers[layer].exit_norms[site]};
+    if (c->n_tokens > 1)
         wina_threads_run(c->threads, leave_tokens, &j);
-        return;
-    }
-    wina_cpu_join_parts(c, j.group, 0, j.group->n_out, c->out);
-    leave_tokens(&j, 0, 1);
+    else
+        leave_tokens(&j, 0, 1);
+}
+
+void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group) {
+    const wina_group_weights *g = &c->base.model->weights.layers[layer].groups[group];
+    if (c->n_tokens == 1)
+        wina_cpu_join_parts(c, g, 0, g->n_out, c->out);
+    wina_cpu_add_block(c, layer, group == WINA_GROUP_O ? WINA_SITE_ATTN : WINA_SITE_FFN, c->out,
+                       g->n_out);
 }
 
 typedef struct swiglu_job {
@@ -250,7 +268,7 @@ static activation_fn activation(const wina_cpu *c) {
 static void swiglu_rows(void *arg, int32_t thread, int32_t n_threads) {
     const swiglu_job *j = arg;
     wina_cpu *c = j->cpu;
-    const int32_t n = c->base.model->config.n_ff, up = j->group->projections[1].row0;
+    const int32_t n = j->group->projections[0].n_rows, up = j->group->projections[1].row0;
     int64_t begin, end;
     wina_threads_share((n + WINA_STRIP - 1) / WINA_STRIP, thread, n_threads, &begin, &end);
     begin *= WINA_STRIP, end *= WINA_STRIP;
@@ -266,7 +284,7 @@ static void swiglu_rows(void *arg, int32_t thread, int32_t n_threads) {
 static void swiglu_tokens(void *arg, int32_t thread, int32_t n_threads) {
     const swiglu_job *j = arg;
     wina_cpu *c = j->cpu;
-    const int32_t n = c->base.model->config.n_ff;
+    const int32_t n = j->group->projections[0].n_rows;
     int64_t begin, end;
     wina_threads_share(c->n_tokens, thread, n_threads, &begin, &end);
     for (int64_t t = begin; t < end; t++) {
@@ -275,10 +293,13 @@ static void swiglu_tokens(void *arg, int32_t thread, int32_t n_threads) {
     }
 }
 
-static void swiglu(wina_backend *b, int32_t layer) {
-    wina_cpu *c = cpu_of(b);
-    swiglu_job j = {c, &b->model->weights.layers[layer].groups[WINA_GROUP_GATE_UP]};
+void wina_cpu_activate(wina_cpu *c, const wina_group_weights *gate_up) {
+    swiglu_job j = {c, gate_up};
     wina_threads_run(c->threads, c->n_tokens == 1 ? swiglu_rows : swiglu_tokens, &j);
+}
+
+static void swiglu(wina_backend *b, int32_t layer) {
+    wina_cpu_activate(cpu_of(b), &b->model->weights.layers[layer].groups[WINA_GROUP_GATE_UP]);
 }
 
 static void hidden(wina_backend *b, float *out) {
@@ -313,6 +334,7 @@ static const wina_backend_ops CPU_OPS = {
     .rope_store = wina_cpu_rope_store,
     .attend = wina_cpu_attend,
     .swiglu = swiglu,
+    .experts = wina_cpu_experts,
     .residual = residual,
     .logits = wina_cpu_logits,
     .hidden = hidden,
@@ -329,7 +351,7 @@ int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t 
     c->n_ctx = n_ctx;
     c->n_batch = n_batch;
     for (int g = 0; g < WINA_N_GROUPS; g++) {
-        int32_t n = model->weights.layers[0].groups[g].n_in;
+        int32_t n = wina_weights_widest_in(&model->weights, g);
         c->n_widest = n > c->n_widest ? n : c->n_widest;
     }
     c->n_widest = (c->n_widest + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;

@@ -34,11 +34,18 @@ typedef struct wina_cpu {
     float *qkv;     /* (B, n_out of qkv) */
     float *att;     /* (B, n_head * head_dim) */
     float *gate_up; /* (B, n_out of gate_up) */
-    float *ff;      /* (B, n_ff) */
+    float *ff;      /* (B, n_ff) or (tokens of an expert, its width) */
     float *out;     /* (B, n_out of o and down) or (WINA_HEAD_BATCH, n_vocab padded) */
     float *cos[2], *sin[2]; /* (B, rope_dim / 2); [1]: of layers with a window */
-    float *partial;  /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
-    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
+    /* of the layer's mixture of experts, if the model has one: */
+    float *mixed;      /* (B, n_embd) what its experts add up to */
+    float *gathered;   /* (B, n_embd) rows of h of the tokens that go through an expert */
+    float *router;     /* (B, n_out of the router) */
+    int32_t *chosen;   /* (B, n_expert_used) experts of a token, rising */
+    float *share;      /* (B, n_expert_used) their weights */
+    int32_t *visitors; /* (B) tokens of one expert */
+    float *partial;    /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    uint16_t *k, *v;   /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */
@@ -53,6 +60,23 @@ enum {
     WINA_HEAD_BATCH = 16        /* tokens whose logits are computed together */
 };
 
+/* W x for all tokens of the batch under way. */
+typedef struct wina_cpu_product {
+    const wina_group_weights *group;
+    const float *in;        /* (n_tokens, n_in) */
+    float *out;             /* (n_tokens, n_out); of one token the result is in c->parts instead */
+    const wina_rule *rules; /* (n_masks) for sparse tokens; NULL: every token is dense */
+    int32_t n_masks;        /* kept lists per token: 1, or one per projection */
+    const float *gate;      /* (n_tokens, gate_stride) not yet activated, for rules from gates */
+    int64_t gate_stride;
+    bool residual; /* the result is added to x */
+    bool no_last;  /* the last token's bytes are not counted: it is not the last of the batch */
+} wina_cpu_product;
+
+void wina_cpu_multiply(wina_cpu *c, const wina_cpu_product *product);
+/* The same, joined: the result is in p->out for one token, too. */
+void wina_cpu_multiply_joined(wina_cpu *c, const wina_cpu_product *product);
+
 /* project.c: the step of the graph that sparsity is about. For one token qkv and gate_up are left
  * in parts, for the step that uses them to join. */
 void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group);
@@ -65,6 +89,14 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
 
 /* cpu.c: x += what a block adds, now in `out` (of one token: in parts), normed and scaled. */
 void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group);
+/* The same of add (n_tokens, stride), which is scaled in place. */
+void wina_cpu_add_block(wina_cpu *c, int32_t layer, wina_site site, float *add, int64_t stride);
+/* ff = activated gate * up, of a group gate_up whose product is in gate_up (of one token: in
+ * parts). */
+void wina_cpu_activate(wina_cpu *c, const wina_group_weights *gate_up);
+
+/* mixture.c */
+void wina_cpu_experts(wina_backend *backend, int32_t layer);
 
 /* attention.c */
 void wina_cpu_rope_store(wina_backend *backend, int32_t layer);

@@ -17,18 +17,15 @@ typedef struct job {
     bool residual;          /* the result is added to x */
     int32_t n_masks;        /* kept lists per token: 1, or one per projection */
     const wina_rule *rules; /* (n_masks) for sparse tokens; NULL: never sparse */
-    int32_t mask;           /* under way in a batch */
-    bool by32, by16;        /* kinds of rounded activations its panels read */
+    const float *gate;      /* see wina_cpu_product */
+    int64_t gate_stride;
+    int32_t last;    /* token whose bytes are counted, or -1 */
+    int32_t mask;    /* under way in a batch */
+    bool by32, by16; /* kinds of rounded activations its panels read */
 } job;
 
-static bool is_sparse(const wina_cpu *c, int32_t token) {
-    return token >= c->n_dense && c->rules->sparse;
-}
-
-/* (n_ff) outputs of the gate for one token, before they are activated. */
-static const float *gate_of(const wina_cpu *c, int32_t token) {
-    const wina_layer *layer = &c->base.model->weights.layers[0];
-    return c->gate_up + token * (int64_t)layer->groups[WINA_GROUP_GATE_UP].n_out;
+static bool is_sparse(const job *j, int32_t token) {
+    return j->rules && token >= j->cpu->n_dense && j->cpu->rules->sparse;
 }
 
 static void score_gate(const wina_cpu *c, const float *gate, int32_t n, float *score) {
@@ -45,10 +42,10 @@ static void score_gate(const wina_cpu *c, const float *gate, int32_t n, float *s
 static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, int32_t token,
                              int32_t mask, int32_t *kept) {
     const wina_cpu *c = j->cpu;
-    const wina_rule *r = is_sparse(c, token) ? &j->rules[mask] : NULL;
+    const wina_rule *r = is_sparse(j, token) ? &j->rules[mask] : NULL;
     int32_t n = j->group->n_in, n_keep = r ? r->n_keep : n;
     if (r && r->from_gate)
-        score_gate(c, gate_of(c, token), n, s->score);
+        score_gate(c, j->gate + token * j->gate_stride, n, s->score);
     else if (r && (n_keep < n || r->threshold > 0))
         c->kernels.score(x, r->norms, n, s->score);
     if (r && r->threshold > 0)
@@ -72,11 +69,11 @@ static void count(const job *j, int32_t token, int32_t mask, int32_t n_kept) {
         const wina_projection *p = &g->projections[i];
         const wina_layout *l = g->panels[p->panel].layout;
         uint64_t rows = (uint64_t)p->n_rows, bits = rows * p->row_bits;
-        if (is_sparse(j->cpu, token)) {
+        if (is_sparse(j, token)) {
             n->sparse_read += bits * (uint64_t)n_kept;
             n->sparse_total += bits * (uint64_t)g->n_in;
         }
-        if (token == j->cpu->n_tokens - 1) {
+        if (token == j->last) {
             uint64_t blocks = (uint64_t)g->panels[p->panel].n_blocks;
             n->token_bytes += bits * (uint64_t)n_kept / 8 + blocks * rows * l->scale_bytes +
                               (blocks + 7) / 8 * rows * l->super_bytes;
@@ -308,18 +305,44 @@ const float *wina_cpu_input(wina_backend *backend, wina_group group) {
     return group == WINA_GROUP_O ? c->att : group == WINA_GROUP_DOWN ? c->ff : c->h;
 }
 
+void wina_cpu_multiply(wina_cpu *c, const wina_cpu_product *p) {
+    job j = {.cpu = c,
+             .group = p->group,
+             .in = p->in,
+             .in_stride = p->group->n_in,
+             .out = p->out,
+             .out_stride = p->group->n_out,
+             .residual = p->residual,
+             .rules = p->rules,
+             .gate = p->gate,
+             .gate_stride = p->gate_stride,
+             .last = p->no_last ? -1 : c->n_tokens - 1};
+    j.n_masks = is_sparse(&j, c->n_tokens - 1) ? p->n_masks : 1;
+    run(&j);
+}
+
+void wina_cpu_multiply_joined(wina_cpu *c, const wina_cpu_product *p) {
+    wina_cpu_multiply(c, p);
+    if (c->n_tokens == 1)
+        wina_cpu_join_parts(c, p->group, 0, p->group->n_out, p->out);
+}
+
 void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     wina_cpu *c = (wina_cpu *)backend;
-    const wina_group_weights *g = &backend->model->weights.layers[layer].groups[group];
-    job j = {.cpu = c, .group = g, .in_stride = g->n_in, .out_stride = g->n_out};
-    j.n_masks = is_sparse(c, c->n_tokens - 1) ? c->rules->n_masks[group] : 1;
-    j.rules = wina_rules_get(c->rules, layer, group, 0);
-    j.in = wina_cpu_input(backend, group);
+    const wina_layer *l = &backend->model->weights.layers[layer];
     const bool last = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
     const bool has_exit = last && wina_config_has_exit(&backend->model->config);
-    j.residual = last && !has_exit;
-    j.out = group == WINA_GROUP_QKV ? c->qkv : group == WINA_GROUP_GATE_UP ? c->gate_up : c->out;
-    run(&j);
+    const wina_cpu_product p = {.group = &l->groups[group],
+                                .in = wina_cpu_input(backend, group),
+                                .out = group == WINA_GROUP_QKV       ? c->qkv
+                                       : group == WINA_GROUP_GATE_UP ? c->gate_up
+                                                                     : c->out,
+                                .rules = wina_rules_get(c->rules, layer, group, 0),
+                                .n_masks = c->rules->n_masks[group],
+                                .gate = c->gate_up,
+                                .gate_stride = l->groups[WINA_GROUP_GATE_UP].n_out,
+                                .residual = last && !has_exit};
+    wina_cpu_multiply(c, &p);
     if (has_exit)
         wina_cpu_leave(c, layer, group);
 }
@@ -327,19 +350,7 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
 void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site) {
     wina_cpu *c = (wina_cpu *)backend;
     const wina_group_weights *g = &backend->model->weights.layers[layer].rotations[site];
-    const int32_t n_dense = c->n_dense;
-    job j = {.cpu = c,
-             .group = g,
-             .in = c->x,
-             .in_stride = g->n_in,
-             .out = c->out,
-             .out_stride = g->n_out,
-             .n_masks = 1};
-    c->n_dense = c->n_tokens; /* every token is dense here */
-    run(&j);
-    c->n_dense = n_dense;
-    if (c->n_tokens == 1)
-        wina_cpu_join_parts(c, g, 0, g->n_out, c->out);
+    wina_cpu_multiply_joined(c, &(wina_cpu_product){.group = g, .in = c->x, .out = c->out});
     for (int32_t t = 0; t < c->n_tokens; t++)
         memcpy(c->x + (int64_t)t * g->n_in, c->out + (int64_t)t * g->n_out,
                (size_t)g->n_in * sizeof *c->x);
@@ -376,17 +387,8 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
             c->kernels.rms_norm(c->h + (int64_t)t * f->n_embd,
                                 c->x + (int64_t)(begin + t) * f->n_embd,
                                 backend->model->weights.output_norm, f->n_embd, f->rms_eps);
-        c->n_tokens = c->n_dense = n;
-        job j = {.cpu = c,
-                 .group = &g,
-                 .in = c->h,
-                 .in_stride = f->n_embd,
-                 .out = c->out,
-                 .out_stride = g.n_out,
-                 .n_masks = 1};
-        run(&j);
-        if (n == 1)
-            wina_cpu_join_parts(c, &g, 0, g.n_out, c->out);
+        c->n_tokens = n;
+        wina_cpu_multiply_joined(c, &(wina_cpu_product){.group = &g, .in = c->h, .out = c->out});
         for (int32_t t = 0; t < n; t++) {
             float *logits = out + (int64_t)(begin - from + t) * f->n_vocab;
             memcpy(logits, c->out + (int64_t)t * g.n_out, (size_t)f->n_vocab * sizeof *out);

@@ -163,7 +163,7 @@ static int32_t gate_budget(const wina_rule_model *m, float sparsity, double *kep
     for (int32_t i = 0; i < m->n_layer * GROUPS; i++) {
         const wina_rule_group *g = &m->groups[i];
         for (int32_t p = 0; p < g->n_projections; p++) {
-            double bits = (double)g->bits[p] * g->n_in;
+            double bits = (double)g->bits[p];
             bool is_up = i % GROUPS == WINA_GROUP_GATE_UP && p == 1;
             all += bits;
             gated += is_up || i % GROUPS == WINA_GROUP_DOWN ? bits : 0;
@@ -202,7 +202,7 @@ static int32_t find_budgets(const wina_rule_model *m, const choice *c, const win
         kept[i] = kept_shape(m, c, s, layer, group, mask);
         for (int32_t p = 0; p < g->n_projections; p++)
             if (!c->by_projection || p == mask)
-                bits[i] += g->bits[p] * (uint64_t)g->n_in;
+                bits[i] += g->bits[p];
     }
     double share = 1.0 - (double)s->sparsity, reached = share;
     if (bits && c->budget != WINA_BUDGET_UNIFORM)
@@ -231,9 +231,9 @@ static float threshold_at(const wina_rule_model *m, float sparsity, int64_t inde
     return before + (after - before) * (sparsity - from) / (t->targets[i] - from);
 }
 
-static const float *base_norms(const wina_rule_model *m, const choice *c, int32_t layer,
-                               int32_t group, int32_t mask) {
-    const wina_rule_group *g = &m->groups[layer * GROUPS + group];
+/* Norms of a group, or of one of its matrices, before they have an exponent. */
+static const float *base_norms(const wina_rule_model *m, const choice *c, const wina_rule_group *g,
+                               int32_t layer, int32_t group, int32_t mask) {
     if (!c->calibrated_norms)
         return c->by_projection ? g->projection_norms[mask] : g->norms;
     const float *norms = m->tuning->norms[group];
@@ -247,44 +247,75 @@ static void scale_norms(const float *norms, int32_t n, float exponent, float *ou
         out[i] = powf(norms[i], exponent);
 }
 
-static void fill_rules(const wina_rule_model *m, const choice *c, const wina_sparsity *s,
-                       const float *kept, wina_rules *out) {
-    float *scaled = out->scaled;
-    for (int32_t i = 0; i < m->n_layer * GROUPS; i++) {
-        const wina_rule_group *g = &m->groups[i];
-        int32_t layer = i / GROUPS, group = i % GROUPS;
-        for (int32_t mask = 0; mask < out->n_masks[group]; mask++) {
-            wina_rule *r = &out->rules[i * MASKS + mask];
-            r->n_in = g->n_in;
-            /* The uniform budget is taken as it was given, before any rounding to float. */
-            double fraction = c->budget == WINA_BUDGET_UNIFORM && !c->method->from_gate
-                                  ? 1.0 - (double)s->sparsity
-                                  : (double)kept[i * MASKS + mask];
-            r->n_keep = out->sparse ? wina_budget_count(fraction, g->n_in) : g->n_in;
-            r->from_gate = c->method->from_gate && group == WINA_GROUP_DOWN;
-            r->threshold = c->thresholds && out->sparse ? threshold_at(m, s->sparsity, i) : 0;
-            float e = c->exponents[group];
-            r->norms = e > 0 ? base_norms(m, c, layer, group, mask) : NULL;
-            if (r->norms && e != 1) {
-                scale_norms(r->norms, g->n_in, e, scaled);
-                r->norms = scaled;
-                scaled += g->n_in;
-            }
-        }
+/* What fill_rules is at work on. */
+typedef struct filling {
+    const wina_rule_model *model;
+    const choice *choice;
+    const wina_sparsity *sparsity;
+    const float *kept; /* (n_layer, GROUPS, MASKS) */
+    wina_rules *out;
+    float *scaled; /* room for the next norms with an exponent */
+} filling;
+
+static void fill_rule(filling *f, const wina_rule_group *g, int32_t layer, int32_t group,
+                      int32_t mask, wina_rule *r) {
+    const choice *c = f->choice;
+    const int32_t i = layer * GROUPS + group;
+    r->n_in = g->n_in;
+    /* The uniform budget is taken as it was given, before any rounding to float. */
+    double fraction = c->budget == WINA_BUDGET_UNIFORM && !c->method->from_gate
+                          ? 1.0 - (double)f->sparsity->sparsity
+                          : (double)f->kept[i * MASKS + mask];
+    r->n_keep = f->out->sparse ? wina_budget_count(fraction, g->n_in) : g->n_in;
+    r->from_gate = c->method->from_gate && group == WINA_GROUP_DOWN;
+    r->threshold =
+        c->thresholds && f->out->sparse ? threshold_at(f->model, f->sparsity->sparsity, i) : 0;
+    float e = c->exponents[group];
+    r->norms = e > 0 ? base_norms(f->model, c, g, layer, group, mask) : NULL;
+    if (r->norms && e != 1) {
+        scale_norms(r->norms, g->n_in, e, f->scaled);
+        r->norms = f->scaled;
+        f->scaled += g->n_in;
     }
 }
 
+static void fill_rules(filling *f) {
+    const wina_rule_model *m = f->model;
+    wina_rules *out = f->out;
+    for (int32_t i = 0; i < m->n_layer * GROUPS; i++)
+        for (int32_t mask = 0; mask < out->n_masks[i % GROUPS]; mask++)
+            fill_rule(f, &m->groups[i], i / GROUPS, i % GROUPS, mask,
+                      &out->rules[i * MASKS + mask]);
+    for (int64_t i = 0; i < (int64_t)m->n_layer * m->n_expert * 2; i++) {
+        const int32_t layer = (int32_t)(i / (2 * m->n_expert));
+        const int32_t group = WINA_GROUP_GATE_UP + (int32_t)(i % 2);
+        for (int32_t mask = 0; mask < out->n_masks[group]; mask++)
+            fill_rule(f, &m->experts[i], layer, group, mask, &out->experts[i * MASKS + mask]);
+    }
+}
+
+/* Floats that norms with an exponent take. */
+static uint64_t count_scaled(const wina_rule_model *m, const choice *c, const wina_rules *r) {
+    uint64_t n = 0;
+    for (int32_t i = 0; i < m->n_layer * GROUPS; i++)
+        if (c->exponents[i % GROUPS] > 0 && c->exponents[i % GROUPS] != 1)
+            n += (uint64_t)r->n_masks[i % GROUPS] * (uint64_t)m->groups[i].n_in;
+    for (int64_t i = 0; i < (int64_t)m->n_layer * m->n_expert * 2; i++) {
+        const int32_t group = WINA_GROUP_GATE_UP + (int32_t)(i % 2);
+        if (c->exponents[group] > 0 && c->exponents[group] != 1)
+            n += (uint64_t)r->n_masks[group] * (uint64_t)m->experts[i].n_in;
+    }
+    return n;
+}
+
 int32_t wina_rules_create(const wina_rule_model *m, const wina_sparsity *s, wina_rules *out) {
-    wina_rules r = {.n_layer = m->n_layer};
+    wina_rules r = {.n_layer = m->n_layer, .n_expert = m->n_expert};
     WINA_TRY(wina_rules_check(m, s));
     const choice c = decide(m, s);
     r.sparse = s->sparsity > 0 && s->method != WINA_METHOD_DENSE;
-    uint64_t n = (uint64_t)m->n_layer * GROUPS * MASKS, n_scaled = 0;
-    for (int g = 0; g < GROUPS; g++) {
+    const uint64_t n = (uint64_t)m->n_layer * GROUPS * MASKS;
+    for (int g = 0; g < GROUPS; g++)
         r.n_masks[g] = c.by_projection && r.sparse ? m->groups[g].n_projections : 1;
-        if (c.exponents[g] > 0 && c.exponents[g] != 1)
-            n_scaled += (uint64_t)(m->n_layer * r.n_masks[g]) * (uint64_t)m->groups[g].n_in;
-    }
     float *kept = NULL;
     int32_t status = wina_mem_create(n, sizeof *kept, "budgets", &kept);
     if (status == WINA_OK && r.sparse)
@@ -292,9 +323,12 @@ int32_t wina_rules_create(const wina_rule_model *m, const wina_sparsity *s, wina
     if (status == WINA_OK)
         status = wina_mem_create(n, sizeof *r.rules, "rules", &r.rules);
     if (status == WINA_OK)
-        status = wina_mem_create(n_scaled, sizeof *r.scaled, "norms", &r.scaled);
+        status = wina_mem_create((uint64_t)m->n_layer * (uint64_t)m->n_expert * 2 * MASKS,
+                                 sizeof *r.experts, "rules", &r.experts);
+    if (status == WINA_OK)
+        status = wina_mem_create(count_scaled(m, &c, &r), sizeof *r.scaled, "norms", &r.scaled);
     if (status == WINA_OK) {
-        fill_rules(m, &c, s, kept, &r);
+        fill_rules(&(filling){m, &c, s, kept, &r, r.scaled});
         *out = r;
     } else {
         wina_rules_free(&r);
@@ -305,6 +339,7 @@ int32_t wina_rules_create(const wina_rule_model *m, const wina_sparsity *s, wina
 
 void wina_rules_free(wina_rules *r) {
     free(r->rules);
+    free(r->experts);
     free(r->scaled);
     *r = (wina_rules){0};
 }

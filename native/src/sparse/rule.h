@@ -27,7 +27,9 @@ typedef struct wina_rules {
     int32_t n_layer;
     int32_t n_masks[WINA_RULE_GROUPS]; /* kept lists of a group: 1, or one per projection */
     wina_rule *rules;                  /* (n_layer, WINA_RULE_GROUPS, WINA_RULE_MASKS) */
-    float *scaled;                     /* norms with an exponent, which rules point into */
+    int32_t n_expert;                  /* of a layer */
+    wina_rule *experts; /* (n_layer, n_expert, 2, WINA_RULE_MASKS): of gate_up and down in each */
+    float *scaled;      /* norms with an exponent, which rules point into */
 } wina_rules;
 
 static inline const wina_rule *wina_rules_get(const wina_rules *r, int32_t layer, int32_t group,
@@ -35,12 +37,20 @@ static inline const wina_rule *wina_rules_get(const wina_rules *r, int32_t layer
     return &r->rules[(layer * WINA_RULE_GROUPS + group) * WINA_RULE_MASKS + mask];
 }
 
+/* With experts those of gate_up and down above say how much is kept; these say of what. */
+static inline const wina_rule *wina_rules_expert(const wina_rules *r, int32_t layer, int32_t expert,
+                                                 int32_t group, int32_t mask) {
+    const int64_t at = ((int64_t)layer * r->n_expert + expert) * 2 + (group - WINA_GROUP_GATE_UP);
+    return &r->experts[at * WINA_RULE_MASKS + mask];
+}
+
 /* One group of one layer, as far as rules depend on it. */
 typedef struct wina_rule_group {
     int32_t n_in;
     int32_t n_projections;
-    uint64_t bits[WINA_RULE_MASKS]; /* of the values one input has, per projection */
-    const float *norms;             /* (n_in) l2, of the stacked matrix; NULL: not known */
+    uint64_t bits[WINA_RULE_MASKS]; /* of all values a dense token reads, per projection */
+    const float *norms;             /* (n_in) l2, of the stacked matrix; NULL: not known, or
+                                     * those of the experts count */
     const float *projection_norms[WINA_RULE_MASKS];
 } wina_rule_group;
 
@@ -49,6 +59,8 @@ typedef struct wina_rule_model {
     int32_t n_layer;
     const wina_rule_group *groups;
     const wina_tuning *tuning;
+    int32_t n_expert;               /* of a layer; 0: none */
+    const wina_rule_group *experts; /* (n_layer, n_expert, 2): gate_up and down of each */
 } wina_rule_model;
 
 /* First of a group's entries in arrays by projection (q, k, v, o, gate, up, down). */
