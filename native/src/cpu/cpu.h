@@ -27,6 +27,8 @@ typedef struct wina_cpu {
     /* the batch under way */
     int32_t n_tokens, pos, n_dense;
     const wina_rules *rules;
+    const wina_member *members; /* (n_tokens) whose tokens they are; NULL: all of this session */
+    bool joined; /* qkv of one token is not in parts */
 
     float *x;       /* (B, n_embd) residual stream */
     float *h;       /* (B, n_embd) normed */
@@ -62,9 +64,17 @@ void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t
 const float *wina_cpu_input(wina_backend *backend, wina_group group);
 void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site);
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
+void wina_cpu_logits_members(wina_backend *backend);
 
 /* cpu.c: x += what a block adds, now in `out` (of one token: in parts), normed and scaled. */
 void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group);
+
+/* members.c: one token of several sessions. Each of them attends to its own cache. */
+void wina_cpu_begin_members(wina_backend *backend, const wina_member *members, int32_t n);
+void wina_cpu_attend_members(wina_cpu *c, int32_t layer);
+static inline const wina_cpu *wina_cpu_owner(const wina_cpu *c, int32_t token) {
+    return c->members ? (const wina_cpu *)c->members[token].backend : c;
+}
 
 /* attention.c */
 void wina_cpu_rope_store(wina_backend *backend, int32_t layer);

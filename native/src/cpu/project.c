@@ -12,17 +12,28 @@ typedef struct job {
     const wina_group_weights *group;
     const float *in; /* (n_tokens, in_stride) */
     int64_t in_stride;
-    float *out; /* (n_tokens, out_stride), rows as in the group; of one token: (parts, n_out) */
+    float *out; /* (n_tokens, out_stride), rows as in the group; one token goes to `parts` */
     int64_t out_stride;
-    bool residual;          /* the result is added to x */
-    int32_t n_masks;        /* kept lists per token: 1, or one per projection */
-    const wina_rule *rules; /* (n_masks) for sparse tokens; NULL: never sparse */
-    int32_t mask;           /* under way in a batch */
-    bool by32, by16;        /* kinds of rounded activations its panels read */
+    bool residual;        /* the result is added to x */
+    int32_t layer, which; /* group, where tokens may be sparse; -1: never */
+    int32_t first;        /* of the batch's tokens, which its first one is */
+    int32_t n_masks;      /* kept lists per token: 1, or one per projection */
+    int32_t mask;         /* under way in a batch */
+    int32_t token;        /* under way where tokens are multiplied one by one */
+    bool by32, by16;      /* kinds of rounded activations its panels read */
 } job;
 
-static bool is_sparse(const wina_cpu *c, int32_t token) {
-    return token >= c->n_dense && c->rules->sparse;
+/* The rules of a token; NULL: it is dense. */
+static const wina_rules *rules_of(const wina_cpu *c, int32_t token) {
+    const wina_rules *r = wina_cpu_owner(c, token)->rules;
+    return r->sparse && (c->members || token >= c->n_dense) ? r : NULL;
+}
+
+/* The rule of one kept list of a token; NULL: all inputs. Tokens of a batch may differ in whether
+ * their lists are of groups or of projections: a group's list is then used for each of these. */
+static const wina_rule *rule_of(const job *j, int32_t token, int32_t mask) {
+    const wina_rules *r = j->which < 0 ? NULL : rules_of(j->cpu, token);
+    return r ? wina_rules_get(r, j->layer, j->which, r->n_masks[j->which] > 1 ? mask : 0) : NULL;
 }
 
 /* (n_ff) outputs of the gate for one token, before they are activated. */
@@ -45,7 +56,7 @@ static void score_gate(const wina_cpu *c, const float *gate, int32_t n, float *s
 static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, int32_t token,
                              int32_t mask, int32_t *kept) {
     const wina_cpu *c = j->cpu;
-    const wina_rule *r = is_sparse(c, token) ? &j->rules[mask] : NULL;
+    const wina_rule *r = rule_of(j, token, mask);
     int32_t n = j->group->n_in, n_keep = r ? r->n_keep : n;
     if (r && r->from_gate)
         score_gate(c, gate_of(c, token), n, s->score);
@@ -65,18 +76,20 @@ static void mask_projections(const job *j, int32_t mask, int32_t *first, int32_t
 
 static void count(const job *j, int32_t token, int32_t mask, int32_t n_kept) {
     const wina_group_weights *g = j->group;
-    wina_counters *n = &j->cpu->base.counters;
+    const bool sparse = rule_of(j, token, mask) != NULL, alone = !j->cpu->members;
+    const int32_t at = j->first + token;
+    wina_counters *n = alone ? &j->cpu->base.counters : &j->cpu->members[at].backend->counters;
     int32_t first, last;
     mask_projections(j, mask, &first, &last);
     for (int32_t i = first; i < last; i++) {
         const wina_projection *p = &g->projections[i];
         const wina_layout *l = g->panels[p->panel].layout;
         uint64_t rows = (uint64_t)p->n_rows, bits = rows * p->row_bits;
-        if (is_sparse(j->cpu, token)) {
+        if (sparse) {
             n->sparse_read += bits * (uint64_t)n_kept;
             n->sparse_total += bits * (uint64_t)g->n_in;
         }
-        if (token == j->cpu->n_tokens - 1) {
+        if (!alone || token == j->cpu->n_tokens - 1) {
             uint64_t blocks = (uint64_t)g->panels[p->panel].n_blocks;
             n->token_bytes += bits * (uint64_t)n_kept / 8 + blocks * rows * l->scale_bytes +
                               (blocks + 7) / 8 * rows * l->super_bytes;
@@ -131,15 +144,16 @@ static int find_segments(const job *j, int32_t mask, segment out[WINA_MAX_PROJEC
 static void prepare_act(const job *j, int32_t mask) {
     wina_cpu *c = j->cpu;
     wina_act *a = &c->acts[mask];
+    const float *x = j->in + j->token * j->in_stride;
     int32_t n = j->group->n_in;
-    a->n_kept = select_inputs(j, &c->scratch[0], j->in, 0, mask, c->kept[mask]);
+    a->n_kept = select_inputs(j, &c->scratch[0], x, j->token, mask, c->kept[mask]);
     a->kept = c->kept[mask];
-    a->x = j->in;
+    a->x = x;
     if (j->by32)
-        c->kernels.quantize(j->in, a->kept, a->n_kept, n, 32, &a->by32);
+        c->kernels.quantize(x, a->kept, a->n_kept, n, 32, &a->by32);
     if (j->by16)
-        c->kernels.quantize(j->in, a->kept, a->n_kept, n, 16, &a->by16);
-    count(j, 0, mask, a->n_kept);
+        c->kernels.quantize(x, a->kept, a->n_kept, n, 16, &a->by16);
+    count(j, j->token, mask, a->n_kept);
 }
 
 /* A thread's share of one segment: (part, strip) pairs in that order, so that it reads whole
@@ -156,7 +170,7 @@ static void multiply_share(const job *j, const segment *s, const wina_act *act, 
         wina_panel_part(s->panel, (int32_t)part, &block0, &block1);
         j->cpu->kernels.gemv(s->panel, act, block0, block1, s->strip0 + (int32_t)first,
                              s->strip0 + (int32_t)(first + n),
-                             j->out + part * j->group->n_out + s->row0);
+                             j->cpu->parts + part * j->group->n_out + s->row0);
         begin += n;
     }
 }
@@ -272,17 +286,46 @@ static void find_kinds(job *j) {
     }
 }
 
+/* What several tokens cost one by one and as a batch, in units of one dense token. A column that is
+ * not kept is saved only one by one; a batch unpacks the weights once for all of its tokens, however
+ * few these are. The numbers are those of AVX2 (docs/server.md). */
+static bool best_one_by_one(const job *j) {
+    const wina_cpu *c = j->cpu;
+    float single = 0, batch = 1.2f + 0.45f * (float)c->n_tokens;
+    for (int32_t t = 0; t < c->n_tokens; t++) {
+        const wina_rule *r = rule_of(j, t, 0);
+        single += r ? 0.25f + 0.75f * (float)r->n_keep / (float)j->group->n_in : 1.0f;
+        if (single > batch)
+            return false;
+    }
+    return true;
+}
+
+/* A token of its own or of several: all masks, all parts, into `parts`. */
+static void run_one(job *j, int32_t token) {
+    j->token = token;
+    for (int32_t mask = 0; mask < j->n_masks; mask++)
+        prepare_act(j, mask);
+    wina_threads_run(j->cpu->threads, multiply_one, j);
+}
+
 static void run(job *j) {
     wina_cpu *c = j->cpu;
     find_kinds(j);
     if (c->n_tokens == 1) {
-        for (int32_t mask = 0; mask < j->n_masks; mask++)
-            prepare_act(j, mask);
-        j->out = c->parts;
-        wina_threads_run(c->threads, multiply_one, j);
+        run_one(j, 0);
         if (j->residual) {
             wina_cpu_join_parts(c, j->group, 0, j->group->n_out, c->out);
             c->kernels.add(c->x, c->out, c->base.model->config.n_embd);
+        }
+        return;
+    }
+    if (best_one_by_one(j)) {
+        for (int32_t t = 0; t < c->n_tokens; t++) {
+            run_one(j, t);
+            wina_cpu_join_parts(c, j->group, 0, j->group->n_out, j->out + t * j->out_stride);
+            if (j->residual)
+                add_residual(j, t, 0, j->group->n_out);
         }
         return;
     }
@@ -305,8 +348,12 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     wina_cpu *c = (wina_cpu *)backend;
     const wina_group_weights *g = &backend->model->weights.layers[layer].groups[group];
     job j = {.cpu = c, .group = g, .in_stride = g->n_in, .out_stride = g->n_out};
-    j.n_masks = is_sparse(c, c->n_tokens - 1) ? c->rules->n_masks[group] : 1;
-    j.rules = wina_rules_get(c->rules, layer, group, 0);
+    j.layer = layer, j.which = (int32_t)group, j.n_masks = 1;
+    for (int32_t t = c->members ? 0 : c->n_tokens - 1; t < c->n_tokens; t++) {
+        const wina_rules *r = rules_of(c, t);
+        if (r && r->n_masks[group] > j.n_masks)
+            j.n_masks = r->n_masks[group];
+    }
     j.in = wina_cpu_input(backend, group);
     const bool last = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
     const bool has_exit = last && wina_config_has_exit(&backend->model->config);
@@ -320,17 +367,15 @@ void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
 void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site) {
     wina_cpu *c = (wina_cpu *)backend;
     const wina_group_weights *g = &backend->model->weights.layers[layer].rotations[site];
-    const int32_t n_dense = c->n_dense;
     job j = {.cpu = c,
              .group = g,
+             .which = -1,
              .in = c->x,
              .in_stride = g->n_in,
              .out = c->out,
              .out_stride = g->n_out,
              .n_masks = 1};
-    c->n_dense = c->n_tokens; /* every token is dense here */
     run(&j);
-    c->n_dense = n_dense;
     if (c->n_tokens == 1)
         wina_cpu_join_parts(c, g, 0, g->n_out, c->out);
     for (int32_t t = 0; t < c->n_tokens; t++)
@@ -358,8 +403,9 @@ static void finish_logits(const wina_config *f, float *logits) {
         logits[i] = f->logit_softcap * tanhf(logits[i] / f->logit_softcap);
 }
 
-void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
-    wina_cpu *c = (wina_cpu *)backend;
+/* Logits of tokens from `from` on: at out, or where the members want them. */
+static void run_head(wina_cpu *c, int32_t from, float *out) {
+    const wina_backend *backend = &c->base;
     const wina_config *f = &backend->model->config;
     const wina_group_weights g = output_group(backend->model);
     const int32_t n_all = c->n_tokens;
@@ -369,9 +415,11 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
             c->kernels.rms_norm(c->h + (int64_t)t * f->n_embd,
                                 c->x + (int64_t)(begin + t) * f->n_embd,
                                 backend->model->weights.output_norm, f->n_embd, f->rms_eps);
-        c->n_tokens = c->n_dense = n;
+        c->n_tokens = n;
         job j = {.cpu = c,
                  .group = &g,
+                 .which = -1,
+                 .first = begin,
                  .in = c->h,
                  .in_stride = f->n_embd,
                  .out = c->out,
@@ -381,10 +429,19 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
         if (n == 1)
             wina_cpu_join_parts(c, &g, 0, g.n_out, c->out);
         for (int32_t t = 0; t < n; t++) {
-            float *logits = out + (int64_t)(begin - from + t) * f->n_vocab;
+            float *logits = c->members ? c->members[begin + t].logits
+                                       : out + (int64_t)(begin - from + t) * f->n_vocab;
             memcpy(logits, c->out + (int64_t)t * g.n_out, (size_t)f->n_vocab * sizeof *out);
             finish_logits(f, logits);
         }
     }
     c->n_tokens = n_all;
+}
+
+void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
+    run_head((wina_cpu *)backend, from, out);
+}
+
+void wina_cpu_logits_members(wina_backend *backend) {
+    run_head((wina_cpu *)backend, 0, NULL);
 }
