@@ -47,8 +47,7 @@ def _copy_beginning(lanes: Sequence[_Lane], tokens: Sequence[int]) -> None:
     """Evaluates tokens, as a dense prompt, in the first lane and gives all others the result."""
     model = lanes[0].model
     with model._handle.run() as session:
-        done = model._begin_prompt(session, [*tokens, -1], model.sparsity.replace(prefill=False))
-        model._held = list(tokens)
+        done = model._begin_prompt(session, tokens, model.sparsity.replace(prefill=False))
         for first in range(done, len(tokens), model._n_batch):
             model._handle.check_open()
             part = ffi.new("int32_t[]", tokens[first : first + model._n_batch])
