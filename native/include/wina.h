@@ -506,10 +506,10 @@ int32_t wina_stream_next(wina_stream *stream, wina_chunk *chunk);
 /* Many streams at once. Both do ahead of time, and together, what wina_stream_next would do, which
  * then gives the same chunks, sooner.
  *
- * prefill evaluates the next max_tokens of the prompt, or one batch, or what is left; *n_left is what
- * then is left of it. decode_batch evaluates, in one step, the tokens that different streams of one
- * model have chosen last; streams that have none are left alone. A stream that fails is as before:
- * its own next call gives the reason. */
+ * prefill evaluates the next max_tokens of the prompt, or one batch, or what is left; *n_left is
+ * what then is left of it. decode_batch evaluates, in one step, the tokens that different streams
+ * of one model have chosen last; streams that have none are left alone. A stream that fails is as
+ * before: its own next call gives the reason. */
 int32_t wina_stream_prefill(wina_stream *stream, int32_t max_tokens, int32_t *n_left);
 int32_t wina_stream_decode_batch(wina_stream *const *streams, int32_t n);
 

@@ -280,8 +280,7 @@ static void step_members(wina_session *const *sessions, const int32_t *tokens, i
     for (int32_t i = 0; i < n; i++) {
         wina_session *s = sessions[which[i]];
         atomic_store(&s->cancel, false);
-        members[i] =
-            (wina_member){s->backend, &s->rules, tokens[which[i]], s->n_past, s->logits};
+        members[i] = (wina_member){s->backend, &s->rules, tokens[which[i]], s->n_past, s->logits};
     }
     const int32_t status = wina_forward_run_members(members[0].backend, members, n);
     const double seconds = now() - start;
@@ -289,7 +288,8 @@ static void step_members(wina_session *const *sessions, const int32_t *tokens, i
         statuses[which[i]] = status ? status : finish_member(sessions[which[i]], seconds);
 }
 
-/* A step of the sessions from `begin` on, as many as fit into it; returns the first that does not. */
+/* A step of the sessions from `begin` on, as many as fit into it; returns the first that does not.
+ */
 static int32_t step_some(wina_session *const *sessions, const int32_t *tokens, int32_t *statuses,
                          int32_t begin, int32_t n) {
     int32_t which[MOST_MEMBERS], n_members = 0, most = MOST_MEMBERS, i = begin;

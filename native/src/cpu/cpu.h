@@ -28,7 +28,7 @@ typedef struct wina_cpu {
     int32_t n_tokens, pos, n_dense;
     const wina_rules *rules;
     const wina_member *members; /* (n_tokens) whose tokens they are; NULL: all of this session */
-    bool joined; /* qkv of one token is not in parts */
+    bool joined;                /* qkv of one token is not in parts */
 
     float *x;       /* (B, n_embd) residual stream */
     float *h;       /* (B, n_embd) normed */

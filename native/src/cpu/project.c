@@ -287,8 +287,8 @@ static void find_kinds(job *j) {
 }
 
 /* What several tokens cost one by one and as a batch, in units of one dense token. A column that is
- * not kept is saved only one by one; a batch unpacks the weights once for all of its tokens, however
- * few these are. The numbers are those of AVX2 (docs/server.md). */
+ * not kept is saved only one by one; a batch unpacks the weights once for all of its tokens,
+ * however few these are. The numbers are those of AVX2 (docs/server.md). */
 static bool best_one_by_one(const job *j) {
     const wina_cpu *c = j->cpu;
     float single = 0, batch = 1.2f + 0.45f * (float)c->n_tokens;
