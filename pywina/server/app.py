@@ -72,6 +72,9 @@ class Events(Response):
         try:
             async for part in self._job:
                 await body(self._lines(part))
+                # Parts that are ready would otherwise be written without a look at whether anybody
+                # still reads: asyncio logs each write to a lost connection.
+                await asyncio.sleep(0)
         except CancelledError:
             return
         except Exception as error:  # the status is out already: the stream says it

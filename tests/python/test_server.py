@@ -153,6 +153,9 @@ def servers(model_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[s
     yield made
     codes = {name: server.stop() for name, server in made.items()}
     assert codes == dict.fromkeys(made, 0)
+    for server in made.values():  # asyncio says so of each write to a client that has left
+        assert server.process.stderr is not None
+        assert "socket.send()" not in server.process.stderr.read(1 << 16)
 
 
 @pytest.fixture(scope="module")
