@@ -11,7 +11,7 @@ The work is done by the C library libwina; this package is a thin layer over it.
 from __future__ import annotations
 
 from ._version import __version__
-from .api import generate, load
+from .api import generate, generate_batch, load
 from .errors import (
     ArgumentError,
     CancelledError,
@@ -71,5 +71,6 @@ __all__ = [
     "WinaError",
     "__version__",
     "generate",
+    "generate_batch",
     "load",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import Unpack
 
 from .errors import ArgumentError
 from .model import Backend, Model
@@ -52,6 +53,30 @@ def load(
         backend=backend,
         n_gpu_layers=n_gpu_layers,
     )
+
+
+def generate_batch(
+    model: str | PathLike[str] | Model,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    batch_size: int = 16,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    **options: Unpack[GenerateOptions],
+) -> list[str]:
+    """Texts that continue each of the prompts, made side by side; see :meth:`Model.generate_batch`.
+
+    model, n_ctx, n_threads: as in :func:`generate`. options: as in :meth:`Model.generate`.
+    """
+    if isinstance(model, Model):
+        if n_ctx is not None or n_threads is not None:
+            raise ArgumentError(
+                "n_ctx and n_threads belong to load(); this model is loaded already"
+            )
+        return model.generate_batch(prompts, batch_size=batch_size, **options)
+    split_options(options, Sparsity())  # a bad value fails before the load, not after it
+    with load(model, n_ctx=n_ctx, n_threads=n_threads) as loaded:
+        return loaded.generate_batch(prompts, batch_size=batch_size, **options)
 
 
 def generate(

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from .sparsity import Sparsity
 if TYPE_CHECKING:
     from .model import Model
 
+T = TypeVar("T")
 FinishReason = Literal["eog", "stop", "length", "context"]
 
 _FINISH: dict[int, FinishReason] = {
@@ -150,6 +152,13 @@ class Stream(Iterator[Chunk]):
         return self
 
     def __next__(self) -> Chunk:
+        chunk = self._advance(self._step)
+        if chunk.finish_reason is not None:
+            self.close()
+        return chunk
+
+    def _advance(self, step: Callable[[Model, Any], T]) -> T:
+        """step(model, session) of the started stream; an error ends it."""
         model = self._model
         if model is None:
             raise StopIteration
@@ -162,15 +171,29 @@ class Stream(Iterator[Chunk]):
                 try:
                     if self._pointer is None:
                         self._start(model, session)
-                    chunk = self._step(model, session)
+                    return step(model, session)
                 finally:
                     self._inside = False
         except BaseException:
             self.close()
             raise
-        if chunk.finish_reason is not None:
-            self.close()
-        return chunk
+
+    def prefill(self, max_tokens: int) -> int:
+        """Evaluates at most so many further tokens of the prompt, and says how many are left. What
+        is left when a piece is asked for is evaluated then: this is for those who have something
+        else to do in between."""
+        _values.integer("max_tokens", max_tokens, 1)
+        if self._model is None:
+            return 0
+
+        def step(model: Model, _session: Any) -> int:
+            if self._cancelled:
+                raise CancelledError("the generation was cancelled")
+            left = ffi.new("int32_t *")
+            check(lib.wina_stream_prefill(self._pointer, max_tokens, left))
+            return int(left[0])
+
+        return self._advance(step)
 
     def _refuse_inside(self, model: Model, what: str) -> None:
         if self._inside and model._handle.runs_here:
@@ -257,3 +280,22 @@ class Stream(Iterator[Chunk]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def decode_together(streams: Sequence[Stream]) -> None:
+    """Evaluates in one step what the next pieces of these streams need: each then comes without an
+    evaluation of its own, and is what it would have been. For streams of models that share their
+    weights (:meth:`Model.share`); those that have nothing to evaluate yet are left alone."""
+    with ExitStack() as held:
+        pointers = []
+        # In one order everywhere, so that two callers never wait for each other.
+        for stream in sorted(streams, key=id):
+            model = stream._model
+            if model is None or stream._pointer is None or stream._cancelled:
+                continue
+            stream._refuse_inside(model, "advanced")
+            held.enter_context(model._handle.run(stream._pointer))
+            if stream._model is not None:
+                pointers.append(stream._pointer)
+        if len(pointers) > 1:
+            check(lib.wina_stream_decode_batch(pointers, len(pointers)))

@@ -32,9 +32,11 @@ class Inspection:
             self._begin(session, Sparsity())  # one that any tuning can follow
             if tuning is None:
                 check(lib.wina_session_set_tuning(session, ffi.NULL))
+                self._tuning = None
                 return
             native, alive = tuning._struct(self)
             check(lib.wina_session_set_tuning(session, native))
+            self._tuning = tuning
             del alive
 
     @contextmanager

@@ -30,6 +30,7 @@ from .info import ModelInfo, Stats, _fields, _text
 from .inspection import Inspection
 from .params import GenerateOptions, split_options
 from .sparsity import Mask, Method, Sparsity
+from .tuning import Tuning
 from .variants import Variants
 
 Backend = Literal["auto", "cpu", "cuda"]
@@ -154,6 +155,7 @@ class Model(Inspection, Completions, Variants):
         self._finalizer = weakref.finalize(self, self._handle.close)
         self._finalizer.atexit = False
         self._compiled: ChatTemplate | None = None  # the chat template used last
+        self._tuning: Tuning | None = None  # in place of the file's
         self._held: list[int] = []  # tokens in the context, as far as they may be used again
         self.load_s = load_s
         self.info = self._read_info()
@@ -187,7 +189,7 @@ class Model(Inspection, Completions, Variants):
     def share(self) -> Self:
         """A second model over the same weights with a context of its own: both generate
         independently, and each is closed by itself. Costs a KV cache, not a load."""
-        other = copy.copy(self)
+        other, tuning = copy.copy(self), self._tuning
         weights = self._handle.share()
         try:
             n_ctx, n_threads = self.info.n_ctx, self.info.n_threads
@@ -198,6 +200,8 @@ class Model(Inspection, Completions, Variants):
             weights.release()
             raise
         other._prepare(0.0)
+        if tuning is not None:
+            other.set_tuning(tuning)
         return other
 
     def _read_info(self) -> ModelInfo:

@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from . import _values
+from .batch import generate_together
 from .errors import ArgumentError
 from .generation import Chunk
 from .params import GenerateOptions
@@ -49,18 +51,25 @@ class Variants:
     def generate_batch(
         self: Model,
         prompts: Sequence[str | Sequence[int]],
+        *,
+        batch_size: int = 16,
         **options: Unpack[GenerateOptions],
     ) -> list[str]:
         """The answers to prompts, in their order; each is what ``generate`` gives for its prompt.
 
-        Prompts run one after the other, sorted so that what they have in common at their beginning
-        (instructions, examples, a document) is evaluated once. All are checked before the first.
+        Up to batch_size answers are made at the same time, and what they read of the weights is
+        read once for all; each has a KV cache of its own meanwhile. What prompts have in common at
+        their beginning (instructions, examples, a document) is evaluated once. On a GPU answers are
+        made one after the other. All prompts are checked before the first one is evaluated.
         """
+        _values.integer("batch_size", batch_size, 1, 1024)
         if isinstance(prompts, (str, bytes)):
             raise ArgumentError("prompts is one text; give a list of prompts")
         tokens = [self._prompt_tokens(prompt) for prompt in prompts]
         answers = [""] * len(tokens)
         with self._handle.run():
+            if self.info.backend == "cpu" and min(batch_size, len(tokens)) > 1:
+                return generate_together(self, tokens, options, batch_size)
             for i in sorted(range(len(tokens)), key=lambda i: tokens[i]):
                 answers[i] = self.generate(tokens[i], **options)
         return answers

@@ -66,20 +66,27 @@ class Server:
 def serving(model: Path, *options: str) -> Iterator[Server]:
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYWINA_API_KEY": ""}
     command = [sys.executable, "-m", "pywina", "serve", "-m", str(model), "--port", "0", *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
-    try:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert "127.0.0.1:" in line, line
-        server = Server(process, int(line.split("127.0.0.1:")[1].split("/")[0]))
-        server.health()
-        yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
+    with tempfile.TemporaryFile("a+") as log:  # a pipe that nobody reads would fill up
+        process = subprocess.Popen(command, stderr=log, text=True, env=env)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            line = ""
+            while not line.endswith("\n") and process.poll() is None:
+                time.sleep(0.05)
+                log.seek(0)
+                line = log.readline()
+            assert "127.0.0.1:" in line, line
+            server = Server(process, int(line.split("127.0.0.1:")[1].split("/")[0]))
+            server.health()
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        log.seek(0)
+        lines = log.read().splitlines()
+        assert len(lines) < 10, f"the server wrote {len(lines)} lines, such as {lines[1:4]}"
 
 
 def check_clients(server: Server, n_clients: int, n_requests: int) -> str:

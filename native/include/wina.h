@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 5
+#define WINA_ABI_VERSION 6
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -345,6 +345,15 @@ int32_t wina_session_eval(wina_session *session, const wina_eval *eval);
 int32_t wina_session_prefill(wina_session *session, const int32_t *tokens, int32_t n_tokens);
 int32_t wina_session_decode(wina_session *session, int32_t token);
 
+/* One token of each of n different sessions of one model: what wina_session_decode would do for
+ * each, to the bit, in one step that reads the weights once for all of them. Each has its own
+ * position, sparsity and counters; decode_s counts the whole step for each. statuses (n) says how
+ * each fared: those that failed are as before. Returns the first that is not WINA_OK, or
+ * WINA_E_ARGUMENT, with nothing done, for a session that is there twice or of another model. With a
+ * GPU or a tap, sessions are evaluated one after the other. */
+int32_t wina_session_decode_batch(wina_session *const *sessions, const int32_t *tokens, int32_t n,
+                                  int32_t *statuses);
+
 /* (n_vocab) logits of the last token evaluated; NULL before the first. Valid until the next
  * call on the session. */
 const float *wina_session_logits(const wina_session *session);
@@ -494,6 +503,16 @@ typedef struct wina_chunk {
  * or stop. After the chunk with finish != WINA_FINISH_NONE every call gives WINA_E_STATE. The
  * concatenated texts do not depend on how they were cut. */
 int32_t wina_stream_next(wina_stream *stream, wina_chunk *chunk);
+
+/* Many streams at once. Both do ahead of time, and together, what wina_stream_next would do, which
+ * then gives the same chunks, sooner.
+ *
+ * prefill evaluates the next max_tokens of the prompt, or one batch, or what is left; *n_left is
+ * what then is left of it. decode_batch evaluates, in one step, the tokens that different streams
+ * of one model have chosen last; streams that have none are left alone. A stream that fails is as
+ * before: its own next call gives the reason. */
+int32_t wina_stream_prefill(wina_stream *stream, int32_t max_tokens, int32_t *n_left);
+int32_t wina_stream_decode_batch(wina_stream *const *streams, int32_t n);
 
 /* cffi: end */
 #pragma GCC visibility pop

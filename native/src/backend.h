@@ -18,6 +18,14 @@ typedef struct wina_counters {
     uint64_t token_bytes;  /* bytes of panels read for the last token of the batch */
 } wina_counters;
 
+/* One token of a step that several sessions take together. */
+typedef struct wina_member {
+    wina_backend *backend; /* of the session: its cache, and where its counters go */
+    const wina_rules *rules;
+    int32_t token, pos;
+    float *logits; /* (n_vocab) */
+} wina_member;
+
 typedef struct wina_backend_ops {
     const char *name;
     void (*free)(wina_backend *backend);
@@ -56,6 +64,11 @@ typedef struct wina_backend_ops {
      * this process's memory */
     void *(*cache)(wina_backend *backend, int32_t layer, int32_t head, bool value,
                    uint64_t *row_bytes);
+    /* begin() and logits() for one token of each of n backends of one model and kind, n at most the
+     * batch of this one, which is the first of them: whatever is not a member's own happens in its
+     * buffers. Every member computes what it would compute alone. NULL: cannot */
+    void (*begin_members)(wina_backend *backend, const wina_member *members, int32_t n);
+    void (*logits_members)(wina_backend *backend);
 } wina_backend_ops;
 
 struct wina_backend {

@@ -71,3 +71,13 @@ int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
     op->logits(b, f->logits_from, f->logits);
     return b->status;
 }
+
+int32_t wina_forward_run_members(wina_backend *b, const wina_member *members, int32_t n) {
+    const atomic_bool never = false; /* a step lasts no longer than a token */
+    const wina_forward f = {.n_tokens = n, .cancel = &never};
+    b->ops->begin_members(b, members, n);
+    WINA_TRY(b->status);
+    WINA_TRY(walk_layers(b, &f));
+    b->ops->logits_members(b);
+    return b->status;
+}

@@ -23,4 +23,8 @@ typedef struct wina_forward {
 /* WINA_E_CANCELLED if *cancel became true; the cache then holds garbage beyond pos. */
 int32_t wina_forward_run(wina_backend *backend, const wina_forward *batch);
 
+/* One token of several sessions, in the buffers of one of their backends; it must have
+ * begin_members. */
+int32_t wina_forward_run_members(wina_backend *backend, const wina_member *members, int32_t n);
+
 #endif

@@ -243,6 +243,91 @@ int32_t wina_session_decode(wina_session *s, int32_t token) {
     return WINA_OK;
 }
 
+/* ---- several sessions --------------------------------------------------------------------- */
+
+enum { MOST_MEMBERS = 64 }; /* that take a step together */
+
+static int32_t check_sessions(wina_session *const *sessions, const int32_t *tokens, int32_t n) {
+    if (n < 1 || !sessions || !tokens)
+        return wina_fail(WINA_E_ARGUMENT, "no sessions to decode");
+    for (int32_t i = 1; i < n; i++) {
+        if (sessions[i]->model != sessions[0]->model)
+            return wina_fail(WINA_E_ARGUMENT, "session %d belongs to another model", i);
+        for (int32_t k = 0; k < i; k++)
+            if (sessions[k] == sessions[i])
+                return wina_fail(WINA_E_ARGUMENT, "sessions %d and %d are the same", k, i);
+    }
+    return WINA_OK;
+}
+
+/* What a member got of a step; its position moves on if it got everything. */
+static int32_t finish_member(wina_session *s, double seconds) {
+    if (atomic_load(&s->cancel))
+        return wina_fail(WINA_E_CANCELLED, "the evaluation was cancelled");
+    WINA_TRY(check_logits(s->logits, s->model->config.n_vocab));
+    s->n_past++;
+    s->has_logits = true;
+    s->stats.n_decode++;
+    s->stats.decode_s += seconds;
+    s->stats.sparse_read += s->backend->counters.sparse_read;
+    s->stats.sparse_total += s->backend->counters.sparse_total;
+    s->decode_bytes += s->backend->counters.token_bytes;
+    return WINA_OK;
+}
+
+/* One step of at most MOST_MEMBERS sessions whose tokens are checked; which[i] of the call's. */
+static void step_members(wina_session *const *sessions, const int32_t *tokens, int32_t *statuses,
+                         const int32_t *which, int32_t n) {
+    wina_member members[MOST_MEMBERS];
+    const double start = now();
+    for (int32_t i = 0; i < n; i++) {
+        wina_session *s = sessions[which[i]];
+        atomic_store(&s->cancel, false);
+        members[i] = (wina_member){s->backend, &s->rules, tokens[which[i]], s->n_past, s->logits};
+    }
+    const int32_t status = wina_forward_run_members(members[0].backend, members, n);
+    const double seconds = now() - start;
+    for (int32_t i = 0; i < n; i++)
+        statuses[which[i]] = status ? status : finish_member(sessions[which[i]], seconds);
+}
+
+/* A step of the sessions from `begin` on, as many as fit into it; returns the first that does not.
+ */
+static int32_t step_some(wina_session *const *sessions, const int32_t *tokens, int32_t *statuses,
+                         int32_t begin, int32_t n) {
+    int32_t which[MOST_MEMBERS], n_members = 0, most = MOST_MEMBERS, i = begin;
+    for (; i < n && n_members < most; i++) {
+        wina_session *s = sessions[i];
+        if (statuses[i] != WINA_OK)
+            continue;
+        /* A mixture's experts gather tokens of one session. */
+        if (!s->backend->ops->begin_members || s->tap || s->model->config.n_expert > 0) {
+            statuses[i] = wina_session_decode(s, tokens[i]);
+            continue;
+        }
+        if (n_members == 0 && s->n_batch < most)
+            most = s->n_batch; /* what its buffers hold */
+        which[n_members++] = i;
+    }
+    if (n_members == 1)
+        statuses[which[0]] = wina_session_decode(sessions[which[0]], tokens[which[0]]);
+    else if (n_members > 1)
+        step_members(sessions, tokens, statuses, which, n_members);
+    return i;
+}
+
+int32_t wina_session_decode_batch(wina_session *const *sessions, const int32_t *tokens, int32_t n,
+                                  int32_t *statuses) {
+    WINA_TRY(check_sessions(sessions, tokens, n));
+    for (int32_t i = 0; i < n; i++)
+        statuses[i] = check_tokens(sessions[i], &tokens[i], 1);
+    for (int32_t begin = 0; begin < n;)
+        begin = step_some(sessions, tokens, statuses, begin, n);
+    for (int32_t i = 0; i < n; i++)
+        WINA_TRY(statuses[i]);
+    return WINA_OK;
+}
+
 /* ---- state -------------------------------------------------------------------------------- */
 
 const float *wina_session_logits(const wina_session *s) {

@@ -22,6 +22,7 @@ struct wina_stream {
     float *processed; /* (n_vocab) what it changes */
     int32_t pending;  /* token chosen but not yet evaluated, or -1 */
     bool finished;
+    bool cancelled; /* while its token was evaluated with others' */
 };
 
 void wina_stream_params_init(wina_stream_params *p) {
@@ -93,10 +94,12 @@ void wina_stream_free(wina_stream *s) {
     free(s);
 }
 
-static int32_t prefill_batch(wina_stream *s) {
+static int32_t prefill_batch(wina_stream *s, int32_t most) {
     int32_t n = s->n_prompt - s->n_evaluated;
     if (n > s->session->n_batch)
         n = s->session->n_batch;
+    if (n > most)
+        n = most;
     WINA_TRY(wina_session_prefill(s->session, s->prompt + s->n_evaluated, n));
     s->n_evaluated += n;
     return WINA_OK;
@@ -182,10 +185,61 @@ int32_t wina_stream_next(wina_stream *s, wina_chunk *chunk) {
     chunk->n_prompt = s->n_evaluated;
     if (s->finished)
         return wina_fail(WINA_E_STATE, "the generation has ended");
+    if (s->cancelled) {
+        s->cancelled = false;
+        return wina_fail(WINA_E_CANCELLED, "the evaluation was cancelled");
+    }
     if (s->n_evaluated < s->n_prompt) {
-        WINA_TRY(prefill_batch(s));
+        WINA_TRY(prefill_batch(s, s->n_prompt));
         chunk->n_prompt = s->n_evaluated;
         return WINA_OK;
     }
     return next_token(s, chunk);
+}
+
+/* ---- several streams ---------------------------------------------------------------------- */
+
+int32_t wina_stream_prefill(wina_stream *s, int32_t max_tokens, int32_t *n_left) {
+    *n_left = s->n_prompt - s->n_evaluated;
+    if (max_tokens < 1)
+        return wina_fail(WINA_E_ARGUMENT, "max_tokens is %d, must be at least 1", max_tokens);
+    if (*n_left > 0)
+        WINA_TRY(prefill_batch(s, max_tokens));
+    *n_left = s->n_prompt - s->n_evaluated;
+    return WINA_OK;
+}
+
+enum { MOST_TOGETHER = 64 };
+
+/* Streams [0, n), at most MOST_TOGETHER. */
+static int32_t decode_some(wina_stream *const *streams, int32_t n) {
+    wina_session *sessions[MOST_TOGETHER];
+    int32_t tokens[MOST_TOGETHER], statuses[MOST_TOGETHER], which[MOST_TOGETHER], n_ready = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const wina_stream *s = streams[i];
+        if (s->finished || s->pending < 0 || s->session->n_past == s->session->n_ctx)
+            continue;
+        sessions[n_ready] = s->session;
+        tokens[n_ready] = s->pending;
+        statuses[n_ready] = WINA_E_STATE; /* if none is evaluated */
+        which[n_ready++] = i;
+    }
+    if (n_ready == 0)
+        return WINA_OK;
+    const int32_t status = wina_session_decode_batch(sessions, tokens, n_ready, statuses);
+    bool any = false;
+    for (int32_t i = 0; i < n_ready; i++) {
+        wina_stream *s = streams[which[i]];
+        any |= statuses[i] != WINA_E_STATE;
+        if (statuses[i] == WINA_OK)
+            s->pending = -1;
+        s->cancelled = statuses[i] == WINA_E_CANCELLED;
+    }
+    return any ? WINA_OK : status;
+}
+
+int32_t wina_stream_decode_batch(wina_stream *const *streams, int32_t n) {
+    for (int32_t i = 0; i < n; i += MOST_TOGETHER)
+        WINA_TRY(decode_some(streams + i, n - i < MOST_TOGETHER ? n - i : MOST_TOGETHER));
+    return WINA_OK;
 }

@@ -122,6 +122,11 @@ void wina_threads_free(wina_threads *t) {
     free(t);
 }
 
+wina_threads *wina_threads_solo(void) {
+    static wina_threads solo = {.n_threads = 1}; /* never written */
+    return &solo;
+}
+
 int32_t wina_threads_count(const wina_threads *t) {
     return t->n_threads;
 }

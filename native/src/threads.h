@@ -13,6 +13,9 @@ typedef void (*wina_threads_fn)(void *arg, int32_t thread, int32_t n_threads);
 int32_t wina_threads_create(int32_t n_threads, wina_threads **out);
 void wina_threads_free(wina_threads *threads); /* accepts NULL */
 
+/* A pool of the caller alone, of which any number of threads may be the caller. Not to be freed. */
+wina_threads *wina_threads_solo(void);
+
 int32_t wina_threads_count(const wina_threads *threads);
 void wina_threads_run(wina_threads *threads, wina_threads_fn fn, void *arg);
 

@@ -72,6 +72,9 @@ class Events(Response):
         try:
             async for part in self._job:
                 await body(self._lines(part))
+                # Parts that are ready would otherwise be written without a look at whether anybody
+                # still reads: asyncio logs each write to a lost connection.
+                await asyncio.sleep(0)
         except CancelledError:
             return
         except Exception as error:  # the status is out already: the stream says it
@@ -171,9 +174,10 @@ class Routes:
             parts = create(first, stream=True, **body)
             return _with_stats(slot, parts) if stats else parts
 
-        job = self._submit(work)
         # What opens a reply comes before anything is computed: see whether more follows.
-        parts = await self._first(request, job, 2 if chat or body.get("echo") else 1)
+        n_ahead = 1 if chat or body.get("echo") else 0
+        job = self._submit(work, n_ahead)
+        parts = await self._first(request, job, n_ahead + 1)
         if stream:
             return Events(parts, job, usage)
 
@@ -188,9 +192,9 @@ class Routes:
             raise _as_response(error) from error
         return Response(_dump(_merge(parts, chat)), media_type="application/json")
 
-    def _submit(self, work: Any) -> Job:
+    def _submit(self, work: Any, n_ahead: int = 0) -> Job:
         try:
-            return self.engine.submit(work)
+            return self.engine.submit(work, n_ahead)
         except Busy as error:
             raise RequestError("the server is busy; try again", status=503) from error
 

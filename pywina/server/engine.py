@@ -1,27 +1,34 @@
 """Requests share one model: each runs in a slot, the others wait in a queue.
 
-A slot is a context of its own over the same weights. One thread advances all busy slots in turn, a
-token each, so answers do not depend on who else asks. Everything that a client may do meanwhile
-(leave, change the sparsity) only sets a field that this thread looks at before the next token.
+A slot is a context of its own over the same weights. One thread advances all busy slots: in every
+round a piece of one new prompt is evaluated, then one token of every answer under way, these in a
+single step that reads the weights once. What a slot computes is what it would compute alone, so
+answers do not depend on who else asks. Everything that a client may do meanwhile (leave, change the
+sparsity) only sets a field that this thread looks at before the next token.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ..errors import CancelledError
-from ..generation import Stream
+from ..errors import CancelledError, WinaError
+from ..generation import Stream, decode_together
 from ..model import Model
 from .metrics import Metrics
 
 Json = dict[str, Any]
 #: gets a slot, yields the parts of the reply; runs on the engine's thread
 Work = Callable[["Slot"], Iterator[Json]]
+
+
+#: tokens of a prompt that are evaluated between two tokens of the answers under way
+PROMPT_PIECE = 32
 
 
 class Busy(Exception):
@@ -47,14 +54,17 @@ class Slot:
 class Job:
     """One request. Read it with ``async for``; ``cancel`` may be called at any time."""
 
-    def __init__(self, work: Work, metrics: Metrics) -> None:
+    def __init__(self, work: Work, metrics: Metrics, n_ahead: int = 0) -> None:
         self._work, self._metrics = work, metrics
+        self._n_ahead = n_ahead  # parts that come before the prompt is evaluated
+        self.prefilling = True  # its prompt is not evaluated yet
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Json | BaseException | None] = asyncio.Queue()
         self._iterator: Iterator[Json] | None = None
         self.slot: Slot | None = None
         self.cancelled = False
         self.sparsity: float | None = None  # wanted from the next token on
+        self.turn = 0  # when its prompt was last worked at
         self.id = ""  # of the reply; known from its first part on
 
     def __aiter__(self) -> Job:
@@ -82,10 +92,12 @@ class Job:
         except RuntimeError:
             self.cancelled = True
 
-    def step(self) -> bool:
-        """Runs to the next part; False if there is none. On the engine's thread."""
+    def prepare(self) -> None:
+        """What was asked for since the last token takes effect. On the engine's thread, as are the
+        following ones; a failure ends the job."""
         slot = self.slot
-        assert slot is not None
+        if slot is None:
+            return
         try:
             if self.cancelled:
                 raise CancelledError("the client has left")
@@ -94,16 +106,37 @@ class Job:
             wanted, self.sparsity = self.sparsity, None
             if wanted is not None and slot.stream is not None:
                 slot.stream.set_sparsity(wanted)
+        except BaseException as error:
+            self._finish(error)
+
+    def prefill(self, n_tokens: int) -> None:
+        """Evaluates so many tokens of the prompt, or hands out a part that comes before it."""
+        slot = self.slot
+        if slot is None:
+            return
+        if self._n_ahead > 0:
+            self._n_ahead -= 1
+            self.step()
+            return
+        try:
+            self.prefilling = slot.stream is not None and slot.stream.prefill(n_tokens) > 0
+        except BaseException as error:
+            self._finish(error)
+
+    def step(self) -> None:
+        """Runs to the next part."""
+        if self._iterator is None:
+            return
+        try:
             part = next(self._iterator)
         except StopIteration:
             self._finish(None)
-            return False
+            return
         except BaseException as error:
             self._finish(error)
-            return False
+            return
         self.id = self.id or part.get("id", "")
         self._put(part)
-        return True
 
     def _finish(self, error: BaseException | None) -> None:
         slot, self.slot = self.slot, None
@@ -121,12 +154,15 @@ class Engine:
     def __init__(self, model: Model, *, n_slots: int = 4, n_queue: int = 64) -> None:
         self.model, self.n_slots, self.n_queue = model, n_slots, n_queue
         self.metrics = Metrics()
+        # On a GPU the bits of a prompt depend on how it is cut: there it is cut as it is alone.
+        self._piece = PROMPT_PIECE if model.info.backend == "cpu" else model._n_batch
         self._free = [Slot(model) for _ in range(n_slots)]
         self._slots = list(self._free)
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._wake = threading.Condition()
         self._closing = False
+        self._turn = 0
         self._thread = threading.Thread(target=self._run, name="pywina-engine", daemon=True)
         self._thread.start()
 
@@ -138,9 +174,10 @@ class Engine:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, work: Work) -> Job:
-        """Queues work; Busy if there is no room."""
-        job = Job(work, self.metrics)
+    def submit(self, work: Work, n_ahead: int = 0) -> Job:
+        """Queues work, whose first n_ahead parts need no evaluated prompt; Busy if there is no
+        room."""
+        job = Job(work, self.metrics, n_ahead)
         with self._wake:
             if len(self._waiting) >= self.n_queue + len(self._free) or self._closing:
                 self.metrics.rejected += 1
@@ -172,14 +209,32 @@ class Engine:
 
     def _run(self) -> None:
         while self._admit():
-            for job in list(self._running):
-                started, slot = time.perf_counter(), job.slot
-                going = job.step()
-                self.metrics.busy_s += time.perf_counter() - started
-                if not going and slot is not None:
-                    with self._wake:
+            started, running = time.perf_counter(), [(job, job.slot) for job in self._running]
+            self._round([job for job, _ in running])
+            self.metrics.busy_s += time.perf_counter() - started
+            with self._wake:
+                for job, slot in running:
+                    if job.slot is None and slot is not None:
                         self._running.remove(job)
                         self._free.append(slot)
+
+    def _round(self, jobs: list[Job]) -> None:
+        """A piece of a prompt, and a token of every answer under way."""
+        for job in jobs:
+            job.prepare()
+        new = [job for job in jobs if job.prefilling and job.slot is not None]
+        old = [job for job in jobs if not job.prefilling and job.slot is not None]
+        if new:
+            # In turn: a short prompt does not wait for a long one, nor the other way round.
+            job = min(new, key=lambda job: job.turn)
+            self._turn += 1
+            job.turn = self._turn
+            job.prefill(self._piece if len(jobs) > 1 else self.model._n_batch)
+        streams = [job.slot.stream for job in old if job.slot is not None]
+        with contextlib.suppress(WinaError):  # whose turn fails is told the reason in its own step
+            decode_together([stream for stream in streams if stream is not None])
+        for job in old:
+            job.step()
 
     def close(self) -> None:
         """Ends everything that runs or waits, and frees the contexts (not the model)."""

@@ -80,9 +80,13 @@ def test_a_batch_gives_the_single_answers(tiny: pywina.Model) -> None:
     for options in ({}, {"temperature": 0.0}, {"sparsity": 0.5}, {"stop": ["e"]}):
         wanted = [tiny.generate(prompt, **OPTIONS, **options) for prompt in prompts]
         assert tiny.generate_batch(prompts, **OPTIONS, **options) == wanted
+        assert tiny.generate_batch(prompts, batch_size=2, **OPTIONS, **options) == wanted
+        assert pywina.generate_batch(tiny, prompts, **OPTIONS, **options) == wanted
     assert tiny.generate_batch([]) == []
     with pytest.raises(pywina.ArgumentError, match="list"):
         tiny.generate_batch("the sea")
+    with pytest.raises(pywina.ArgumentError, match="batch_size"):
+        tiny.generate_batch(["the sea"], batch_size=0)
     with pytest.raises(pywina.ArgumentError, match="empty"):
         tiny.generate_batch(["the sea", ""])
 
@@ -103,6 +107,20 @@ def test_a_batch_evaluates_what_prompts_share_once(tiny: pywina.Model) -> None:
         pytest.skip("on a GPU nothing is used again")
     tiny.generate_batch([[*start, i] for i in range(20, 30)], **OPTIONS)
     assert evaluated == len(start) + 10
+
+
+def test_a_failing_batch_leaves_the_model_usable(tiny: pywina.Model) -> None:
+    def fail(tokens: Any, logits: Any) -> Any:
+        if len(tokens) > 8:
+            raise ValueError("enough")
+        return logits
+
+    wanted = tiny.generate("the sea", **OPTIONS)
+    with pytest.raises(ValueError, match="enough"):
+        tiny.generate_batch(["the sea"] * 5, logits_processors=fail, max_tokens=20, seed=1)
+    with pytest.raises(pywina.ContextError):
+        tiny.generate_batch(["the sea", [5] * 600], **OPTIONS)
+    assert tiny.generate_batch(["the sea"] * 3, **OPTIONS) == [wanted] * 3
 
 
 NAMES = ["README.md", "sub/m-Q4_K_M.gguf", "m-Q4_0.gguf", "m-Q8_0.gguf"]

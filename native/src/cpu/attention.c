@@ -42,7 +42,7 @@ static void rope_head(const wina_cpu *c, int32_t layer, int32_t token, int32_t h
     const int64_t row0 = g->projections[which].row0 + (int64_t)i * f->head_dim;
     float *x = c->qkv + (int64_t)token * g->n_out + row0;
     const bool done = which < 2 && f->arch->qk_norm == WINA_QK_NORM_ALL; /* see norm_whole */
-    if (c->n_tokens == 1 && !done)
+    if (c->n_tokens == 1 && !c->joined && !done)
         wina_cpu_join_parts(c, g, row0, row0 + f->head_dim, x);
     if (which < 2 && f->arch->qk_norm == WINA_QK_NORM_HEAD)
         c->kernels.rms_norm(x, x, which == 0 ? w->q_norm : w->k_norm, f->head_dim, f->rms_eps);
@@ -67,7 +67,7 @@ static void norm_whole(void *arg, int32_t thread, int32_t n_threads) {
     for (int64_t i = begin; i < end; i++) {
         const wina_projection *p = &g->projections[i % 2];
         float *x = c->qkv + i / 2 * g->n_out + p->row0;
-        if (c->n_tokens == 1)
+        if (c->n_tokens == 1 && !c->joined)
             wina_cpu_join_parts(c, g, p->row0, p->row0 + p->n_rows, x);
         c->kernels.rms_norm(x, x, i % 2 == 0 ? w->q_norm : w->k_norm, p->n_rows,
                             c->base.model->config.rms_eps);

@@ -161,6 +161,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     c->pos = pos;
     c->n_dense = n_dense;
     c->rules = rules;
+    c->members = NULL;
     b->counters = (wina_counters){0};
     for (int32_t t = 0; t < n_tokens; t++) {
         float *x = c->x + (int64_t)t * f->n_embd;
@@ -322,6 +323,18 @@ static const float *residual(wina_backend *b) {
     return cpu_of(b)->x;
 }
 
+static void rope_store(wina_backend *b, int32_t layer) {
+    if (!cpu_of(b)->members)
+        wina_cpu_rope_store(b, layer);
+}
+
+static void attend(wina_backend *b, int32_t layer) {
+    if (cpu_of(b)->members)
+        wina_cpu_attend_members(cpu_of(b), layer);
+    else
+        wina_cpu_attend(b, layer);
+}
+
 static const wina_backend_ops CPU_OPS = {
     .name = "cpu",
     .free = cpu_free,
@@ -331,14 +344,16 @@ static const wina_backend_ops CPU_OPS = {
     .ffn_norm = ffn_norm,
     .project = wina_cpu_project,
     .input = wina_cpu_input,
-    .rope_store = wina_cpu_rope_store,
-    .attend = wina_cpu_attend,
+    .rope_store = rope_store,
+    .attend = attend,
     .swiglu = swiglu,
     .experts = wina_cpu_experts,
     .residual = residual,
     .logits = wina_cpu_logits,
     .hidden = hidden,
     .cache = cache,
+    .begin_members = wina_cpu_begin_members,
+    .logits_members = wina_cpu_logits_members,
 };
 
 int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,

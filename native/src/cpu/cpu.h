@@ -27,6 +27,8 @@ typedef struct wina_cpu {
     /* the batch under way */
     int32_t n_tokens, pos, n_dense;
     const wina_rules *rules;
+    const wina_member *members; /* (n_tokens) whose tokens they are; NULL: all of this session */
+    bool joined;                /* qkv of one token is not in parts */
 
     float *x;       /* (B, n_embd) residual stream */
     float *h;       /* (B, n_embd) normed */
@@ -69,6 +71,7 @@ typedef struct wina_cpu_product {
     int32_t n_masks;        /* kept lists per token: 1, or one per projection */
     const float *gate;      /* (n_tokens, gate_stride) not yet activated, for rules from gates */
     int64_t gate_stride;
+    int32_t first; /* of the batch's tokens, which the first one is */
     bool residual; /* the result is added to x */
     bool no_last;  /* the last token's bytes are not counted: it is not the last of the batch */
 } wina_cpu_product;
@@ -86,6 +89,7 @@ void wina_cpu_join_parts(const wina_cpu *c, const wina_group_weights *g, int64_t
 const float *wina_cpu_input(wina_backend *backend, wina_group group);
 void wina_cpu_rotate(wina_backend *backend, int32_t layer, wina_site site);
 void wina_cpu_logits(wina_backend *backend, int32_t from, float *out);
+void wina_cpu_logits_members(wina_backend *backend);
 
 /* cpu.c: x += what a block adds, now in `out` (of one token: in parts), normed and scaled. */
 void wina_cpu_leave(wina_cpu *c, int32_t layer, wina_group group);
@@ -97,6 +101,13 @@ void wina_cpu_activate(wina_cpu *c, const wina_group_weights *gate_up);
 
 /* mixture.c */
 void wina_cpu_experts(wina_backend *backend, int32_t layer);
+
+/* members.c: one token of several sessions. Each of them attends to its own cache. */
+void wina_cpu_begin_members(wina_backend *backend, const wina_member *members, int32_t n);
+void wina_cpu_attend_members(wina_cpu *c, int32_t layer);
+static inline const wina_cpu *wina_cpu_owner(const wina_cpu *c, int32_t token) {
+    return c->members ? (const wina_cpu *)c->members[token].backend : c;
+}
 
 /* attention.c */
 void wina_cpu_rope_store(wina_backend *backend, int32_t layer);

@@ -12,20 +12,36 @@ typedef struct job {
     const wina_group_weights *group;
     const float *in; /* (n_tokens, in_stride) */
     int64_t in_stride;
-    float *out; /* (n_tokens, out_stride), rows as in the group; of one token: (parts, n_out) */
+    float *out; /* (n_tokens, out_stride), rows as in the group; one token goes to `parts` */
     int64_t out_stride;
-    bool residual;          /* the result is added to x */
-    int32_t n_masks;        /* kept lists per token: 1, or one per projection */
-    const wina_rule *rules; /* (n_masks) for sparse tokens; NULL: never sparse */
+    bool residual; /* the result is added to x */
+    /* Where tokens may be sparse: by group of a layer, or by rules that are given. Else which is
+     * -1. */
+    int32_t layer, which;
+    const wina_rule *rules; /* (n_masks) */
     const float *gate;      /* see wina_cpu_product */
     int64_t gate_stride;
+    int32_t first;   /* of the batch's tokens, which its first one is */
     int32_t last;    /* token whose bytes are counted, or -1 */
+    int32_t n_masks; /* kept lists per token: 1, or one per projection */
     int32_t mask;    /* under way in a batch */
+    int32_t token;   /* under way where tokens are multiplied one by one */
     bool by32, by16; /* kinds of rounded activations its panels read */
 } job;
 
-static bool is_sparse(const job *j, int32_t token) {
-    return j->rules && token >= j->cpu->n_dense && j->cpu->rules->sparse;
+/* The rules of a token; NULL: it is dense. */
+static const wina_rules *rules_of(const wina_cpu *c, int32_t token) {
+    const wina_rules *r = wina_cpu_owner(c, token)->rules;
+    return r->sparse && (c->members || token >= c->n_dense) ? r : NULL;
+}
+
+/* The rule of one kept list of a token; NULL: all inputs. Tokens of a batch may differ in whether
+ * their lists are of groups or of projections: a group's list is then used for each of these. */
+static const wina_rule *rule_of(const job *j, int32_t token, int32_t mask) {
+    const wina_rules *r = j->which < 0 && !j->rules ? NULL : rules_of(j->cpu, token);
+    if (r && j->rules)
+        return &j->rules[mask];
+    return r ? wina_rules_get(r, j->layer, j->which, r->n_masks[j->which] > 1 ? mask : 0) : NULL;
 }
 
 static void score_gate(const wina_cpu *c, const float *gate, int32_t n, float *score) {
@@ -42,7 +58,7 @@ static void score_gate(const wina_cpu *c, const float *gate, int32_t n, float *s
 static int32_t select_inputs(const job *j, wina_cpu_scratch *s, const float *x, int32_t token,
                              int32_t mask, int32_t *kept) {
     const wina_cpu *c = j->cpu;
-    const wina_rule *r = is_sparse(j, token) ? &j->rules[mask] : NULL;
+    const wina_rule *r = rule_of(j, token, mask);
     int32_t n = j->group->n_in, n_keep = r ? r->n_keep : n;
     if (r && r->from_gate)
         score_gate(c, j->gate + token * j->gate_stride, n, s->score);
@@ -62,18 +78,20 @@ static void mask_projections(const job *j, int32_t mask, int32_t *first, int32_t
 
 static void count(const job *j, int32_t token, int32_t mask, int32_t n_kept) {
     const wina_group_weights *g = j->group;
-    wina_counters *n = &j->cpu->base.counters;
+    const bool sparse = rule_of(j, token, mask) != NULL, alone = !j->cpu->members;
+    const int32_t at = j->first + token;
+    wina_counters *n = alone ? &j->cpu->base.counters : &j->cpu->members[at].backend->counters;
     int32_t first, last;
     mask_projections(j, mask, &first, &last);
     for (int32_t i = first; i < last; i++) {
         const wina_projection *p = &g->projections[i];
         const wina_layout *l = g->panels[p->panel].layout;
         uint64_t rows = (uint64_t)p->n_rows, bits = rows * p->row_bits;
-        if (is_sparse(j, token)) {
+        if (sparse) {
             n->sparse_read += bits * (uint64_t)n_kept;
             n->sparse_total += bits * (uint64_t)g->n_in;
         }
-        if (token == j->last) {
+        if (!alone || token == j->last) {
             uint64_t blocks = (uint64_t)g->panels[p->panel].n_blocks;
             n->token_bytes += bits * (uint64_t)n_kept / 8 + blocks * rows * l->scale_bytes +
                               (blocks + 7) / 8 * rows * l->super_bytes;
@@ -128,15 +146,16 @@ static int find_segments(const job *j, int32_t mask, segment out[WINA_MAX_PROJEC
 static void prepare_act(const job *j, int32_t mask) {
     wina_cpu *c = j->cpu;
     wina_act *a = &c->acts[mask];
+    const float *x = j->in + j->token * j->in_stride;
     int32_t n = j->group->n_in;
-    a->n_kept = select_inputs(j, &c->scratch[0], j->in, 0, mask, c->kept[mask]);
+    a->n_kept = select_inputs(j, &c->scratch[0], x, j->token, mask, c->kept[mask]);
     a->kept = c->kept[mask];
-    a->x = j->in;
+    a->x = x;
     if (j->by32)
-        c->kernels.quantize(j->in, a->kept, a->n_kept, n, 32, &a->by32);
+        c->kernels.quantize(x, a->kept, a->n_kept, n, 32, &a->by32);
     if (j->by16)
-        c->kernels.quantize(j->in, a->kept, a->n_kept, n, 16, &a->by16);
-    count(j, 0, mask, a->n_kept);
+        c->kernels.quantize(x, a->kept, a->n_kept, n, 16, &a->by16);
+    count(j, j->token, mask, a->n_kept);
 }
 
 /* A thread's share of one segment: (part, strip) pairs in that order, so that it reads whole
@@ -153,7 +172,7 @@ static void multiply_share(const job *j, const segment *s, const wina_act *act, 
         wina_panel_part(s->panel, (int32_t)part, &block0, &block1);
         j->cpu->kernels.gemv(s->panel, act, block0, block1, s->strip0 + (int32_t)first,
                              s->strip0 + (int32_t)(first + n),
-                             j->out + part * j->group->n_out + s->row0);
+                             j->cpu->parts + part * j->group->n_out + s->row0);
         begin += n;
     }
 }
@@ -213,7 +232,7 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     wina_threads_share(c->n_tokens, thread, n_threads, &t0, &t1);
     for (int64_t t = t0; t < t1; t++) {
         const float *x = j->in + t * j->in_stride;
-        if (is_sparse(c, (int32_t)t)) {
+        if (rule_of(j, (int32_t)t, j->mask)) {
             c->n_kept[t] = select_inputs(j, s, x, (int32_t)t, j->mask, s->kept);
             store_kept(&c->batch, (int32_t)t, x, n, s->kept, c->n_kept[t]);
         } else {
@@ -276,17 +295,46 @@ static void find_kinds(job *j) {
     }
 }
 
+/* What several tokens cost one by one and as a batch, in units of one dense token. A column that is
+ * not kept is saved only one by one; a batch unpacks the weights once for all of its tokens,
+ * however few these are. The numbers are those of AVX2 (docs/server.md). */
+static bool best_one_by_one(const job *j) {
+    const wina_cpu *c = j->cpu;
+    float single = 0, batch = 1.2f + 0.45f * (float)c->n_tokens;
+    for (int32_t t = 0; t < c->n_tokens; t++) {
+        const wina_rule *r = rule_of(j, t, 0);
+        single += r ? 0.25f + 0.75f * (float)r->n_keep / (float)j->group->n_in : 1.0f;
+        if (single > batch)
+            return false;
+    }
+    return true;
+}
+
+/* A token of its own or of several: all masks, all parts, into `parts`. */
+static void run_one(job *j, int32_t token) {
+    j->token = token;
+    for (int32_t mask = 0; mask < j->n_masks; mask++)
+        prepare_act(j, mask);
+    wina_threads_run(j->cpu->threads, multiply_one, j);
+}
+
 static void run(job *j) {
     wina_cpu *c = j->cpu;
     find_kinds(j);
     if (c->n_tokens == 1) {
-        for (int32_t mask = 0; mask < j->n_masks; mask++)
-            prepare_act(j, mask);
-        j->out = c->parts;
-        wina_threads_run(c->threads, multiply_one, j);
+        run_one(j, 0);
         if (j->residual) {
             wina_cpu_join_parts(c, j->group, 0, j->group->n_out, c->out);
             c->kernels.add(c->x, c->out, c->base.model->config.n_embd);
+        }
+        return;
+    }
+    if (best_one_by_one(j)) {
+        for (int32_t t = 0; t < c->n_tokens; t++) {
+            run_one(j, t);
+            wina_cpu_join_parts(c, j->group, 0, j->group->n_out, j->out + t * j->out_stride);
+            if (j->residual)
+                add_residual(j, t, 0, j->group->n_out);
         }
         return;
     }
@@ -312,12 +360,13 @@ void wina_cpu_multiply(wina_cpu *c, const wina_cpu_product *p) {
              .in_stride = p->group->n_in,
              .out = p->out,
              .out_stride = p->group->n_out,
-             .residual = p->residual,
+             .which = -1,
              .rules = p->rules,
              .gate = p->gate,
              .gate_stride = p->gate_stride,
+             .first = p->first,
              .last = p->no_last ? -1 : c->n_tokens - 1};
-    j.n_masks = is_sparse(&j, c->n_tokens - 1) ? p->n_masks : 1;
+    j.n_masks = rule_of(&j, c->n_tokens - 1, 0) ? p->n_masks : 1;
     run(&j);
 }
 
@@ -330,19 +379,22 @@ void wina_cpu_multiply_joined(wina_cpu *c, const wina_cpu_product *p) {
 void wina_cpu_project(wina_backend *backend, int32_t layer, wina_group group) {
     wina_cpu *c = (wina_cpu *)backend;
     const wina_layer *l = &backend->model->weights.layers[layer];
+    const wina_group_weights *g = &l->groups[group];
+    job j = {.cpu = c, .group = g, .in_stride = g->n_in, .out_stride = g->n_out};
+    j.layer = layer, j.which = (int32_t)group, j.n_masks = 1;
+    j.last = c->n_tokens - 1;
+    j.gate = c->gate_up, j.gate_stride = l->groups[WINA_GROUP_GATE_UP].n_out;
+    for (int32_t t = c->members ? 0 : c->n_tokens - 1; t < c->n_tokens; t++) {
+        const wina_rules *r = rules_of(c, t);
+        if (r && r->n_masks[group] > j.n_masks)
+            j.n_masks = r->n_masks[group];
+    }
+    j.in = wina_cpu_input(backend, group);
     const bool last = group == WINA_GROUP_O || group == WINA_GROUP_DOWN;
     const bool has_exit = last && wina_config_has_exit(&backend->model->config);
-    const wina_cpu_product p = {.group = &l->groups[group],
-                                .in = wina_cpu_input(backend, group),
-                                .out = group == WINA_GROUP_QKV       ? c->qkv
-                                       : group == WINA_GROUP_GATE_UP ? c->gate_up
-                                                                     : c->out,
-                                .rules = wina_rules_get(c->rules, layer, group, 0),
-                                .n_masks = c->rules->n_masks[group],
-                                .gate = c->gate_up,
-                                .gate_stride = l->groups[WINA_GROUP_GATE_UP].n_out,
-                                .residual = last && !has_exit};
-    wina_cpu_multiply(c, &p);
+    j.residual = last && !has_exit;
+    j.out = group == WINA_GROUP_QKV ? c->qkv : group == WINA_GROUP_GATE_UP ? c->gate_up : c->out;
+    run(&j);
     if (has_exit)
         wina_cpu_leave(c, layer, group);
 }
@@ -376,8 +428,9 @@ static void finish_logits(const wina_config *f, float *logits) {
         logits[i] = f->logit_softcap * tanhf(logits[i] / f->logit_softcap);
 }
 
-void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
-    wina_cpu *c = (wina_cpu *)backend;
+/* Logits of tokens from `from` on: at out, or where the members want them. */
+static void run_head(wina_cpu *c, int32_t from, float *out) {
+    const wina_backend *backend = &c->base;
     const wina_config *f = &backend->model->config;
     const wina_group_weights g = output_group(backend->model);
     const int32_t n_all = c->n_tokens;
@@ -388,12 +441,22 @@ void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
                                 c->x + (int64_t)(begin + t) * f->n_embd,
                                 backend->model->weights.output_norm, f->n_embd, f->rms_eps);
         c->n_tokens = n;
-        wina_cpu_multiply_joined(c, &(wina_cpu_product){.group = &g, .in = c->h, .out = c->out});
+        wina_cpu_multiply_joined(
+            c, &(wina_cpu_product){.group = &g, .in = c->h, .out = c->out, .first = begin});
         for (int32_t t = 0; t < n; t++) {
-            float *logits = out + (int64_t)(begin - from + t) * f->n_vocab;
+            float *logits = c->members ? c->members[begin + t].logits
+                                       : out + (int64_t)(begin - from + t) * f->n_vocab;
             memcpy(logits, c->out + (int64_t)t * g.n_out, (size_t)f->n_vocab * sizeof *out);
             finish_logits(f, logits);
         }
     }
     c->n_tokens = n_all;
+}
+
+void wina_cpu_logits(wina_backend *backend, int32_t from, float *out) {
+    run_head((wina_cpu *)backend, from, out);
+}
+
+void wina_cpu_logits_members(wina_backend *backend) {
+    run_head((wina_cpu *)backend, 0, NULL);
 }
