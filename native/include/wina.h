@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 5
+#define WINA_ABI_VERSION 6
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -135,7 +135,7 @@ typedef struct wina_model_info {
     int64_t file_bytes;
     int64_t weight_bytes;       /* memory of the packed weights, padding included */
     int64_t sparse_bytes;       /* of these, bytes in groups that sparsity applies to */
-    int64_t kv_bytes_per_token; /* key and value cache, float16 */
+    int64_t kv_bytes_per_token; /* key and value cache, float16; without windows */
     char backend[16];           /* "cpu", "cuda" */
     char device[64];            /* name of the GPU, "" without one */
     char backend_note[256];     /* why it is not on a GPU although that was wanted, or how its
@@ -294,12 +294,24 @@ int32_t wina_model_describe_rule(const wina_model *model, const wina_sparsity *s
 
 /* ---- session ----------------------------------------------------------------------------- */
 
+/* How keys and values of the context are kept. */
+typedef enum wina_cache_type {
+    WINA_CACHE_F16 = 0,
+    WINA_CACHE_Q8_0 = 1, /* 34 bytes for 32 values; CPU only */
+    WINA_CACHE_F32 = 2   /* CPU only */
+} wina_cache_type;
+
+/* "f16", "q8_0", "f32"; NULL for any other number. */
+const char *wina_cache_type_name(int32_t type);
+
 typedef struct wina_session_params {
     int32_t n_ctx;     /* tokens the session can hold; default 0: min(n_ctx_train, 4096) */
     int32_t n_threads; /* default 0: wina_cpu_cores(). Results do not depend on it */
     int32_t n_batch;   /* tokens evaluated together in a prompt; default 0: 128,
                         * 512 on a GPU */
     wina_sparsity sparsity;
+    int32_t cache_type_k; /* wina_cache_type of keys; default WINA_CACHE_F16 */
+    int32_t cache_type_v; /* and of values; default WINA_CACHE_F16 */
 } wina_session_params;
 
 void wina_session_params_init(wina_session_params *params);
@@ -337,7 +349,8 @@ typedef struct wina_eval {
 } wina_eval;
 
 /* Runs tokens through the model. Whatever is asked for in *eval, the logits of the last token
- * are kept in the session. On failure the session's position is as before the call. */
+ * are kept in the session. On failure the session's position is as before the call; or 0, if the
+ * call had several batches and wina_session_n_keepable says so. */
 int32_t wina_session_eval(wina_session *session, const wina_eval *eval);
 
 /* Prompt: dense unless sparsity.prefill. Decode: one token at the session's sparsity. */
@@ -352,13 +365,19 @@ int32_t wina_session_n_ctx(const wina_session *session);
 int32_t wina_session_n_past(const wina_session *session);
 int32_t wina_session_n_threads(const wina_session *session);
 
-/* Forgets all but the first n_past tokens, 0 <= n_past <= current. */
+/* Forgets all but the first n_past tokens, 0 <= n_past <= current. WINA_E_STATE if the session
+ * cannot go back so far and no further: see wina_session_n_keepable. */
 int32_t wina_session_truncate(wina_session *session, int32_t n_past);
 
+/* n_past, or 0 if truncate cannot keep that many: layers with a sliding window remember no more
+ * than the window and what two batches need, and what is older must be evaluated again. */
+int32_t wina_session_n_keepable(const wina_session *session, int32_t n_past);
+
 /* What the session remembers of its tokens, as bytes with a checksum: another session of the same
- * model can go on from there. save: WINA_E_SPACE if capacity is too small; *n_bytes is what is
- * needed. load: WINA_E_FORMAT if data is damaged or of another model or version; the session is
- * then as before. There are no logits until the next evaluation. CPU only. */
+ * model and types of the cache can go on from there. save: WINA_E_SPACE if capacity is too small;
+ * *n_bytes is what is needed. load: WINA_E_FORMAT if data is damaged or of another model or
+ * version; the session is then as before. There are no logits until the next evaluation. CPU only.
+ */
 int32_t wina_session_save_state(wina_session *session, void *data, size_t capacity,
                                 size_t *n_bytes);
 int32_t wina_session_load_state(wina_session *session, const void *data, size_t n_bytes);

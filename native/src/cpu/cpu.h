@@ -6,13 +6,16 @@
 
 #include "../backend.h"
 #include "kernels.h"
+#include "kvcache.h"
 
 /* Scratch of one thread that selects inputs and attends. */
 typedef struct wina_cpu_scratch {
     float *score;     /* (n_widest) */
     uint32_t *bits;   /* (n_widest) */
     int32_t *kept;    /* (n_widest) */
-    float *attention; /* (ATTENTION_CHUNK) */
+    float *attention; /* (ATTENTION_QUERIES, ATTENTION_CHUNK) scores */
+    float *parts;     /* (ATTENTION_QUERIES, n_chunks, head_dim + 2) see partial, of a batch */
+    float *tile;      /* (tile_rows, head_dim) rows of the cache */
     float *part_sums; /* (B, 64) */
 } wina_cpu_scratch;
 
@@ -22,8 +25,9 @@ typedef struct wina_cpu {
     wina_threads *threads;
     wina_cpu_scratch *scratch; /* (n_threads) */
 
-    int32_t n_ctx, n_batch;
-    int32_t n_widest; /* largest input of any group, rounded up to 32 */
+    int32_t n_ctx, n_batch, n_threads;
+    int32_t tile_rows; /* of the cache that are attended to together */
+    int32_t n_widest;  /* largest input of any group, rounded up to 32 */
     /* the batch under way */
     int32_t n_tokens, pos, n_dense;
     const wina_rules *rules;
@@ -37,8 +41,8 @@ typedef struct wina_cpu {
     float *ff;      /* (B, n_ff) */
     float *out;     /* (B, n_out of o and down) or (WINA_HEAD_BATCH, n_vocab padded) */
     float *cos[2], *sin[2]; /* (B, rope_dim / 2); [1]: of layers with a window */
-    float *partial;  /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
-    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
+    float *partial; /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    wina_kvcache cache;
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */
@@ -49,8 +53,10 @@ typedef struct wina_cpu {
 } wina_cpu;
 
 enum {
-    WINA_ATTENTION_CHUNK = 512, /* positions attended to in one piece */
-    WINA_HEAD_BATCH = 16        /* tokens whose logits are computed together */
+    WINA_ATTENTION_CHUNK = 512,  /* positions attended to in one piece */
+    WINA_ATTENTION_QUERIES = 16, /* heads times tokens that read the cache together */
+    WINA_ATTENTION_TILE = 4096,  /* floats of the cache that are read together, about */
+    WINA_HEAD_BATCH = 16         /* tokens whose logits are computed together */
 };
 
 /* project.c: the step of the graph that sparsity is about. For one token qkv and gate_up are left
