@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cpu", "cuda"),
     ("cudalib", "chain"),
     ("forward",),
-    ("session", "state"),
+    ("session", "state", "memplan"),
     ("stream",),
     ("api",),
 )

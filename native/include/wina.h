@@ -106,6 +106,10 @@ typedef struct wina_model_params {
     int32_t no_mmap; /* 1: weights of a packed file are read into memory, in huge pages, instead of
                       * mapped; default 0. Other files' weights are in memory always */
     int32_t mlock;   /* 1: packed weights must stay in memory, or the load fails; default 0 */
+    int64_t mem_limit; /* bytes: a load or a session whose plan (wina_model_plan_memory) has a
+                        * higher peak fails with WINA_E_MEMORY, at once; default 0: no limit */
+    const struct wina_session_params *session; /* that the limit must leave room for at load;
+                                                * default NULL: one with defaults */
 } wina_model_params;
 
 /* Fills *params with the defaults above. */
@@ -315,6 +319,21 @@ typedef struct wina_session_params {
 } wina_session_params;
 
 void wina_session_params_init(wina_session_params *params);
+
+/* Memory of a model and one session on the CPU, in bytes. */
+typedef struct wina_memory_plan {
+    int64_t weight_bytes; /* panels and norms; of a packed file: mapped, unless it is copied */
+    int64_t cache_bytes;  /* keys and values of a full context */
+    int64_t buffer_bytes; /* other buffers of the session */
+    int64_t other_bytes; /* header of the file, tokenizer, rows of an embedding table in the file */
+    int64_t peak_bytes;  /* most that is resident at one time, loading included, once all weights
+                          * were read and the context is full; without the program itself */
+} wina_memory_plan;
+
+/* params may be NULL. Works with meta_only, before anything is loaded. WINA_E_STATE if the file
+ * cannot be run. */
+int32_t wina_model_plan_memory(const wina_model *model, const wina_session_params *params,
+                               wina_memory_plan *plan);
 
 /* params may be NULL. The model must outlive the session. */
 int32_t wina_session_create(const wina_model *model, const wina_session_params *params,

@@ -75,7 +75,7 @@ typedef struct wina_backend_params {
 /* The CPU backend. */
 int32_t wina_cpu_backend_create(const wina_model *model, const wina_backend_params *params,
                                 wina_backend **out);
-/* Memory that such a backend would take; works without weights. */
+/* Memory that such a backend would touch; works without weights. */
 int32_t wina_cpu_backend_plan(const wina_model *model, const wina_backend_params *params,
                               uint64_t *cache_bytes, uint64_t *buffer_bytes);
 

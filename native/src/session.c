@@ -8,9 +8,10 @@
 #include "chain.h"
 #include "forward.h"
 #include "mem.h"
+#include "memplan.h"
 #include "status.h"
 
-enum { DEFAULT_CTX = 4096, DEFAULT_BATCH = 128, DEFAULT_GPU_BATCH = 512, MAX_BATCH = 4096 };
+enum { MAX_BATCH = 4096 };
 
 void wina_sparsity_init(wina_sparsity *s) {
     *s = (wina_sparsity){.method = WINA_METHOD_WINA, .mask = WINA_MASK_GROUP, .exponent = -1};
@@ -26,9 +27,7 @@ const char *wina_cache_type_name(int32_t type) {
     return type >= 0 && type < (int32_t)(sizeof NAMES / sizeof NAMES[0]) ? NAMES[type] : NULL;
 }
 
-static int32_t check_params(const wina_model *model, const wina_session_params *p) {
-    if (!model->weights.output_norm)
-        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+int32_t wina_session_check_params(const wina_model *model, const wina_session_params *p) {
     if (p->n_ctx < 0 || p->n_ctx > model->config.n_ctx_train)
         return wina_fail(WINA_E_ARGUMENT, "n_ctx is %d, must be in 1..%d (the model's context)",
                          p->n_ctx, model->config.n_ctx_train);
@@ -55,19 +54,6 @@ static int32_t set_rules(wina_session *s, const wina_sparsity *sparsity) {
     return WINA_OK;
 }
 
-/* What is to be created, defaults filled in. */
-static wina_backend_params backend_params(const wina_model *m, const wina_session_params *p) {
-    const int32_t trained = m->config.n_ctx_train;
-    return (wina_backend_params){.n_ctx = p->n_ctx                ? p->n_ctx
-                                          : trained < DEFAULT_CTX ? trained
-                                                                  : DEFAULT_CTX,
-                                 .n_batch = p->n_batch ? p->n_batch
-                                            : m->cuda  ? DEFAULT_GPU_BATCH
-                                                       : DEFAULT_BATCH,
-                                 .n_threads = p->n_threads ? p->n_threads : wina_threads_cores(),
-                                 .cache_types = {p->cache_type_k, p->cache_type_v}};
-}
-
 int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
                             wina_session **out) {
     *out = NULL;
@@ -75,11 +61,14 @@ int32_t wina_session_create(const wina_model *model, const wina_session_params *
     wina_session_params_init(&p);
     if (params)
         p = *params;
-    WINA_TRY(check_params(model, &p));
+    if (!model->weights.output_norm)
+        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+    WINA_TRY(wina_session_check_params(model, &p));
+    WINA_TRY(wina_memplan_check(model, &p));
     wina_session *s = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *s, "session", &s));
     s->model = model;
-    const wina_backend_params b = backend_params(model, &p);
+    const wina_backend_params b = wina_memplan_params(model, &p);
     s->n_ctx = b.n_ctx, s->n_batch = b.n_batch, s->n_threads = b.n_threads;
     s->cache_types[0] = p.cache_type_k, s->cache_types[1] = p.cache_type_v;
     int32_t status = set_rules(s, &p.sparsity);

@@ -24,4 +24,7 @@ struct wina_session {
     uint64_t decode_bytes; /* of all decoded tokens */
 };
 
+/* WINA_E_ARGUMENT names the field that is out of range. */
+int32_t wina_session_check_params(const wina_model *model, const wina_session_params *params);
+
 #endif

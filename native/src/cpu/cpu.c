@@ -122,11 +122,17 @@ static int32_t plan(wina_cpu *c, const wina_model *model, const wina_backend_par
 
 int32_t wina_cpu_backend_plan(const wina_model *model, const wina_backend_params *params,
                               uint64_t *cache_bytes, uint64_t *buffer_bytes) {
+    const uint64_t vocab = (uint64_t)model->weights.output.n_rows;
+    const uint64_t width = (uint64_t)params->n_batch * (uint64_t)model->config.n_embd;
     wina_cpu c = {0};
     layout a = {0};
     const int32_t status = plan(&c, model, params, &a);
     *cache_bytes = c.cache.n_bytes;
     *buffer_bytes = a.n_bytes;
+    /* Logits of one token are wanted at a time: the other rows of `out` are never touched. */
+    if (width < WINA_HEAD_BATCH * vocab)
+        *buffer_bytes -=
+            (WINA_HEAD_BATCH * vocab - (width > vocab ? width : vocab)) * sizeof(float);
     wina_kvcache_free(&c.cache);
     return status;
 }
@@ -180,6 +186,12 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
         fill_angles(c, t, false);
         if (f->window)
             fill_angles(c, t, true);
+    }
+    /* A table in the file is read a row here and there, and every row brings its neighbours. */
+    c->n_embedded += n_tokens;
+    if (b->model->weights.token_embd && c->n_embedded >= WINA_EMBEDDED) {
+        wina_gguf_release(b->model->gguf, b->model->weights.token_embd);
+        c->n_embedded = 0;
     }
 }
 

@@ -30,6 +30,7 @@ typedef struct wina_cpu {
     int32_t n_widest;  /* largest input of any group, rounded up to 32 */
     /* the batch under way */
     int32_t n_tokens, pos, n_dense;
+    int32_t n_embedded; /* tokens since pages of the file's embeddings were given back */
     const wina_rules *rules;
 
     float *x;       /* (B, n_embd) residual stream */
@@ -56,6 +57,7 @@ enum {
     WINA_ATTENTION_CHUNK = 512,  /* positions attended to in one piece */
     WINA_ATTENTION_QUERIES = 16, /* heads times tokens that read the cache together */
     WINA_ATTENTION_TILE = 4096,  /* floats of the cache that are read together, about */
+    WINA_EMBEDDED = 64,          /* tokens after which the embeddings' pages are given back */
     WINA_HEAD_BATCH = 16         /* tokens whose logits are computed together */
 };
 
