@@ -1,5 +1,7 @@
 /* NEON: attention over rows of the cache. Four rows are multiplied at once and their sixteen lanes
  * folded together. */
+#include <math.h>
+
 #include "neon.h"
 
 /* Sixteen lanes of n more products (n <= 16) added to four vectors. */
