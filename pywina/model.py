@@ -184,9 +184,7 @@ class Model(Inspection, Completions, Variants):
         self._session = _SessionOptions(
             ctx, threads, self._n_batch, self.sparsity, cache_type_k, cache_type_v
         )
-        self._handle = _create(
-            self.path, self._session, progress, backend, n_gpu_layers, mem_limit
-        )
+        self._handle = _create(self.path, self._session, progress, backend, n_gpu_layers, mem_limit)
         self._prepare(time.perf_counter() - started)
 
     def _prepare(self, load_s: float) -> None:

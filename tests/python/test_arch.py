@@ -117,9 +117,7 @@ def test_batches_change_no_bit_with_other_caches(path: Path, kind: str) -> None:
     seen = []
     for n_threads, n_batch in ((1, 1), (2, 7), (3, 128)):
         options = {"cache_type_k": kind, "cache_type_v": kind}
-        with pywina.load(
-            path, n_ctx=128, n_threads=n_threads, n_batch=n_batch, **options
-        ) as model:
+        with pywina.load(path, n_ctx=128, n_threads=n_threads, n_batch=n_batch, **options) as model:
             seen.append(model.logits(TOKENS * 2).view(np.uint32))
     np.testing.assert_array_equal(seen[0], seen[1])
     np.testing.assert_array_equal(seen[0], seen[2])

@@ -193,9 +193,7 @@ def test_prefixes_and_states_of_every_type(load: Load, cache: dict[str, str]) ->
 
 
 def test_types_may_be_mixed(load: Load) -> None:
-    rows = {
-        (k, v): load(cache_type_k=k, cache_type_v=v).logits(IDS) for k in TYPES for v in TYPES
-    }
+    rows = {(k, v): load(cache_type_k=k, cache_type_v=v).logits(IDS) for k in TYPES for v in TYPES}
     exact = rows["f32", "f32"]
     errors = {kinds: float(np.abs(ours - exact).max()) for kinds, ours in rows.items()}
     assert errors["f16", "f16"] < errors["q8_0", "f16"]
@@ -205,8 +203,7 @@ def test_types_may_be_mixed(load: Load) -> None:
 
 def test_sizes(load: Load) -> None:
     sizes = {
-        kind: load(cache_type_k=kind, cache_type_v=kind).plan_memory().cache_bytes
-        for kind in TYPES
+        kind: load(cache_type_k=kind, cache_type_v=kind).plan_memory().cache_bytes for kind in TYPES
     }
     info = load().info
     assert sizes["f16"] == 256 * info.kv_bytes_per_token

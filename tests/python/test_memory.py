@@ -119,7 +119,7 @@ def test_smaller_caches_fit(
     with pywina.load(tiny_model, n_ctx=512, n_threads=1) as model:
         peak = model.plan_memory().peak_bytes
     options: dict[str, Any] = {"n_ctx": 512, "n_threads": 1, "mem_limit": peak}
-    with pytest.raises(pywina.OutOfMemoryError, match="f16 and f32.*q8_0 cache needs less"):
+    with pytest.raises(pywina.OutOfMemoryError, match=r"f16 and f32.*q8_0 cache needs less"):
         pywina.load(tiny_model, **options, cache_type_v="f32")
     pywina.load(tiny_model, **options).close()
     monkeypatch.setenv("PYWINA_MEM_LIMIT", "10K")
@@ -139,7 +139,9 @@ def test_every_session_is_held_to_the_limit(tiny_model: Path) -> None:
             assert other.generate("a", max_tokens=1, seed=1) is not None
 
 
-@pytest.mark.parametrize("size", ["", "x", "-1", "1.5", "0", "12T", "1 G", "1e9", "nan", 0, -5, 1.5])
+@pytest.mark.parametrize(
+    "size", ["", "x", "-1", "1.5", "0", "12T", "1 G", "1e9", "nan", 0, -5, 1.5]
+)
 def test_wrong_sizes(tiny_model: Path, wina_bin: Path, size: object) -> None:
     if size != "1.5":  # one byte: too little, but a size
         with pytest.raises(pywina.ArgumentError, match="mem_limit"):
