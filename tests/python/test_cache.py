@@ -198,7 +198,7 @@ def test_types_may_be_mixed(load: Load) -> None:
     errors = {kinds: float(np.abs(ours - exact).max()) for kinds, ours in rows.items()}
     assert errors["f16", "f16"] < errors["q8_0", "f16"]
     assert errors["f16", "f16"] < errors["f16", "q8_0"]
-    assert len({error for error in errors.values()}) == 9
+    assert len(set(errors.values())) == 9
 
 
 def test_sizes(load: Load) -> None:
