@@ -407,7 +407,7 @@ class Model(Inspection, Completions, Variants):
                 if old != new:
                     break
                 n_same += 1
-        n_same = lib.wina_session_n_keepable(session, n_same)
+        n_same = int(lib.wina_session_n_keepable(session, n_same))
         check(lib.wina_session_truncate(session, n_same))
         lib.wina_session_reset_stats(session)
         self._set_sparsity(session, sparsity)
