@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 
@@ -23,6 +24,17 @@ def integer(name: str, value: object, low: int, high: int = INT32_MAX) -> int:
         limit = f"at least {low}" if high >= INT32_MAX and number < low else f"{low} to {high}"
         raise ArgumentError(f"{name} is {number}; it must be {limit}")
     return number
+
+
+def size(name: str, value: object) -> int:
+    """Bytes, from a whole number or a text such as ``"800M"`` or ``"1.5G"`` (powers of 1024)."""
+    if not isinstance(value, str):
+        return integer(name, value, 1, INT64_MAX)
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)([KMG]?)", value.strip(), re.IGNORECASE)
+    bytes_ = int(float(match[1]) * 1024 ** " KMG".index(match[2].upper() or " ")) if match else 0
+    if not 1 <= bytes_ <= INT64_MAX:
+        raise ArgumentError(f"{name} is {value!r}; give bytes, or a text such as 800M or 1.5G")
+    return bytes_
 
 
 def real(name: str, value: object, low: float, high: float = math.inf) -> float:

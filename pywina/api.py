@@ -7,7 +7,7 @@ from os import PathLike
 from typing import Unpack
 
 from .errors import ArgumentError
-from .model import Backend, Model
+from .model import Backend, CacheType, Model
 from .params import GenerateOptions, Params, split_options
 from .sparsity import Mask, Method, Sparsity
 
@@ -25,6 +25,9 @@ def load(
     progress: Callable[[float], object] | None = None,
     backend: Backend = "auto",
     n_gpu_layers: int | None = None,
+    cache_type_k: CacheType = "f16",
+    cache_type_v: CacheType = "f16",
+    mem_limit: int | str | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -39,6 +42,10 @@ def load(
     backend: "auto" (on the GPU if there is one and the model fits), "cpu" or "cuda" (or an error).
     n_gpu_layers: how many of the last layers are on GPUs; default: as many as fit, with
         backend="cuda" all. 0: none.
+    cache_type_k, cache_type_v: how keys and values of the context are kept: "f16", "q8_0" (a little
+        over half the memory) or "f32"; on a GPU "f16" only.
+    mem_limit: bytes, or a text such as "1.5G": if the memory plan (:meth:`Model.plan_memory`) has a
+        higher peak, the load fails at once with OutOfMemoryError, which holds the plan.
     """
     return Model(
         path_or_alias,
@@ -52,6 +59,9 @@ def load(
         progress=progress,
         backend=backend,
         n_gpu_layers=n_gpu_layers,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        mem_limit=mem_limit,
     )
 
 

@@ -49,6 +49,8 @@ class ModelInfo:
     backend_note: str  # why the model is not on a GPU although that was wanted
     gpu_bytes: int
     packed: bool  # the file holds weights as they are in memory
+    cache_type_k: str  # how keys are kept: "f16", "q8_0", "f32"
+    cache_type_v: str
     n_ctx: int
     n_threads: int
 
@@ -76,6 +78,17 @@ class Stats:
     kept_fraction: float
     bytes_per_token: float
     session_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What a model and its session take, in bytes; wina_memory_plan in wina.h says more."""
+
+    weight_bytes: int
+    cache_bytes: int
+    buffer_bytes: int
+    other_bytes: int
+    peak_bytes: int
 
 
 def _fields(struct: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import _values
 from ._native import check, ffi, lib
 from .errors import ArgumentError
-from .info import _GROUPS, Group, Tap, TensorInfo, _text
+from .info import _GROUPS, Group, MemoryPlan, Tap, TensorInfo, _fields, _text
 from .sparsity import Sparsity
 from .tuning import Tuning
 
@@ -64,6 +64,13 @@ class Inspection:
                 check(lib.wina_session_set_tap(session, ffi.NULL, ffi.NULL))
         if failed:
             raise failed[0]
+
+    def plan_memory(self: Model) -> MemoryPlan:
+        """The memory of this model and its session: what was known before they were loaded."""
+        plan = ffi.new("wina_memory_plan *")
+        with self._handle.borrow() as model:
+            check(lib.wina_model_plan_memory(model, self._session.native(), plan))
+        return MemoryPlan(**_fields(plan, MemoryPlan.__dataclass_fields__))
 
     def describe_rule(self: Model, sparsity: float | Sparsity | None = None) -> str:
         """The rule that a sparsity amounts to for this file, in words."""

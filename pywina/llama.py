@@ -39,6 +39,7 @@ from .llama_names import (
     MinTokensLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    cache_type,
     check_options,
     context_length,
 )
@@ -71,7 +72,8 @@ class Llama:
     logits_all: ``scores`` has the logits after every token that ``eval`` saw.
     embedding, pooling_type: for :meth:`embed`.
     chat_format: a key of :data:`CHAT_FORMATS`; default: the file's own template.
-    sparsity: as in :func:`pywina.load`.
+    type_k, type_v: of the cache, by llama.cpp's numbers: 0 (f32), 1 (f16, the default), 8 (q8_0).
+    sparsity, mem_limit: as in :func:`pywina.load`.
     options: other arguments of llama-cpp-python; see :data:`IGNORED`.
     Raises UnsupportedError for those that would change results.
     """
@@ -90,7 +92,10 @@ class Llama:
         embedding: bool = False,
         last_n_tokens_size: int = 64,
         chat_format: str | None = None,
+        type_k: int | None = None,
+        type_v: int | None = None,
         sparsity: float | Sparsity = 0.0,
+        mem_limit: int | str | None = None,
         **options: Any,
     ) -> None:
         self._arguments = {
@@ -116,6 +121,9 @@ class Llama:
             n_threads=n_threads or None,
             n_gpu_layers=None if n_gpu_layers < 0 else n_gpu_layers,
             sparsity=sparsity,
+            cache_type_k=cache_type("type_k", type_k),
+            cache_type_v=cache_type("type_v", type_v),
+            mem_limit=mem_limit,
         )
         self._steps = Steps(self.model, keep_logits=logits_all)
         self.set_seed(seed)

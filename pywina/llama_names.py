@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from ._native import check, ffi, lib
 from .errors import UnsupportedError
 from .grammar import Grammar
+from .model import CacheType
 from .params import LogitsProcessor
 
 RANDOM_SEED = 0xFFFFFFFF
 POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST = 0, 1, 2, 3
 POOLING_UNSPECIFIED = -1
-_TYPE_F16 = 1
+
+#: llama.cpp's numbers of types that keys and values may have
+CACHE_TYPES: dict[int | None, CacheType] = {None: "f16", 0: "f32", 1: "f16", 8: "q8_0"}
 
 StoppingCriteria = Callable[[NDArray[np.int32], NDArray[np.float32]], bool]
 
@@ -36,7 +39,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "yarn_ext_factor": (-1,), "yarn_attn_factor": (1,), "yarn_beta_fast": (32,),
     "yarn_beta_slow": (1,), "yarn_orig_ctx": (0,), "lora_base": (None,), "lora_scale": (1,),
     "lora_path": (None,), "chat_handler": (None,), "draft_model": (None,), "tokenizer": (None,),
-    "type_k": (None, _TYPE_F16), "type_v": (None, _TYPE_F16), "spm_infill": (False,),
+    "spm_infill": (False,),
 }  # fmt: skip
 
 #: templates by llama-cpp-python's names; None: the file's own
@@ -156,6 +159,15 @@ def context_length(path: str, wanted: int) -> int:
             stacklevel=3,
         )
     return min(wanted, trained) if wanted else trained
+
+
+def cache_type(name: str, number: int | None) -> CacheType:
+    if number not in CACHE_TYPES:
+        raise UnsupportedError(
+            f"{name}={number!r} is not supported; leave it out, or give "
+            + ", ".join(f"{n} ({kind})" for n, kind in CACHE_TYPES.items() if n is not None)
+        )
+    return CACHE_TYPES[number]
 
 
 def check_options(options: Mapping[str, Any]) -> None:

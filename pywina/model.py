@@ -10,6 +10,7 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
@@ -34,11 +35,19 @@ from .tuning import Tuning
 from .variants import Variants
 
 Backend = Literal["auto", "cpu", "cuda"]
+#: how keys, or values, of the context are kept
+CacheType = Literal["f16", "q8_0", "f32"]
 
 _BACKENDS: dict[str, int] = {
     "auto": lib.WINA_BACKEND_AUTO,
     "cpu": lib.WINA_BACKEND_CPU,
     "cuda": lib.WINA_BACKEND_CUDA,
+}
+
+_CACHE_TYPES: dict[str, int] = {
+    "f16": lib.WINA_CACHE_F16,
+    "q8_0": lib.WINA_CACHE_Q8_0,
+    "f32": lib.WINA_CACHE_F32,
 }
 
 _STATE = struct.Struct("<8sII")  # magic, tokens, their CRC-32
@@ -70,22 +79,51 @@ def _backend(name: str) -> int:
     return _BACKENDS[name]
 
 
+@dataclass(frozen=True)
+class _SessionOptions:
+    """What a session is made with; 0: the library's default."""
+
+    n_ctx: int
+    n_threads: int
+    n_batch: int
+    sparsity: Sparsity
+    cache_type_k: CacheType
+    cache_type_v: CacheType
+
+    def native(self) -> Any:
+        """A wina_session_params."""
+        params = ffi.new("wina_session_params *")
+        lib.wina_session_params_init(params)
+        params.n_ctx, params.n_threads, params.n_batch = self.n_ctx, self.n_threads, self.n_batch
+        for name in ("cache_type_k", "cache_type_v"):
+            kind = getattr(self, name)
+            if kind not in _CACHE_TYPES:
+                raise ArgumentError(
+                    f"{name} is {kind!r}; it must be one of {', '.join(_CACHE_TYPES)}"
+                )
+            setattr(params, name, _CACHE_TYPES[kind])
+        self.sparsity._store(params.sparsity)
+        return params
+
+
 def _create(
     path: str,
-    n_ctx: int,
-    n_threads: int,
-    n_batch: int,
-    sparsity: Sparsity,
+    options: _SessionOptions,
     progress: Callable[[float], object] | None,
     backend: Backend,
     n_gpu_layers: int | None,
+    mem_limit: int | str | None,
 ) -> Handle:
     params = ffi.new("wina_model_params *")
     lib.wina_model_params_init(params)
     report = _Progress(progress)
-    params.n_threads = n_threads
+    params.n_threads = options.n_threads
     params.progress = report.callback
     params.backend = _backend(backend)
+    session = options.native()
+    params.session = session
+    if mem_limit is not None:
+        params.mem_limit = _values.size("mem_limit", mem_limit)
     if n_gpu_layers is not None:
         params.n_gpu_layers = _values.integer("n_gpu_layers", n_gpu_layers, 0, 1 << 20)
     model = ffi.new("wina_model **")
@@ -98,20 +136,15 @@ def _create(
         raise report.error
     check(status)
     try:
-        return _open_session(path, Weights(model[0]), n_ctx, n_threads, n_batch, sparsity)
+        return _open_session(path, Weights(model[0]), options)
     except BaseException:
         lib.wina_model_free(model[0])
         raise
 
 
-def _open_session(
-    path: str, weights: Weights, n_ctx: int, n_threads: int, n_batch: int, sparsity: Sparsity
-) -> Handle:
-    session, params = ffi.new("wina_session **"), ffi.new("wina_session_params *")
-    lib.wina_session_params_init(params)
-    params.n_ctx, params.n_threads, params.n_batch = n_ctx, n_threads, n_batch
-    sparsity._store(params.sparsity)
-    check(lib.wina_session_create(weights.model, params, session))
+def _open_session(path: str, weights: Weights, options: _SessionOptions) -> Handle:
+    session = ffi.new("wina_session **")
+    check(lib.wina_session_create(weights.model, options.native(), session))
     return Handle(path, weights, session[0])
 
 
@@ -136,6 +169,9 @@ class Model(Inspection, Completions, Variants):
         progress: Callable[[float], object] | None = None,
         backend: Backend = "auto",
         n_gpu_layers: int | None = None,
+        cache_type_k: CacheType = "f16",
+        cache_type_v: CacheType = "f16",
+        mem_limit: int | str | None = None,
     ) -> None:
         started = time.perf_counter()
         self._n_batch = 128 if n_batch is None else _values.integer("n_batch", n_batch, 1, 1 << 16)
@@ -146,9 +182,10 @@ class Model(Inspection, Completions, Variants):
             sparsity=sparsity, method=method, mask=mask, prefill=sparse_prefill
         )
         self.path = str(resolve(path))
-        self._handle = _create(
-            self.path, ctx, threads, self._n_batch, self.sparsity, progress, backend, n_gpu_layers
+        self._session = _SessionOptions(
+            ctx, threads, self._n_batch, self.sparsity, cache_type_k, cache_type_v
         )
+        self._handle = _create(self.path, self._session, progress, backend, n_gpu_layers, mem_limit)
         self._prepare(time.perf_counter() - started)
 
     def _prepare(self, load_s: float) -> None:
@@ -192,10 +229,8 @@ class Model(Inspection, Completions, Variants):
         other, tuning = copy.copy(self), self._tuning
         weights = self._handle.share()
         try:
-            n_ctx, n_threads = self.info.n_ctx, self.info.n_threads
-            other._handle = _open_session(
-                self.path, weights, n_ctx, n_threads, self._n_batch, self.sparsity
-            )
+            options = replace(self._session, sparsity=self.sparsity)
+            other._handle = _open_session(self.path, weights, options)
         except BaseException:
             weights.release()
             raise
@@ -220,6 +255,8 @@ class Model(Inspection, Completions, Variants):
                 "backend": _text(info.backend),
                 "device": _text(info.device),
                 "backend_note": _text(info.backend_note),
+                "cache_type_k": self._session.cache_type_k,
+                "cache_type_v": self._session.cache_type_v,
                 "n_ctx": lib.wina_session_n_ctx(session),
                 "n_threads": lib.wina_session_n_threads(session),
             }
@@ -374,6 +411,7 @@ class Model(Inspection, Completions, Variants):
                 if old != new:
                     break
                 n_same += 1
+        n_same = int(lib.wina_session_n_keepable(session, n_same))
         check(lib.wina_session_truncate(session, n_same))
         lib.wina_session_reset_stats(session)
         self._set_sparsity(session, sparsity)
@@ -631,6 +669,7 @@ class Model(Inspection, Completions, Variants):
         size = ffi.new("size_t *")
         with self._handle.run() as session:
             held = self._held[: lib.wina_session_n_past(session)]
+            held = held[: lib.wina_session_n_keepable(session, len(held))]
             check(lib.wina_session_truncate(session, len(held)))
             status = lib.wina_session_save_state(session, ffi.NULL, 0, size)
             if status != lib.WINA_E_SPACE:

@@ -135,8 +135,10 @@ class Steps:
     def _sync(self, session: Any) -> None:
         """Makes the session hold our tokens."""
         model = self._model
-        if self._mark is model._held and len(self.tokens) <= lib.wina_session_n_past(session):
-            check(lib.wina_session_truncate(session, len(self.tokens)))
+        n = len(self.tokens)
+        held = self._mark is model._held and n <= lib.wina_session_n_past(session)
+        if held and lib.wina_session_n_keepable(session, n) == n:
+            check(lib.wina_session_truncate(session, n))
             model._set_sparsity(session, model.sparsity)
             return
         wanted, sparse = self.tokens, self._sparse

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cpu", "cuda"),
     ("cudalib", "chain"),
     ("forward",),
-    ("session", "state"),
+    ("session", "state", "memplan"),
     ("stream",),
     ("api",),
 )

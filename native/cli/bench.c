@@ -93,6 +93,8 @@ static void print_row(const bench *b, const char *test, float sparsity, double m
     json_text(b->json, "backend", b->backend);
     cli_json_sparsity(b->json, &b->o->sparsity);
     json_int(b->json, "depth", b->o->depth);
+    json_text(b->json, "cache_type_k", cli_choice_name(CLI_CACHE, b->o->cache_type_k));
+    json_text(b->json, "cache_type_v", cli_choice_name(CLI_CACHE, b->o->cache_type_v));
     json_close(b->json, '}');
 }
 
@@ -144,18 +146,18 @@ int cli_bench(const cli_options *o) {
     if (!parse_list(o->sparsities, sparsities, &n))
         return EXIT_INPUT;
     wina_model *model = NULL;
-    wina_session_params sp;
-    wina_session_params_init(&sp);
+    wina_session_params sp = cli_session(o);
     int64_t need = o->depth + o->n_predict > o->n_prompt ? o->depth + o->n_predict : o->n_prompt;
     if (o->ctx && o->ctx < need)
         return cli_fail("--ctx-size: %lld is too small, the tests need %lld", (long long)o->ctx,
                         (long long)need);
     sp.n_ctx = (int32_t)(o->ctx ? o->ctx : need > 0 ? need : 1);
-    sp.n_threads = (int32_t)o->threads;
-    sp.n_batch = (int32_t)o->batch;
+    wina_model_params mp;
+    wina_model_params_init(&mp);
+    mp.session = &sp;
     bench b = {.o = o};
     int32_t *tokens = NULL;
-    int32_t status = cli_load(o, NULL, &model);
+    int32_t status = cli_load(o, &mp, &model);
     if (status == WINA_OK)
         status = wina_session_create(model, &sp, &b.session);
     if (status == WINA_OK && !(tokens = malloc((size_t)(need + 1) * sizeof *tokens))) {

@@ -184,12 +184,7 @@ int cli_chat(const cli_options *o) {
     c.system = o->system ? o->system : chatform_default_system(model, &c.n_system);
     if (o->system)
         c.n_system = strlen(o->system);
-    wina_session_params p;
-    wina_session_params_init(&p);
-    p.n_ctx = (int32_t)o->ctx;
-    p.n_threads = (int32_t)o->threads;
-    p.n_batch = (int32_t)o->batch;
-    p.sparsity = o->sparsity;
+    const wina_session_params p = cli_session(o);
     if (c.form && o->show_prompt)
         code = show_prompt(&c);
     else if (c.form && (status = wina_session_create(model, &p, &c.session)) == WINA_OK)

@@ -19,8 +19,10 @@ typedef struct cli_options {
     int64_t n_predict;  /* -1: to the end */
     int64_t n_prompt;   /* of bench */
     int64_t ctx, threads, batch, repetitions, depth, chunks, dense_prefix;
-    int64_t gpu_layers; /* -1: as many as fit */
-    int32_t backend;    /* wina_backend_kind */
+    int64_t gpu_layers;                 /* -1: as many as fit */
+    int32_t backend;                    /* wina_backend_kind */
+    int64_t mem_limit;                  /* bytes; 0: none */
+    int32_t cache_type_k, cache_type_v; /* wina_cache_type */
     wina_sampler_params sampler;
     wina_sparsity sparsity;
     const char *sparsities; /* list, of bench */
@@ -46,8 +48,12 @@ int cli_no_memory(const char *what);
 int cli_report(int32_t status);
 
 /* Loads o->model, with its weights unless p says otherwise; SIGINT ends it with
- * WINA_E_CANCELLED. p: NULL or parameters without progress. -v tells what was loaded. */
+ * WINA_E_CANCELLED. p: NULL or parameters without progress; without a session, the memory limit is
+ * for cli_session. -v tells what was loaded. */
 int32_t cli_load(const cli_options *o, const wina_model_params *p, wina_model **model);
+
+/* The session that the options ask for. */
+wina_session_params cli_session(const cli_options *o);
 
 /* The prompt (-p) or the file (-f, "-" is stdin), owned by the caller. NULL after a message;
  * *code is the exit code. */
@@ -64,7 +70,8 @@ typedef enum cli_choice {
     CLI_BUDGET,
     CLI_NORMS,
     CLI_SELECT,
-    CLI_BACKEND
+    CLI_BACKEND,
+    CLI_CACHE
 } cli_choice;
 const char *cli_choice_name(cli_choice choice, int32_t value);
 

@@ -49,6 +49,8 @@ const char *cli_choice_name(cli_choice choice, int32_t value) {
     static const char *const *const NAMES[] = {NULL, MASKS, BUDGETS, NORMS, SELECTIONS, BACKENDS};
     if (choice == CLI_METHOD)
         return wina_method_name(value);
+    if (choice == CLI_CACHE)
+        return wina_cache_type_name(value);
     for (int32_t i = 0; NAMES[choice][i]; i++)
         if (i == value)
             return NAMES[choice][i];
@@ -86,6 +88,18 @@ static int32_t stop_load(float progress, void *user) {
     return cli_interrupted();
 }
 
+wina_session_params cli_session(const cli_options *o) {
+    wina_session_params p;
+    wina_session_params_init(&p);
+    p.n_ctx = (int32_t)o->ctx;
+    p.n_threads = (int32_t)o->threads;
+    p.n_batch = (int32_t)o->batch;
+    p.sparsity = o->sparsity;
+    p.cache_type_k = o->cache_type_k;
+    p.cache_type_v = o->cache_type_v;
+    return p;
+}
+
 int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_model **model) {
     wina_model_params p;
     wina_model_params_init(&p);
@@ -97,6 +111,9 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
     p.n_gpu_layers = (int32_t)o->gpu_layers;
     p.no_mmap = o->no_mmap;
     p.mlock = o->mlock;
+    const wina_session_params session = cli_session(o);
+    p.mem_limit = o->mem_limit;
+    p.session = p.session ? p.session : &session;
     double start = cli_now();
     int32_t status = wina_model_load(o->model, &p, model);
     if (status == WINA_OK && o->verbose) {

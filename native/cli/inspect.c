@@ -54,6 +54,17 @@ static void inspect_json(const cli_options *o, const wina_model *model,
     json_int(&j, "sparse_bytes", info->sparse_bytes);
     json_int(&j, "kv_bytes_per_token", info->kv_bytes_per_token);
     json_close(&j, '}');
+    wina_memory_plan plan;
+    const wina_session_params session = cli_session(o);
+    if (wina_model_plan_memory(model, &session, &plan) == WINA_OK) {
+        json_open(&j, "plan", '{');
+        json_int(&j, "weight_bytes", plan.weight_bytes);
+        json_int(&j, "cache_bytes", plan.cache_bytes);
+        json_int(&j, "buffer_bytes", plan.buffer_bytes);
+        json_int(&j, "other_bytes", plan.other_bytes);
+        json_int(&j, "peak_bytes", plan.peak_bytes);
+        json_close(&j, '}');
+    }
     if (describe(o, model, value, sizeof value))
         json_text(&j, "rule", value);
     json_text(&j, "architecture", info->architecture);
@@ -98,6 +109,15 @@ static void inspect_text(const cli_options *o, const wina_model *model,
                (double)info->kv_bytes_per_token / 1e3);
     else
         printf("this file can be looked at but not run\n");
+    wina_memory_plan plan;
+    const wina_session_params session = cli_session(o);
+    if (wina_model_plan_memory(model, &session, &plan) == WINA_OK)
+        printf(
+            "memory: weights %.1f MB, KV cache %.1f MB, buffers %.1f MB, the rest %.1f MB; at its "
+            "peak %.1f MB\n",
+            (double)plan.weight_bytes / 1e6, (double)plan.cache_bytes / 1e6,
+            (double)plan.buffer_bytes / 1e6, (double)plan.other_bytes / 1e6,
+            (double)plan.peak_bytes / 1e6);
     if (describe(o, model, rule, sizeof rule))
         printf("at sparsity %g: %s\n",
                o->sparsity.sparsity > 0 ? (double)o->sparsity.sparsity : 0.5, rule);

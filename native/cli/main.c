@@ -13,7 +13,7 @@ enum { SPARSE = TALK | PERPLEXITY | INSPECT, SESSION = TALK | PERPLEXITY | BENCH
 enum { RULES = SESSION | INSPECT };
 
 /* CHOICE + a cli_choice: one of its names. */
-typedef enum kind { FLAG, INTEGER, NUMBER, TEXT, STOP, SEED, LAYERS, CHOICE } kind;
+typedef enum kind { FLAG, INTEGER, NUMBER, TEXT, STOP, SEED, LAYERS, SIZE, CHOICE } kind;
 
 typedef struct option_row {
     const char *brief, *name, *argument;
@@ -41,14 +41,20 @@ static const option_row OPTIONS[] = {
      "tokens to generate, -1: to the end (-1)"},
     {"-n", "--n-gen", "N", INTEGER, 0, 1 << 20, AT(n_predict), BENCH,
      "tokens to decode, 0: none (64)"},
-    {"-c", "--ctx-size", "N", INTEGER, 1, 1 << 27, AT(ctx), SESSION,
+    {"-c", "--ctx-size", "N", INTEGER, 1, 1 << 27, AT(ctx), SESSION | INSPECT,
      "context in tokens; perplexity: window (512)"},
-    {"-t", "--threads", "N", INTEGER, 1, 512, AT(threads), SESSION | PACK,
+    {"-t", "--threads", "N", INTEGER, 1, 512, AT(threads), SESSION | PACK | INSPECT,
      "threads (physical cores)"},
     {NULL, "--backend", "NAME", CHOICE + CLI_BACKEND, 0, 0, AT(backend), SESSION,
      "auto, cpu or cuda (auto)"},
     {"-ngl", "--gpu-layers", "N", LAYERS, 0, 1 << 20, AT(gpu_layers), SESSION,
      "layers on the GPU: a number, auto or all (auto)"},
+    {"-ctk", "--cache-type-k", "TYPE", CHOICE + CLI_CACHE, 0, 0, AT(cache_type_k),
+     SESSION | INSPECT, "how keys are kept: f16, q8_0 or f32 (f16)"},
+    {"-ctv", "--cache-type-v", "TYPE", CHOICE + CLI_CACHE, 0, 0, AT(cache_type_v),
+     SESSION | INSPECT, "how values are kept: f16, q8_0 or f32 (f16)"},
+    {NULL, "--mem-limit", "SIZE", SIZE, 1, 0x1p62, AT(mem_limit), SESSION,
+     "fail at once if more memory is needed: bytes, or with K, M or G (none)"},
     {NULL, "--no-mmap", NULL, FLAG, 0, 0, AT(no_mmap), SESSION,
      "read a packed file into memory instead of mapping it"},
     {NULL, "--mlock", NULL, FLAG, 0, 0, AT(mlock), SESSION, "keep the weights in memory"},
@@ -56,7 +62,7 @@ static const option_row OPTIONS[] = {
     {NULL, "--dry-run", NULL, FLAG, 0, 0, AT(dry_run), PACK, "say what would be written"},
     {NULL, "--verify", NULL, FLAG, 0, 0, AT(verify), INSPECT,
      "compare the checksums of a packed file"},
-    {"-b", "--batch-size", "N", INTEGER, 1, 4096, AT(batch), SESSION,
+    {"-b", "--batch-size", "N", INTEGER, 1, 4096, AT(batch), SESSION | INSPECT,
      "prompt tokens evaluated together (128)"},
     {"-s", "--seed", "N", SEED, -1, 9007199254740992.0, AT(sampler.seed), TALK,
      "seed, -1: a random one (-1)"},
@@ -169,6 +175,22 @@ static bool parse_number(const option_row *row, const char *text, double *out) {
     return true;
 }
 
+/* 1500000, 800K, 512M, 1.5G: powers of 1024. */
+static bool parse_size(const option_row *row, const char *text, int64_t *out) {
+    char *end;
+    const double number = strtod(text, &end);
+    const char *units = "KMG", *unit = *end ? strchr(units, *end & ~0x20) : NULL;
+    const double scale = unit ? (double)(1ll << (10 * (unit - units + 1))) : 1;
+    const bool digits = end != text && strspn(text, "0123456789.") == (size_t)(end - text);
+    if (!digits || (*end && (!unit || end[1])) || !(number * scale >= row->low) ||
+        number * scale > row->high) {
+        cli_fail("%s: \"%s\" is no size such as 800M or 1.5G", row->name, text);
+        return false;
+    }
+    *out = (int64_t)(number * scale);
+    return true;
+}
+
 static bool parse_name(const option_row *row, const char *text, int32_t *out) {
     const char *name;
     for (int32_t i = 0; (name = cli_choice_name((cli_choice)(row->kind - CHOICE), i)); i++)
@@ -205,6 +227,8 @@ static bool set_option(const option_row *row, const char *text, cli_options *o) 
         }
         o->stops[o->n_stops++] = text;
         return true;
+    case SIZE:
+        return parse_size(row, text, (int64_t *)field);
     case LAYERS:
         if (strcmp(text, "auto") == 0 || strcmp(text, "all") == 0) {
             o->gpu_layers = -1;

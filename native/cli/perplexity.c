@@ -165,12 +165,7 @@ static int score_text(scorer *s, const wina_model_info *info, int32_t *tokens, s
 }
 
 static int32_t create_sessions(scorer *s, const wina_model *model) {
-    wina_session_params p;
-    wina_session_params_init(&p);
-    p.n_ctx = s->n_ctx;
-    p.n_threads = (int32_t)s->o->threads;
-    p.n_batch = (int32_t)s->o->batch;
-    p.sparsity = s->o->sparsity;
+    wina_session_params p = cli_session(s->o);
     int32_t status = wina_session_create(model, &p, &s->sparse);
     if (status == WINA_OK && is_sparse(s->o) && !s->o->no_kld) {
         p.sparsity.method = WINA_METHOD_DENSE;

@@ -137,12 +137,7 @@ static int run_prompt(const cli_options *o, const wina_model *model, const char 
     wina_session *session = NULL;
     wina_stream *stream = NULL;
     generation g = {0};
-    wina_session_params p;
-    wina_session_params_init(&p);
-    p.n_ctx = (int32_t)o->ctx;
-    p.n_threads = (int32_t)o->threads;
-    p.n_batch = (int32_t)o->batch;
-    p.sparsity = o->sparsity;
+    const wina_session_params p = cli_session(o);
     wina_stream_params sp;
     wina_stream_params_init(&sp);
     sp.tokens = tokens;

@@ -106,6 +106,10 @@ typedef struct wina_model_params {
     int32_t no_mmap; /* 1: weights of a packed file are read into memory, in huge pages, instead of
                       * mapped; default 0. Other files' weights are in memory always */
     int32_t mlock;   /* 1: packed weights must stay in memory, or the load fails; default 0 */
+    int64_t mem_limit; /* bytes: a load or a session whose plan (wina_model_plan_memory) has a
+                        * higher peak fails with WINA_E_MEMORY, at once; default 0: no limit */
+    const struct wina_session_params *session; /* that the limit must leave room for at load;
+                                                * default NULL: one with defaults */
 } wina_model_params;
 
 /* Fills *params with the defaults above. */
@@ -135,7 +139,7 @@ typedef struct wina_model_info {
     int64_t file_bytes;
     int64_t weight_bytes;       /* memory of the packed weights, padding included */
     int64_t sparse_bytes;       /* of these, bytes in groups that sparsity applies to */
-    int64_t kv_bytes_per_token; /* key and value cache, float16 */
+    int64_t kv_bytes_per_token; /* key and value cache, float16; without windows */
     char backend[16];           /* "cpu", "cuda" */
     char device[64];            /* name of the GPU, "" without one */
     char backend_note[256];     /* why it is not on a GPU although that was wanted, or how its
@@ -295,15 +299,42 @@ int32_t wina_model_describe_rule(const wina_model *model, const wina_sparsity *s
 
 /* ---- session ----------------------------------------------------------------------------- */
 
+/* How keys and values of the context are kept. */
+typedef enum wina_cache_type {
+    WINA_CACHE_F16 = 0,
+    WINA_CACHE_Q8_0 = 1, /* 34 bytes for 32 values; CPU only */
+    WINA_CACHE_F32 = 2   /* CPU only */
+} wina_cache_type;
+
+/* "f16", "q8_0", "f32"; NULL for any other number. */
+const char *wina_cache_type_name(int32_t type);
+
 typedef struct wina_session_params {
     int32_t n_ctx;     /* tokens the session can hold; default 0: min(n_ctx_train, 4096) */
     int32_t n_threads; /* default 0: wina_cpu_cores(). Results do not depend on it */
     int32_t n_batch;   /* tokens evaluated together in a prompt; default 0: 128,
                         * 512 on a GPU */
     wina_sparsity sparsity;
+    int32_t cache_type_k; /* wina_cache_type of keys; default WINA_CACHE_F16 */
+    int32_t cache_type_v; /* and of values; default WINA_CACHE_F16 */
 } wina_session_params;
 
 void wina_session_params_init(wina_session_params *params);
+
+/* Memory of a model and one session on the CPU, in bytes. */
+typedef struct wina_memory_plan {
+    int64_t weight_bytes; /* panels and norms; of a packed file: mapped, unless it is copied */
+    int64_t cache_bytes;  /* keys and values of a full context */
+    int64_t buffer_bytes; /* other buffers of the session */
+    int64_t other_bytes; /* header of the file, tokenizer, rows of an embedding table in the file */
+    int64_t peak_bytes;  /* most that is resident at one time, loading included, once all weights
+                          * were read and the context is full; without the program itself */
+} wina_memory_plan;
+
+/* params may be NULL. Works with meta_only, before anything is loaded. WINA_E_STATE if the file
+ * cannot be run. */
+int32_t wina_model_plan_memory(const wina_model *model, const wina_session_params *params,
+                               wina_memory_plan *plan);
 
 /* params may be NULL. The model must outlive the session. */
 int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
@@ -338,7 +369,8 @@ typedef struct wina_eval {
 } wina_eval;
 
 /* Runs tokens through the model. Whatever is asked for in *eval, the logits of the last token
- * are kept in the session. On failure the session's position is as before the call. */
+ * are kept in the session. On failure the session's position is as before the call; or 0, if the
+ * call had several batches and wina_session_n_keepable says so. */
 int32_t wina_session_eval(wina_session *session, const wina_eval *eval);
 
 /* Prompt: dense unless sparsity.prefill. Decode: one token at the session's sparsity. */
@@ -362,13 +394,19 @@ int32_t wina_session_n_ctx(const wina_session *session);
 int32_t wina_session_n_past(const wina_session *session);
 int32_t wina_session_n_threads(const wina_session *session);
 
-/* Forgets all but the first n_past tokens, 0 <= n_past <= current. */
+/* Forgets all but the first n_past tokens, 0 <= n_past <= current. WINA_E_STATE if the session
+ * cannot go back so far and no further: see wina_session_n_keepable. */
 int32_t wina_session_truncate(wina_session *session, int32_t n_past);
 
+/* n_past, or 0 if truncate cannot keep that many: layers with a sliding window remember no more
+ * than the window and what two batches need, and what is older must be evaluated again. */
+int32_t wina_session_n_keepable(const wina_session *session, int32_t n_past);
+
 /* What the session remembers of its tokens, as bytes with a checksum: another session of the same
- * model can go on from there. save: WINA_E_SPACE if capacity is too small; *n_bytes is what is
- * needed. load: WINA_E_FORMAT if data is damaged or of another model or version; the session is
- * then as before. There are no logits until the next evaluation. CPU only. */
+ * model and types of the cache can go on from there. save: WINA_E_SPACE if capacity is too small;
+ * *n_bytes is what is needed. load: WINA_E_FORMAT if data is damaged or of another model or
+ * version; the session is then as before. There are no logits until the next evaluation. CPU only.
+ */
 int32_t wina_session_save_state(wina_session *session, void *data, size_t capacity,
                                 size_t *n_bytes);
 int32_t wina_session_load_state(wina_session *session, const void *data, size_t n_bytes);

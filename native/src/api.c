@@ -6,6 +6,7 @@
 #include "cpu/kernels.h"
 #include "cudalib.h"
 #include "mem.h"
+#include "memplan.h"
 #include "model.h"
 #include "packed.h"
 #include "split.h"
@@ -83,6 +84,14 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
     if (n_tokens > m->config.n_vocab)
         return wina_fail(WINA_E_FORMAT, "the vocabulary has %d tokens, token_embd.weight only %d",
                          n_tokens, m->config.n_vocab);
+    wina_session_params session;
+    wina_session_params_init(&session);
+    session = p->session ? *p->session : session;
+    m->mem_limit = p->mem_limit;
+    if (p->mem_limit) {
+        WINA_TRY(wina_session_check_params(m, &session));
+        WINA_TRY(wina_memplan_check(m, &session));
+    }
     WINA_TRY(load_weights(m, p));
     WINA_TRY(load_rules(m));
     return wina_cudalib_place(m, p->backend, p->n_gpu_layers);
@@ -100,6 +109,9 @@ int32_t wina_model_load(const char *path, const wina_model_params *params, wina_
         return wina_fail(WINA_E_ARGUMENT, "unknown backend %d", p.backend);
     if (p.n_gpu_layers < -1)
         return wina_fail(WINA_E_ARGUMENT, "n_gpu_layers is %d, must be -1 or more", p.n_gpu_layers);
+    if (p.mem_limit < 0)
+        return wina_fail(WINA_E_ARGUMENT, "mem_limit is %lld, must be 0 (none) or more",
+                         (long long)p.mem_limit);
     wina_model *m = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *m, "model", &m));
     int32_t status = load(m, path, &p);

@@ -60,10 +60,13 @@ typedef struct wina_backend_ops {
     /* rms_norm(x) of all tokens of the batch, (n_tokens, n_embd): what the head multiplies. NULL:
      * cannot */
     void (*hidden)(wina_backend *backend, float *out);
-    /* Rows of one head in the key (value) cache, one per position; *row_bytes apart. NULL: not in
-     * this process's memory */
-    void *(*cache)(wina_backend *backend, int32_t layer, int32_t head, bool value,
-                   uint64_t *row_bytes);
+    /* Keys (values) of one head from position pos on: *n_rows positions, *row_bytes each, lie
+     * together. NULL: not in this process's memory */
+    void *(*cache)(wina_backend *backend, int32_t layer, int32_t head, bool value, int32_t pos,
+                   uint64_t *row_bytes, int32_t *n_rows);
+    /* The first position that layers with a window still have; whoever fills the cache sets it.
+     * NULL: they have all */
+    int32_t *(*held_from)(wina_backend *backend);
     /* begin() and logits() for one token of each of n backends of one model and kind, n at most the
      * batch of this one, which is the first of them: whatever is not a member's own happens in its
      * buffers. Every member computes what it would compute alone. NULL: cannot */
@@ -79,8 +82,16 @@ struct wina_backend {
     int32_t status;         /* of the batch under way: a wina_status, set where a step fails */
 };
 
+typedef struct wina_backend_params {
+    int32_t n_ctx, n_batch, n_threads;
+    int32_t cache_types[2]; /* wina_cache_type of keys and of values */
+} wina_backend_params;
+
 /* The CPU backend. */
-int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
-                                int32_t n_threads, wina_backend **out);
+int32_t wina_cpu_backend_create(const wina_model *model, const wina_backend_params *params,
+                                wina_backend **out);
+/* Memory that such a backend would touch; works without weights. */
+int32_t wina_cpu_backend_plan(const wina_model *model, const wina_backend_params *params,
+                              uint64_t *cache_bytes, uint64_t *buffer_bytes);
 
 #endif

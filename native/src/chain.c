@@ -147,11 +147,11 @@ static void add_part(chain *c, wina_backend *backend, int32_t first) {
     c->base.n_bytes += backend->n_bytes;
 }
 
-static int32_t create_parts(chain *c, int32_t n_ctx, int32_t n_batch, int32_t n_threads) {
+static int32_t create_parts(chain *c, const wina_backend_params *p) {
     const wina_model *m = c->base.model;
     wina_backend *b = NULL;
     if (m->cuda_first > 0) {
-        WINA_TRY(wina_cpu_backend_create(m, n_ctx, n_batch, n_threads, &b));
+        WINA_TRY(wina_cpu_backend_create(m, p, &b));
         add_part(c, b, 0);
     }
     for (int32_t i = -1; i < WINA_MAX_GPUS - 1; i++) {
@@ -160,22 +160,28 @@ static int32_t create_parts(chain *c, int32_t n_ctx, int32_t n_batch, int32_t n_
             break;
         wina_cuda_info info;
         m->cuda_plugin->model_info(gpu, &info);
-        WINA_TRY(m->cuda_plugin->backend_create(gpu, n_ctx, n_batch, &b));
+        WINA_TRY(m->cuda_plugin->backend_create(gpu, p->n_ctx, p->n_batch, &b));
         add_part(c, b, info.first);
     }
     return WINA_OK;
 }
 
-int32_t wina_chain_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
-                          int32_t n_threads, wina_backend **out) {
+int32_t wina_chain_create(const wina_model *model, const wina_backend_params *params,
+                          wina_backend **out) {
     *out = NULL;
+    for (int v = 0; v < 2; v++)
+        if (params->cache_types[v] != WINA_CACHE_F16)
+            return wina_fail(WINA_E_UNSUPPORTED,
+                             "CUDA: the cache of %s can only be f16 there, not %s: use the CPU "
+                             "(backend cpu, or 0 layers on the GPU)",
+                             v ? "values" : "keys", wina_cache_type_name(params->cache_types[v]));
     if (model->cuda_first == 0 && !model->more_cuda[0])
-        return model->cuda_plugin->backend_create(model->cuda, n_ctx, n_batch, out);
+        return model->cuda_plugin->backend_create(model->cuda, params->n_ctx, params->n_batch, out);
     chain *c = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *c, "session", &c));
     c->base.ops = &CHAIN_OPS;
     c->base.model = model;
-    int32_t status = create_parts(c, n_ctx, n_batch, n_threads);
+    int32_t status = create_parts(c, params);
     if (status != WINA_OK) {
         chain_free(&c->base);
         return status;

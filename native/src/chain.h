@@ -7,7 +7,7 @@
 #include "backend.h"
 
 /* The backend of a model that cudalib.h has placed: one GPU, or a chain. *out owns its parts. */
-int32_t wina_chain_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
-                          int32_t n_threads, wina_backend **out);
+int32_t wina_chain_create(const wina_model *model, const wina_backend_params *params,
+                          wina_backend **out);
 
 #endif

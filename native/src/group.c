@@ -117,6 +117,7 @@ enum { N_CHUNKS = 16 };
 /* One matrix on its way into a panel. It is cut into N_CHUNKS row ranges whatever the number of
  * threads, each with its own sums of squares, so that norms do not depend on the threads. */
 typedef struct packing {
+    const wina_gguf *gguf;
     const wina_gguf_tensor *tensor;
     wina_panel *panel;
     int64_t panel_row0;
@@ -146,13 +147,19 @@ static void pack_chunks(void *arg, int32_t thread, int32_t n_threads) {
                 wina_norms_add_row(k->sums + (int64_t)i * n_cols, row, n_cols);
             }
         }
+        /* Pages of the file that are packed go at once: a large matrix is never there twice. */
+        wina_gguf_tensor part = *t;
+        const int64_t rows = end * WINA_STRIP < n_rows ? end * WINA_STRIP : n_rows;
+        part.data += (uint64_t)(begin * WINA_STRIP) * t->row_bytes;
+        part.n_bytes = begin < end ? (uint64_t)(rows - begin * WINA_STRIP) * t->row_bytes : 0;
+        wina_gguf_release(k->gguf, &part);
     }
 }
 
 /* Packs one matrix; total (n_cols) receives its sums of squared columns if not NULL. */
 static int32_t pack_matrix(const wina_gguf *gguf, wina_threads *threads, const wina_gguf_tensor *t,
                            wina_panel *panel, int64_t panel_row0, double *total) {
-    packing k = {.tensor = t, .panel = panel, .panel_row0 = panel_row0};
+    packing k = {.gguf = gguf, .tensor = t, .panel = panel, .panel_row0 = panel_row0};
     int32_t status = wina_mem_create(N_CHUNKS * t->ne[0], sizeof(float), "packing", &k.scratch);
     if (status == WINA_OK && total)
         status = wina_mem_create(N_CHUNKS * t->ne[0], sizeof(double), "packing", &k.sums);

@@ -8,9 +8,10 @@
 #include "chain.h"
 #include "forward.h"
 #include "mem.h"
+#include "memplan.h"
 #include "status.h"
 
-enum { DEFAULT_CTX = 4096, DEFAULT_BATCH = 128, DEFAULT_GPU_BATCH = 512, MAX_BATCH = 4096 };
+enum { MAX_BATCH = 4096 };
 
 void wina_sparsity_init(wina_sparsity *s) {
     *s = (wina_sparsity){.method = WINA_METHOD_WINA, .mask = WINA_MASK_GROUP, .exponent = -1};
@@ -21,9 +22,12 @@ void wina_session_params_init(wina_session_params *p) {
     wina_sparsity_init(&p->sparsity);
 }
 
-static int32_t check_params(const wina_model *model, const wina_session_params *p) {
-    if (!model->weights.output_norm)
-        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+const char *wina_cache_type_name(int32_t type) {
+    static const char *const NAMES[] = {"f16", "q8_0", "f32"};
+    return type >= 0 && type < (int32_t)(sizeof NAMES / sizeof NAMES[0]) ? NAMES[type] : NULL;
+}
+
+int32_t wina_session_check_params(const wina_model *model, const wina_session_params *p) {
     if (p->n_ctx < 0 || p->n_ctx > model->config.n_ctx_train)
         return wina_fail(WINA_E_ARGUMENT, "n_ctx is %d, must be in 1..%d (the model's context)",
                          p->n_ctx, model->config.n_ctx_train);
@@ -31,6 +35,9 @@ static int32_t check_params(const wina_model *model, const wina_session_params *
         return wina_fail(WINA_E_ARGUMENT, "n_batch is %d, must be in 1..%d", p->n_batch, MAX_BATCH);
     if (p->n_threads < 0)
         return wina_fail(WINA_E_ARGUMENT, "n_threads is %d, must be at least 1", p->n_threads);
+    if (!wina_cache_type_name(p->cache_type_k) || !wina_cache_type_name(p->cache_type_v))
+        return wina_fail(WINA_E_ARGUMENT, "there is no type %d of the cache",
+                         wina_cache_type_name(p->cache_type_k) ? p->cache_type_v : p->cache_type_k);
     return WINA_OK;
 }
 
@@ -47,13 +54,6 @@ static int32_t set_rules(wina_session *s, const wina_sparsity *sparsity) {
     return WINA_OK;
 }
 
-static int32_t create_backend(wina_session *s) {
-    const wina_model *m = s->model;
-    if (m->cuda)
-        return wina_chain_create(m, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
-    return wina_cpu_backend_create(m, s->n_ctx, s->n_batch, s->n_threads, &s->backend);
-}
-
 int32_t wina_session_create(const wina_model *model, const wina_session_params *params,
                             wina_session **out) {
     *out = NULL;
@@ -61,20 +61,23 @@ int32_t wina_session_create(const wina_model *model, const wina_session_params *
     wina_session_params_init(&p);
     if (params)
         p = *params;
-    WINA_TRY(check_params(model, &p));
+    if (!model->weights.output_norm)
+        return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+    WINA_TRY(wina_session_check_params(model, &p));
+    WINA_TRY(wina_memplan_check(model, &p));
     wina_session *s = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *s, "session", &s));
-    int32_t trained = model->config.n_ctx_train;
     s->model = model;
-    s->n_ctx = p.n_ctx ? p.n_ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
-    s->n_batch = p.n_batch ? p.n_batch : model->cuda ? DEFAULT_GPU_BATCH : DEFAULT_BATCH;
-    s->n_threads = p.n_threads ? p.n_threads : wina_threads_cores();
+    const wina_backend_params b = wina_memplan_params(model, &p);
+    s->n_ctx = b.n_ctx, s->n_batch = b.n_batch, s->n_threads = b.n_threads;
+    s->cache_types[0] = p.cache_type_k, s->cache_types[1] = p.cache_type_v;
     int32_t status = set_rules(s, &p.sparsity);
     if (status == WINA_OK)
         status =
             wina_mem_create((uint64_t)model->config.n_vocab, sizeof(float), "logits", &s->logits);
     if (status == WINA_OK)
-        status = create_backend(s);
+        status = model->cuda ? wina_chain_create(model, &b, &s->backend)
+                             : wina_cpu_backend_create(model, &b, &s->backend);
     if (status != WINA_OK) {
         wina_session_free(s);
         return status;
@@ -208,7 +211,11 @@ static int32_t evaluate(wina_session *s, const wina_eval *e) {
     atomic_store(&s->cancel, false);
     for (int32_t done = 0, n; done < e->n_tokens; done += n) {
         n = e->n_tokens - done < s->n_batch ? e->n_tokens - done : s->n_batch;
-        WINA_TRY(run_batch(s, e, done, n));
+        const int32_t status = run_batch(s, e, done, n);
+        if (status != WINA_OK) {
+            s->n_past = wina_session_n_keepable(s, s->n_past);
+            return status;
+        }
     }
     s->n_past += e->n_tokens;
     s->has_logits = true;
@@ -346,9 +353,24 @@ int32_t wina_session_n_threads(const wina_session *s) {
     return s->n_threads;
 }
 
+/* The next token sees window - 1 positions before its own, or all that there are. */
+int32_t wina_session_n_keepable(const wina_session *s, int32_t n_past) {
+    const wina_backend_ops *ops = s->backend->ops;
+    const int32_t held_from = ops->held_from ? *ops->held_from(s->backend) : 0;
+    if (held_from > 0 && n_past - s->model->config.window + 1 < held_from)
+        return 0;
+    return n_past;
+}
+
 int32_t wina_session_truncate(wina_session *s, int32_t n_past) {
     if (n_past < 0 || n_past > s->n_past)
         return wina_fail(WINA_E_ARGUMENT, "cannot keep %d tokens of %d", n_past, s->n_past);
+    if (wina_session_n_keepable(s, n_past) != n_past)
+        return wina_fail(
+            WINA_E_STATE,
+            "cannot go back to %d tokens of %d: layers with a window of %d tokens have "
+            "forgotten what came before; evaluate the tokens again",
+            n_past, s->n_past, s->model->config.window);
     s->n_past = n_past;
     return WINA_OK;
 }

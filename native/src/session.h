@@ -10,6 +10,7 @@ struct wina_session {
     const wina_model *model;
     wina_backend *backend;
     int32_t n_ctx, n_batch, n_threads;
+    int32_t cache_types[2]; /* wina_cache_type of keys and of values */
     int32_t n_past;
     wina_sparsity sparsity;
     wina_rules rules;         /* that the sparsity amounts to */
@@ -22,5 +23,8 @@ struct wina_session {
     wina_stats stats;
     uint64_t decode_bytes; /* of all decoded tokens */
 };
+
+/* WINA_E_ARGUMENT names the field that is out of range. */
+int32_t wina_session_check_params(const wina_model *model, const wina_session_params *params);
 
 #endif

@@ -1,19 +1,23 @@
 /* state: what a session remembers, as bytes that another session of the same model goes on from.
  *
- * magic, version and sizes, then for every layer and head the rows of k and of v, one per token.
+ * magic, version and sizes, then for every layer and head the rows of k and of v, one per token;
+ * of layers with a window, those of the last tokens that the session still had.
  * A checksum covers all of it; the model is recognised by its sizes and its first weights. */
 #include <string.h>
 
 #include "session.h"
 #include "status.h"
 
-enum { STATE_VERSION = 1, FINGERPRINT_BYTES = 4096 };
+enum { STATE_VERSION = 2, FINGERPRINT_BYTES = 4096 };
 static const char MAGIC[8] = "WINAKV\n";
 
 typedef struct header {
     char magic[8];
     uint32_t version;
     int32_t n_past;
+    int32_t types[2];  /* wina_cache_type of keys and of values */
+    int32_t held_from; /* first position of layers with a window */
+    int32_t reserved;
     uint64_t model;    /* fingerprint */
     uint64_t n_bytes;  /* of the whole state */
     uint64_t checksum; /* of everything after the header, and of the fields before it */
@@ -51,26 +55,61 @@ static uint64_t fingerprint(const wina_model *m) {
     return h;
 }
 
-/* Bytes of the rows of all heads of k, or of v, for n tokens; 0 if the backend keeps them away. */
-static uint64_t rows_bytes(const wina_session *s, int32_t n) {
-    const wina_config *c = &s->model->config;
-    uint64_t row = 0;
-    if (!s->backend->ops->cache || !s->backend->ops->cache(s->backend, 0, 0, false, &row))
-        return 0;
-    return (uint64_t)n * row * (uint64_t)c->n_layer * (uint64_t)c->n_head_kv;
+/* The first position that is saved of a layer. */
+static int32_t first_of(const wina_session *s, const header *h, int32_t layer) {
+    return wina_config_has_window(&s->model->config, layer) ? h->held_from : 0;
 }
 
-/* Copies between the cache and the rows after a header. */
-static void copy_rows(wina_session *s, char *rows, int32_t n, bool to_cache) {
+/* Bytes of the rows of all heads of k and v. */
+static uint64_t rows_bytes(const wina_session *s, const header *h) {
+    const wina_config *c = &s->model->config;
+    uint64_t n_bytes = 0;
+    for (int v = 0; v < 2; v++) {
+        uint64_t row;
+        int32_t n_rows;
+        s->backend->ops->cache(s->backend, 0, 0, v != 0, 0, &row, &n_rows);
+        for (int32_t layer = 0; layer < c->n_layer; layer++)
+            n_bytes += (uint64_t)(h->n_past - first_of(s, h, layer)) * row * (uint64_t)c->n_head_kv;
+    }
+    return n_bytes;
+}
+
+/* Copies between the cache and the rows after a header; of layers with a window only positions from
+ * keep_from on. */
+static void copy_rows(wina_session *s, const header *h, char *rows, bool to_cache,
+                      int32_t keep_from) {
     const wina_config *c = &s->model->config;
     for (int32_t layer = 0; layer < c->n_layer; layer++)
         for (int32_t head = 0; head < c->n_head_kv; head++)
             for (int v = 0; v < 2; v++) {
-                uint64_t row;
-                char *own = s->backend->ops->cache(s->backend, layer, head, v != 0, &row);
-                memcpy(to_cache ? own : rows, to_cache ? rows : own, (uint64_t)n * row);
-                rows += (uint64_t)n * row;
+                const bool windowed = wina_config_has_window(c, layer);
+                for (int32_t at = first_of(s, h, layer), n; at < h->n_past; at += n) {
+                    uint64_t row;
+                    char *own =
+                        s->backend->ops->cache(s->backend, layer, head, v != 0, at, &row, &n);
+                    n = n < h->n_past - at ? n : h->n_past - at;
+                    if (windowed && at < keep_from)
+                        n = 1; /* there is no row for it */
+                    else
+                        memcpy(to_cache ? own : rows, to_cache ? rows : own, (uint64_t)n * row);
+                    rows += (uint64_t)n * row;
+                }
             }
+}
+
+/* Takes over the rows; of layers with a window as many of the last as there is room for. */
+static void load_rows(wina_session *s, const header *h, char *rows) {
+    const wina_config *c = &s->model->config;
+    int32_t *held_from = s->backend->ops->held_from(s->backend);
+    *held_from = h->held_from;
+    for (int32_t layer = 0; layer < c->n_layer; layer++) {
+        uint64_t row;
+        int32_t n_rows;
+        s->backend->ops->cache(s->backend, layer, 0, false, 0, &row, &n_rows);
+        if (h->n_past - n_rows > *held_from)
+            *held_from = h->n_past - n_rows;
+    }
+    copy_rows(s, h, rows, true, *held_from);
 }
 
 static uint64_t checksum(const header *h, const void *rows) {
@@ -87,14 +126,18 @@ int32_t wina_session_save_state(wina_session *s, void *data, size_t capacity, si
     *n_bytes = 0;
     if (!s->backend->ops->cache)
         return unsupported(s);
-    header h = {.version = STATE_VERSION, .n_past = s->n_past, .model = fingerprint(s->model)};
+    header h = {.version = STATE_VERSION,
+                .n_past = s->n_past,
+                .types = {s->cache_types[0], s->cache_types[1]},
+                .held_from = s->n_past ? *s->backend->ops->held_from(s->backend) : 0,
+                .model = fingerprint(s->model)};
     memcpy(h.magic, MAGIC, sizeof h.magic);
-    h.n_bytes = sizeof h + 2 * rows_bytes(s, s->n_past);
+    h.n_bytes = sizeof h + rows_bytes(s, &h);
     *n_bytes = h.n_bytes;
     if (capacity < h.n_bytes)
         return wina_fail(WINA_E_SPACE, "the state has %zu bytes", *n_bytes);
     char *rows = (char *)data + sizeof h;
-    copy_rows(s, rows, s->n_past, false);
+    copy_rows(s, &h, rows, false, 0);
     h.checksum = checksum(&h, rows);
     memcpy(data, &h, sizeof h);
     return WINA_OK;
@@ -112,16 +155,25 @@ int32_t wina_session_load_state(wina_session *s, const void *data, size_t n_byte
                          h.version, STATE_VERSION);
     if (h.model != fingerprint(s->model))
         return wina_fail(WINA_E_FORMAT, "the state belongs to another model");
-    if (h.n_past < 0 || h.n_bytes != n_bytes || h.n_bytes != sizeof h + 2 * rows_bytes(s, h.n_past))
-        return wina_fail(WINA_E_FORMAT, "the state has %zu bytes, %d tokens need %llu", n_bytes,
-                         h.n_past, (unsigned long long)(sizeof h + 2 * rows_bytes(s, h.n_past)));
+    if (h.types[0] != s->cache_types[0] || h.types[1] != s->cache_types[1])
+        return wina_fail(WINA_E_FORMAT,
+                         "the state's cache has types that are not the session's: "
+                         "%s and %s",
+                         wina_cache_type_name(s->cache_types[0]),
+                         wina_cache_type_name(s->cache_types[1]));
+    const int32_t window = s->model->config.window;
+    if (h.n_past < 0 || h.held_from < 0 || h.held_from > h.n_past ||
+        (h.held_from > 0 && h.held_from > h.n_past - window + 1) || h.n_bytes != n_bytes ||
+        h.n_bytes != sizeof h + rows_bytes(s, &h))
+        return wina_fail(WINA_E_FORMAT, "the state has %zu bytes, which is not what %d tokens need",
+                         n_bytes, h.n_past);
     if (h.n_past > s->n_ctx)
         return wina_fail(WINA_E_CONTEXT, "the state holds %d tokens, the context %d", h.n_past,
                          s->n_ctx);
     char *rows = (char *)(uintptr_t)data + sizeof h; /* only read */
     if (h.checksum != checksum(&h, rows))
         return wina_fail(WINA_E_FORMAT, "the state is damaged: its checksum is another");
-    copy_rows(s, rows, h.n_past, true);
+    load_rows(s, &h, rows);
     s->n_past = h.n_past;
     s->has_logits = false;
     return WINA_OK;

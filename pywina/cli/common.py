@@ -85,6 +85,9 @@ def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Mo
             sparsity=wanted,
             backend=args.backend,
             n_gpu_layers=args.gpu_layers,
+            cache_type_k=args.cache_type_k,
+            cache_type_v=args.cache_type_v,
+            mem_limit=args.mem_limit,
             progress=lambda share: bar.update(100 * share - bar.n),
         )
 

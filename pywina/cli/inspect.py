@@ -19,14 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _memory(model: Model) -> dict[str, int]:
     """Bytes by purpose."""
-    info = model.info
+    info, plan = model.info, model.plan_memory()
     return {
         "file": info.file_bytes,
         "weights": info.weight_bytes,
         "sparsified": info.sparse_bytes,
-        "kv_cache": info.kv_bytes_per_token * info.n_ctx,
+        "kv_cache": plan.cache_bytes,
         "session": model.stats.session_bytes,
         "gpu": info.gpu_bytes,
+        "buffers": plan.buffer_bytes,
+        "other": plan.other_bytes,
+        "peak": plan.peak_bytes,
     }
 
 
@@ -45,7 +48,9 @@ def _print(model: Model) -> None:
         ("runs on", placement(model) + (f"; {info.backend_note}" if info.backend_note else "")),
         ("memory", f"weights {memory['weights'] / 1e6:.1f} MB, of them sparsified "
          f"{memory['sparsified'] / 1e6:.1f} MB; keys and values "
-         f"{memory['kv_cache'] / 1e6:.1f} MB for {info.n_ctx} tokens"),
+         f"{memory['kv_cache'] / 1e6:.1f} MB for {info.n_ctx} tokens ({info.cache_type_k}, "
+         f"{info.cache_type_v}), buffers {memory['buffers'] / 1e6:.1f} MB, the rest "
+         f"{memory['other'] / 1e6:.1f} MB; at its peak {memory['peak'] / 1e6:.1f} MB"),
         ("sparsity", f"{model.sparsity.sparsity:g}"),
         ("rule", model.describe_rule()),
     ]  # fmt: skip

@@ -1,7 +1,8 @@
 """Arguments that several commands have. Names are llama.cpp's where it has the option.
 
 What is not given on the command line comes from the environment (``PYWINA_MODEL``,
-``PYWINA_SPARSITY``, ``PYWINA_THREADS``), then from the defaults.
+``PYWINA_SPARSITY``, ``PYWINA_THREADS``, ``PYWINA_CACHE_TYPE_K``, ``PYWINA_CACHE_TYPE_V``,
+``PYWINA_MEM_LIMIT``), then from the defaults.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..errors import ArgumentError
-from ..model import Backend
+from ..model import Backend, CacheType
 from ..params import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
 
@@ -78,6 +79,16 @@ def add_model(
                        help="tokens of context")  # fmt: skip
     group.add_argument("-b", "--batch-size", "--n-batch", dest="n_batch", type=int, metavar="N",
                        help="prompt tokens per step")  # fmt: skip
+    for short, which, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
+        group.add_argument(
+            short, f"--cache-type-{which}", choices=get_args(CacheType),
+            default=environment(f"PYWINA_CACHE_TYPE_{which.upper()}", "f16"),
+            help=f"how {what} are kept; default: $PYWINA_CACHE_TYPE_{which.upper()}, else f16",
+        )  # fmt: skip
+    group.add_argument(
+        "--mem-limit", default=environment("PYWINA_MEM_LIMIT"), metavar="SIZE",
+        help="fail at once if more memory is needed: bytes, 800M, 1.5G; default: $PYWINA_MEM_LIMIT",
+    )  # fmt: skip
     group.add_argument("--backend", choices=get_args(Backend), default="auto")
     group.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", dest="gpu_layers", type=int, metavar="N",

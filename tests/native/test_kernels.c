@@ -242,25 +242,17 @@ static void test_gemm(const wina_kernels *c, const wina_kernels *k, const fixtur
 static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n) {
     float *x = malloc((size_t)n * 4), *g = malloc((size_t)n * 4);
     float *y[2] = {calloc((size_t)n, 4), calloc((size_t)n, 4)};
-    uint16_t *h[2] = {calloc((size_t)n, 2), calloc((size_t)n, 2)};
     const wina_kernels *both[2] = {c, k};
-    float dots[2], sums[2], max[2];
+    float sums[2], max[2];
     for (int32_t i = 0; i < n; i++)
         x[i] = 20 * random_unit(), g[i] = random_unit();
-    double norm = 0, dot = 0;
-    for (int i = 0; i < 2; i++) {
-        both[i]->to_f16(h[i], g, n);
-        dots[i] = both[i]->dot_f16(x, h[0], n);
+    double norm = 0;
+    for (int i = 0; i < 2; i++)
         both[i]->rms_norm(y[i], x, g, n, 1e-5f);
-    }
-    for (int32_t i = 0; i < n; i++) {
+    for (int32_t i = 0; i < n; i++)
         norm += (double)x[i] * (double)x[i];
-        dot += (double)x[i] * (double)wina_f16_to_f32(h[0][i]);
-    }
     double scale = 1 / sqrt(norm / n + 1e-5);
     CHECK(fabs((double)y[1][n - 1] - (double)x[n - 1] * scale * (double)g[n - 1]) < 1e-4);
-    CHECK(fabs((double)dots[1] - dot) < 1e-5 * (1 + norm));
-    CHECK(memcmp(h[0], h[1], (size_t)n * 2) == 0 && dots[0] == dots[1]);
     CHECK(memcmp(y[0], y[1], (size_t)n * 4) == 0);
     for (int i = 0; i < 2; i++)
         both[i]->swiglu(y[i], x, g, n);
@@ -275,7 +267,6 @@ static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n
     CHECK(fabs((double)y[1][0] - gelu) <= 2e-6 * fabs(x0 * (double)g[0]) + 1e-9);
     for (int i = 0; i < 2; i++) {
         memcpy(y[i], x, (size_t)n * 4);
-        both[i]->add_f16(y[i], 0.37f, h[0], n);
         both[i]->add(y[i], g, n);
         max[i] = both[i]->softmax_part(y[i], n, &sums[i]);
     }
@@ -284,7 +275,99 @@ static void test_vectors(const wina_kernels *c, const wina_kernels *k, int32_t n
     for (int32_t i = 0; i < n; i++)
         total += (double)y[1][i];
     CHECK(fabs(total - (double)sums[1]) < 1e-5 * total && sums[1] >= 1.0f);
-    free(x), free(g), free(y[0]), free(y[1]), free(h[0]), free(h[1]);
+    free(x), free(g), free(y[0]), free(y[1]);
+}
+
+/* Largest error of a value in a row whose largest magnitude is 1. */
+static double cache_step(int32_t type) {
+    return type == WINA_CACHE_F32 ? 0 : type == WINA_CACHE_F16 ? 1.0 / 2048 : 1.02 / 254;
+}
+
+static void check_rounding(const float *x, const float *y, size_t n, int32_t type) {
+    double most = 0;
+    for (size_t i = 0; i < n; i++)
+        if (fabs((double)x[i] - (double)y[i]) > most)
+            most = fabs((double)x[i] - (double)y[i]);
+    CHECK_MSG(most <= cache_step(type), "type %d: off by %g", type, most);
+}
+
+/* sum of a * b over n values so far apart; *size: of their magnitudes. */
+static double sum_of(const float *a, int32_t a_step, const float *b, int32_t b_step, int32_t n,
+                     double *size) {
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const double term = (double)a[(int64_t)i * a_step] * (double)b[(int64_t)i * b_step];
+        sum += term;
+        if (size)
+            *size += fabs(term);
+    }
+    return sum;
+}
+
+/* Rows of the cache, written and read: the same bytes and floats as C, near what was stored,
+ * nothing written outside; then dot products with them, and weighted sums of them. */
+static void test_cache(const wina_kernels *c, const wina_kernels *k, int32_t type, int32_t n_dim,
+                       int32_t n_rows) {
+    const wina_kernels *both[2] = {c, k};
+    const size_t n = (size_t)n_dim * (size_t)n_rows, room = n + 2 * CANARY;
+    const uint64_t row_bytes = wina_cache_row_bytes(type, n_dim);
+    float *x = malloc(n * 4), *q = malloc((size_t)n_dim * 4);
+    uint8_t *rows[2];
+    float *f[2], *s[2], *o[2];
+    for (size_t i = 0; i < n; i++)
+        x[i] = i % 7 ? random_unit() : 1.0f;
+    for (int32_t i = 0; i < n_dim; i++)
+        q[i] = 3 * random_unit();
+    for (int i = 0; i < 2; i++) {
+        rows[i] = malloc(row_bytes * (size_t)n_rows + CANARY);
+        memset(rows[i], 0xff, row_bytes * (size_t)n_rows + CANARY);
+        f[i] = malloc(room * 4), s[i] = malloc(((size_t)n_rows + CANARY) * 4);
+        o[i] = malloc(((size_t)n_dim + CANARY) * 4);
+        memset(f[i], 0xff, room * 4);
+        memset(s[i], 0xff, ((size_t)n_rows + CANARY) * 4);
+        memset(o[i], 0xff, ((size_t)n_dim + CANARY) * 4);
+        for (int32_t r = 0; r < n_rows; r++)
+            both[i]->cache_store[type](rows[i] + row_bytes * (uint64_t)r, x + (size_t)r * n_dim,
+                                       n_dim);
+        both[i]->cache_load[type](f[i] + CANARY, rows[0], n_dim, n_rows);
+        both[i]->attend_dots(q, f[0] + CANARY, n_dim, n_rows, 0.3f, s[i]);
+        memcpy(o[i], q, (size_t)n_dim * 4);
+        both[i]->attend_add(o[i], s[0], f[0] + CANARY, n_dim, n_dim, n_rows);
+    }
+    CHECK(memcmp(rows[0], rows[1], row_bytes * (size_t)n_rows + CANARY) == 0);
+    CHECK(memcmp(f[0], f[1], room * 4) == 0);
+    CHECK_MSG(memcmp(s[0], s[1], ((size_t)n_rows + CANARY) * 4) == 0, "%s: %d dots of %d", k->name,
+              n_rows, n_dim);
+    CHECK_MSG(memcmp(o[0], o[1], ((size_t)n_dim + CANARY) * 4) == 0, "%s: sums of %d rows of %d",
+              k->name, n_rows, n_dim);
+    check_rounding(x, f[1] + CANARY, n, type);
+    for (int32_t r = 0; r < n_rows; r++) {
+        const double sum = 0.3 * sum_of(q, 1, f[1] + CANARY + r * n_dim, 1, n_dim, NULL);
+        CHECK(fabs((double)s[1][r] - sum) <= 1e-6 * (n_dim + 1));
+    }
+    for (int32_t i = 0; i < n_dim; i++) {
+        double size = 0;
+        const double sum = sum_of(s[0], 1, f[1] + CANARY + i, n_dim, n_rows, &size);
+        CHECK(fabs((double)o[1][i] - (double)q[i] - sum) <= 1e-6 * (size + 3));
+    }
+    for (int i = 0; i < 2; i++)
+        free(rows[i]), free(f[i]), free(s[i]), free(o[i]);
+    free(x), free(q);
+}
+
+/* Rows of zeros, and values that the type cannot hold: zeros, or no number, but no garbage. */
+static void test_cache_extremes(const wina_kernels *k) {
+    float x[40] = {0}, y[40];
+    uint8_t row[160];
+    for (int32_t type = 0; type < WINA_N_CACHE_TYPES; type++) {
+        k->cache_store[type](row, x, 40);
+        k->cache_load[type](y, row, 40, 1);
+        CHECK(memcmp(x, y, sizeof x) == 0);
+    }
+    x[3] = INFINITY;
+    k->cache_store[WINA_CACHE_Q8_0](row, x, 40);
+    k->cache_load[WINA_CACHE_Q8_0](y, row, 40, 1);
+    CHECK(isnan(y[3]) && y[39] == 0.0f);
 }
 
 static void test_scores(const wina_kernels *c, const wina_kernels *k, int32_t n) {
@@ -352,6 +435,13 @@ int main(void) {
             test_vectors(&c, &k, sizes[i]);
             test_scores(&c, &k, sizes[i]);
         }
+        static const int32_t dims[] = {2, 8, 24, 32, 64, 80, 96, 100, 128, 256};
+        static const int32_t n_rows[] = {1, 4, 7, 8, 9, 64};
+        for (int32_t type = 0; type < WINA_N_CACHE_TYPES; type++)
+            for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++)
+                for (size_t r = 0; r < sizeof n_rows / sizeof n_rows[0]; r++)
+                    test_cache(&c, &k, type, dims[d], n_rows[r]);
+        test_cache_extremes(&k);
     }
     return check_report("kernels");
 }

@@ -195,6 +195,32 @@ INLINE __m256 load_floats(const uint8_t *p, wina_scales kind) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 
+/* Eight rows' eight lanes, each folded 8 -> 4 -> 2 -> 1: lane r of the result is row r. */
+INLINE __m256 fold_eight(const __m256 f[8]) {
+    __m256 x[4], y[2];
+    for (int r = 0; r < 4; r++)
+        x[r] = _mm256_add_ps(_mm256_permute2f128_ps(f[r], f[r + 4], 0x20),
+                             _mm256_permute2f128_ps(f[r], f[r + 4], 0x31));
+    for (int r = 0; r < 2; r++)
+        y[r] = _mm256_add_ps(_mm256_shuffle_ps(x[2 * r], x[2 * r + 1], 0x44),
+                             _mm256_shuffle_ps(x[2 * r], x[2 * r + 1], 0xee));
+    return _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x88), _mm256_shuffle_ps(y[0], y[1], 0xdd));
+}
+/* The same for one row. */
+INLINE float fold_lanes_avx2(__m256 f) {
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(f), _mm256_extractf128_ps(f, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_shuffle_ps(x, x, 1)));
+}
+
+/* attend_avx2.c */
+void wina_attend_dots_avx2(const float *q, const float *k, int32_t n_dim, int32_t n_rows,
+                           float scale, float *s);
+void wina_attend_add_avx2(float *o, const float *p, const float *v, int32_t n_dim, int32_t stride,
+                          int32_t n_rows);
+float wina_softmax_part_avx2(float *s, int32_t n, float *sum);
+void wina_load_q8_0_avx2(float *x, const void *rows, int32_t n_dim, int32_t n_rows);
+
 /* select_avx2.c */
 void wina_score_avx2(const float *x, const float *norms, int32_t n, float *score);
 void wina_select_avx2(const float *score, int32_t n, int32_t n_keep, int32_t *kept,

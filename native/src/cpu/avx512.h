@@ -174,4 +174,12 @@ static inline __m512 load_floats(const uint8_t *p, wina_scales kind) {
 void wina_gemm_avx512(const wina_panel *panel, const wina_batch *batch, int32_t block0,
                       int32_t block1, int32_t strip, float *y);
 
+/* attend_avx512.c */
+void wina_attend_dots_avx512(const float *q, const float *k, int32_t n_dim, int32_t n_rows,
+                             float scale, float *s);
+void wina_attend_add_avx512(float *o, const float *p, const float *v, int32_t n_dim, int32_t stride,
+                            int32_t n_rows);
+float wina_softmax_part_avx512(float *s, int32_t n, float *sum);
+void wina_load_q8_0_avx512(float *x, const void *rows, int32_t n_dim, int32_t n_rows);
+
 #endif

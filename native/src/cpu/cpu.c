@@ -48,7 +48,7 @@ static void place_all(wina_cpu *c, layout *a) {
     const wina_weights *weights = &c->base.model->weights;
     const wina_group_weights *g = weights->layers[0].groups;
     uint64_t b = (uint64_t)c->n_batch, w = (uint64_t)c->n_widest;
-    uint64_t n_threads = (uint64_t)wina_threads_count(c->threads);
+    uint64_t n_threads = (uint64_t)c->n_threads;
     c->x = place(a, b * (uint64_t)f->n_embd, sizeof(float));
     c->h = place(a, b * (uint64_t)f->n_embd, sizeof(float));
     c->qkv = place(a, b * (uint64_t)g[WINA_GROUP_QKV].n_out, sizeof(float));
@@ -103,30 +103,58 @@ static void place_all(wina_cpu *c, layout *a) {
         s->score = place(a, w, sizeof(float));
         s->bits = place(a, w, sizeof(uint32_t));
         s->kept = place(a, w, sizeof(int32_t));
-        s->attention = place(a, WINA_ATTENTION_CHUNK, sizeof(float));
+        s->attention =
+            place(a, (uint64_t)WINA_ATTENTION_QUERIES * WINA_ATTENTION_CHUNK, sizeof(float));
+        s->parts =
+            place(a, WINA_ATTENTION_QUERIES * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
+        s->tile = place(a, (uint64_t)c->tile_rows * (uint64_t)f->head_dim, sizeof(float));
         s->part_sums = place(a, b * WINA_STRIP, sizeof(float));
     }
 }
 
-/* The cache is not placed in the arena: its pages are taken as the context fills. */
-static int32_t create_cache(wina_cpu *c) {
-    const wina_config *f = &c->base.model->config;
-    uint64_t n = 0;
-    if (!wina_mem_mul((uint64_t)f->n_layer * (uint64_t)f->n_head_kv * (uint64_t)f->head_dim,
-                      (uint64_t)c->n_ctx, &n))
+/* Sizes that everything else follows from; the cache is not placed in the arena, since its pages
+ * are taken as the context fills. */
+static int32_t plan(wina_cpu *c, const wina_model *model, const wina_backend_params *p, layout *a) {
+    const int32_t rows = WINA_ATTENTION_TILE / model->config.head_dim / 8 * 8;
+    c->base.model = model;
+    c->n_ctx = p->n_ctx;
+    c->n_batch = p->n_batch;
+    c->n_threads = p->n_threads;
+    c->tile_rows = rows < 8 ? 8 : rows > 64 ? 64 : rows;
+    for (int g = 0; g < WINA_N_GROUPS; g++) {
+        int32_t n = wina_weights_widest_in(&model->weights, g);
+        c->n_widest = n > c->n_widest ? n : c->n_widest;
+    }
+    c->n_widest = (c->n_widest + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;
+    WINA_TRY(wina_kvcache_plan(model, p, &c->cache));
+    place_all(c, a);
+    if (a->overflow)
         return wina_fail(WINA_E_ARGUMENT, "n_ctx %d is too large", c->n_ctx);
-    WINA_TRY(wina_mem_create(n, sizeof *c->k, "KV cache", &c->k));
-    WINA_TRY(wina_mem_create(n, sizeof *c->v, "KV cache", &c->v));
-    c->base.n_bytes += 2 * n * sizeof *c->k;
     return WINA_OK;
+}
+
+int32_t wina_cpu_backend_plan(const wina_model *model, const wina_backend_params *params,
+                              uint64_t *cache_bytes, uint64_t *buffer_bytes) {
+    const uint64_t vocab = (uint64_t)model->weights.output.n_rows;
+    const uint64_t width = (uint64_t)params->n_batch * (uint64_t)model->config.n_embd;
+    wina_cpu c = {0};
+    layout a = {0};
+    const int32_t status = plan(&c, model, params, &a);
+    *cache_bytes = c.cache.n_bytes;
+    *buffer_bytes = a.n_bytes;
+    /* Logits of one token are wanted at a time: the other rows of `out` are never touched. */
+    if (width < WINA_HEAD_BATCH * vocab)
+        *buffer_bytes -=
+            (WINA_HEAD_BATCH * vocab - (width > vocab ? width : vocab)) * sizeof(float);
+    wina_kvcache_free(&c.cache);
+    return status;
 }
 
 static void cpu_free(wina_backend *b) {
     wina_cpu *c = cpu_of(b);
     wina_threads_free(c->threads);
     wina_mem_free_big(c->arena, c->arena_bytes);
-    free(c->k);
-    free(c->v);
+    wina_kvcache_free(&c->cache);
     free(c->scratch);
     free(c);
 }
@@ -163,6 +191,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     c->rules = rules;
     c->members = NULL;
     b->counters = (wina_counters){0};
+    wina_kvcache_begin(&c->cache, f->n_layer, pos, n_tokens);
     for (int32_t t = 0; t < n_tokens; t++) {
         float *x = c->x + (int64_t)t * f->n_embd;
         wina_weights_embed(&b->model->weights, tokens[t], x);
@@ -171,6 +200,12 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
         fill_angles(c, t, false);
         if (f->window)
             fill_angles(c, t, true);
+    }
+    /* A table in the file is read a row here and there, and every row brings its neighbours. */
+    c->n_embedded += n_tokens;
+    if (b->model->weights.token_embd && c->n_embedded >= WINA_EMBEDDED) {
+        wina_gguf_release(b->model->gguf, b->model->weights.token_embd);
+        c->n_embedded = 0;
     }
 }
 
@@ -311,12 +346,15 @@ static void hidden(wina_backend *b, float *out) {
                             b->model->weights.output_norm, f->n_embd, f->rms_eps);
 }
 
-static void *cache(wina_backend *b, int32_t layer, int32_t head, bool value, uint64_t *row_bytes) {
-    wina_cpu *c = cpu_of(b);
-    const wina_config *f = &b->model->config;
-    *row_bytes = (uint64_t)f->head_dim * sizeof *c->k;
-    int64_t row = ((int64_t)layer * f->n_head_kv + head) * c->n_ctx;
-    return (value ? c->v : c->k) + row * f->head_dim;
+static void *cache(wina_backend *b, int32_t layer, int32_t head, bool value, int32_t pos,
+                   uint64_t *row_bytes, int32_t *n_rows) {
+    const wina_cpu *c = cpu_of(b);
+    *row_bytes = c->cache.row_bytes[value];
+    return wina_kvcache_at(&c->cache, c->n_ctx, layer, head, value, pos, n_rows);
+}
+
+static int32_t *held_from(wina_backend *b) {
+    return &cpu_of(b)->cache.held_from;
 }
 
 static const float *residual(wina_backend *b) {
@@ -354,35 +392,26 @@ static const wina_backend_ops CPU_OPS = {
     .cache = cache,
     .begin_members = wina_cpu_begin_members,
     .logits_members = wina_cpu_logits_members,
+    .held_from = held_from,
 };
 
-int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t n_batch,
-                                int32_t n_threads, wina_backend **out) {
+int32_t wina_cpu_backend_create(const wina_model *model, const wina_backend_params *params,
+                                wina_backend **out) {
     *out = NULL;
     wina_cpu *c = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *c, "session", &c));
     c->base.ops = &CPU_OPS;
-    c->base.model = model;
-    c->n_ctx = n_ctx;
-    c->n_batch = n_batch;
-    for (int g = 0; g < WINA_N_GROUPS; g++) {
-        int32_t n = wina_weights_widest_in(&model->weights, g);
-        c->n_widest = n > c->n_widest ? n : c->n_widest;
-    }
-    c->n_widest = (c->n_widest + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;
     layout a = {0};
     int32_t status = wina_kernels_detect(&c->kernels);
     if (status == WINA_OK)
-        status = wina_threads_create(n_threads, &c->threads);
+        status = plan(c, model, params, &a);
     if (status == WINA_OK)
-        status = wina_mem_create((uint64_t)n_threads, sizeof *c->scratch, "session", &c->scratch);
-    if (status == WINA_OK) {
-        place_all(c, &a);
-        if (a.overflow)
-            status = wina_fail(WINA_E_ARGUMENT, "n_ctx %d is too large", n_ctx);
-    }
+        status = wina_threads_create(c->n_threads, &c->threads);
     if (status == WINA_OK)
-        status = create_cache(c);
+        status =
+            wina_mem_create((uint64_t)c->n_threads, sizeof *c->scratch, "session", &c->scratch);
+    if (status == WINA_OK)
+        status = wina_kvcache_create(&c->cache);
     if (status == WINA_OK)
         status = wina_mem_create_big(a.n_bytes, "session buffers", &c->arena);
     if (status != WINA_OK) {
@@ -390,7 +419,7 @@ int32_t wina_cpu_backend_create(const wina_model *model, int32_t n_ctx, int32_t 
         return status;
     }
     c->arena_bytes = a.n_bytes;
-    c->base.n_bytes += a.n_bytes;
+    c->base.n_bytes = a.n_bytes + c->cache.n_bytes;
     place_all(c, &(layout){.memory = c->arena});
     *out = &c->base;
     return WINA_OK;

@@ -6,13 +6,16 @@
 
 #include "../backend.h"
 #include "kernels.h"
+#include "kvcache.h"
 
 /* Scratch of one thread that selects inputs and attends. */
 typedef struct wina_cpu_scratch {
     float *score;     /* (n_widest) */
     uint32_t *bits;   /* (n_widest) */
     int32_t *kept;    /* (n_widest) */
-    float *attention; /* (ATTENTION_CHUNK) */
+    float *attention; /* (ATTENTION_QUERIES, ATTENTION_CHUNK) scores */
+    float *parts;     /* (ATTENTION_QUERIES, n_chunks, head_dim + 2) see partial, of a batch */
+    float *tile;      /* (tile_rows, head_dim) rows of the cache */
     float *part_sums; /* (B, 64) */
 } wina_cpu_scratch;
 
@@ -22,10 +25,12 @@ typedef struct wina_cpu {
     wina_threads *threads;
     wina_cpu_scratch *scratch; /* (n_threads) */
 
-    int32_t n_ctx, n_batch;
-    int32_t n_widest; /* largest input of any group, rounded up to 32 */
+    int32_t n_ctx, n_batch, n_threads;
+    int32_t tile_rows; /* of the cache that are attended to together */
+    int32_t n_widest;  /* largest input of any group, rounded up to 32 */
     /* the batch under way */
     int32_t n_tokens, pos, n_dense;
+    int32_t n_embedded; /* tokens since pages of the file's embeddings were given back */
     const wina_rules *rules;
     const wina_member *members; /* (n_tokens) whose tokens they are; NULL: all of this session */
     bool joined;                /* qkv of one token is not in parts */
@@ -46,8 +51,8 @@ typedef struct wina_cpu {
     int32_t *chosen;   /* (B, n_expert_used) experts of a token, rising */
     float *share;      /* (B, n_expert_used) their weights */
     int32_t *visitors; /* (B) tokens of one expert */
-    float *partial;    /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
-    uint16_t *k, *v;   /* (n_layer, n_head_kv, n_ctx, head_dim) float16 */
+    float *partial; /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    wina_kvcache cache;
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */
@@ -58,8 +63,11 @@ typedef struct wina_cpu {
 } wina_cpu;
 
 enum {
-    WINA_ATTENTION_CHUNK = 512, /* positions attended to in one piece */
-    WINA_HEAD_BATCH = 16        /* tokens whose logits are computed together */
+    WINA_ATTENTION_CHUNK = 512,  /* positions attended to in one piece */
+    WINA_ATTENTION_QUERIES = 16, /* heads times tokens that read the cache together */
+    WINA_ATTENTION_TILE = 4096,  /* floats of the cache that are read together, about */
+    WINA_EMBEDDED = 64,          /* tokens after which the embeddings' pages are given back */
+    WINA_HEAD_BATCH = 16         /* tokens whose logits are computed together */
 };
 
 /* W x for all tokens of the batch under way. */

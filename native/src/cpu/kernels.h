@@ -16,6 +16,7 @@
 #define WINA_KERNELS_H
 
 #include "pack.h"
+#include "wina.h"
 
 enum { WINA_ACT_MAX = 32512 }; /* 127 * 256 */
 
@@ -59,6 +60,18 @@ static inline int64_t wina_batch_sub(const wina_batch *b, int32_t sub, int32_t t
     return (int64_t)sub * b->n_tokens + token;
 }
 
+/* Types of the key and value cache, numbered as wina_cache_type. Q8_0 has blocks of up to 32
+ * values: a scale in float16, then 32 signed bytes, those of a last block's missing values being
+ * zero. */
+enum { WINA_N_CACHE_TYPES = 3, WINA_CACHE_BLOCK = 32, WINA_CACHE_BLOCK_BYTES = 34 };
+
+static inline uint64_t wina_cache_row_bytes(int32_t type, int32_t n_dim) {
+    const uint64_t n = (uint64_t)n_dim, n_blocks = (n + WINA_CACHE_BLOCK - 1) / WINA_CACHE_BLOCK;
+    return type == WINA_CACHE_Q8_0  ? n_blocks * WINA_CACHE_BLOCK_BYTES
+           : type == WINA_CACHE_F32 ? n * sizeof(float)
+                                    : n * sizeof(uint16_t);
+}
+
 typedef struct wina_kernels {
     const char *name;
 
@@ -86,14 +99,19 @@ typedef struct wina_kernels {
     void (*swiglu)(float *y, const float *gate, const float *up, int32_t n);
     /* y (n) = gelu(gate) * up, in the tanh form; up NULL: gelu(gate) */
     void (*geglu)(float *y, const float *gate, const float *up, int32_t n);
-    /* sum of q * k over n, k in float16 */
-    float (*dot_f16)(const float *q, const uint16_t *k, int32_t n);
-    /* o (n) += p * v, v in float16 */
-    void (*add_f16)(float *o, float p, const uint16_t *v, int32_t n);
+    /* s[i] = scale * sum of q * k_i, for n_rows rows k_i of n_dim floats, one behind the other */
+    void (*attend_dots)(const float *q, const float *k, int32_t n_dim, int32_t n_rows, float scale,
+                        float *s);
+    /* o (n_dim) += p[i] * v_i for n_rows rows, in rising order; rows are `stride` floats apart */
+    void (*attend_add)(float *o, const float *p, const float *v, int32_t n_dim, int32_t stride,
+                       int32_t n_rows);
     /* s (n) = exp(s - max(s)); returns the maximum and stores the sum */
     float (*softmax_part)(float *s, int32_t n, float *sum);
-    /* y (n) = x rounded to float16 */
-    void (*to_f16)(uint16_t *y, const float *x, int32_t n);
+    /* By type of the cache: rows of n_dim values, wina_cache_row_bytes apart, as floats; a row
+     * rounded. */
+    void (*cache_load[WINA_N_CACHE_TYPES])(float *x, const void *rows, int32_t n_dim,
+                                           int32_t n_rows);
+    void (*cache_store[WINA_N_CACHE_TYPES])(void *row, const float *x, int32_t n_dim);
     /* y[i] += x[i] */
     void (*add)(float *y, const float *x, int32_t n);
 } wina_kernels;

@@ -9,4 +9,8 @@ void wina_kernels_init_avx2(wina_kernels *k) {
     k->select = wina_select_avx2;
     k->quantize = wina_quantize_avx2;
     k->quantize_row = wina_quantize_row_avx2;
+    k->attend_dots = wina_attend_dots_avx2;
+    k->attend_add = wina_attend_add_avx2;
+    k->softmax_part = wina_softmax_part_avx2;
+    k->cache_load[WINA_CACHE_Q8_0] = wina_load_q8_0_avx2;
 }

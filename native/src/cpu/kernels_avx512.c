@@ -87,4 +87,8 @@ void wina_kernels_init_avx512(wina_kernels *k) {
     fill_table(k, "avx512");
     k->gemv = gemv_by_groups;
     k->gemm = wina_gemm_avx512;
+    k->attend_dots = wina_attend_dots_avx512;
+    k->attend_add = wina_attend_add_avx512;
+    k->softmax_part = wina_softmax_part_avx512;
+    k->cache_load[WINA_CACHE_Q8_0] = wina_load_q8_0_avx512;
 }

@@ -90,30 +90,25 @@ static void geglu(float *y, const float *gate, const float *up, int32_t n) {
         y[i] *= up[i];
 }
 
-static float dot_f16(const float *q, const uint16_t *k, int32_t n) {
-    float s[LANES] = {0};
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        float v[LANES];
-        halves_to_floats(k + i, v, LANES);
-        for (int l = 0; l < LANES; l++)
-            s[l] = fmaf(q[i + l], v[l], s[l]);
+static void attend_dots(const float *q, const float *k, int32_t n_dim, int32_t n_rows, float scale,
+                        float *out) {
+    for (int32_t r = 0; r < n_rows; r++, k += n_dim) {
+        float s[LANES] = {0};
+        int32_t i = 0;
+        for (; i + LANES <= n_dim; i += LANES)
+            for (int l = 0; l < LANES; l++)
+                s[l] = fmaf(q[i + l], k[i + l], s[l]);
+        for (int l = 0; i + l < n_dim; l++)
+            s[l] = fmaf(q[i + l], k[i + l], s[l]);
+        out[r] = fold_lanes(s) * scale;
     }
-    for (int l = 0; i + l < n; l++)
-        s[l] = fmaf(q[i + l], wina_f16_to_f32(k[i + l]), s[l]);
-    return fold_lanes(s);
 }
 
-static void add_f16(float *o, float p, const uint16_t *v, int32_t n) {
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        float f[LANES];
-        halves_to_floats(v + i, f, LANES);
-        for (int l = 0; l < LANES; l++)
-            o[i + l] = fmaf(p, f[l], o[i + l]);
-    }
-    for (; i < n; i++)
-        o[i] = fmaf(p, wina_f16_to_f32(v[i]), o[i]);
+static void attend_add(float *o, const float *p, const float *v, int32_t n_dim, int32_t stride,
+                       int32_t n_rows) {
+    for (int32_t r = 0; r < n_rows; r++, v += stride)
+        for (int32_t i = 0; i < n_dim; i++)
+            o[i] = fmaf(p[r], v[i], o[i]);
 }
 
 static float softmax_part(float *s, int32_t n, float *sum) {
@@ -132,14 +127,59 @@ static float softmax_part(float *s, int32_t n, float *sum) {
     return max;
 }
 
-static void to_f16(uint16_t *y, const float *x, int32_t n) {
+static void load_f16(float *x, const void *rows, int32_t n_dim, int32_t n_rows) {
+    halves_to_floats(rows, x, n_dim * n_rows);
+}
+
+static void store_f16(void *row, const float *x, int32_t n_dim) {
+    uint16_t *y = row;
     int32_t i = 0;
 #if defined(__F16C__)
-    for (; i + 8 <= n; i += 8)
+    for (; i + 8 <= n_dim; i += 8)
         _mm_storeu_si128((__m128i *)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), 0));
 #endif
-    for (; i < n; i++)
+    for (; i < n_dim; i++)
         y[i] = wina_f32_to_f16(x[i]);
+}
+
+static void load_f32(float *x, const void *rows, int32_t n_dim, int32_t n_rows) {
+    memcpy(x, rows, (size_t)n_dim * (size_t)n_rows * sizeof *x);
+}
+
+static void store_f32(void *row, const float *x, int32_t n_dim) {
+    memcpy(row, x, (size_t)n_dim * sizeof *x);
+}
+
+static void load_q8_0(float *x, const void *rows, int32_t n_dim, int32_t n_rows) {
+    const uint8_t *block = rows;
+    for (int32_t r = 0; r < n_rows; r++, x += n_dim)
+        for (int32_t i = 0; i < n_dim; i += WINA_CACHE_BLOCK, block += WINA_CACHE_BLOCK_BYTES) {
+            uint16_t half;
+            memcpy(&half, block, sizeof half);
+            const float d = wina_f16_to_f32(half);
+            for (int32_t k = 0; k < WINA_CACHE_BLOCK && i + k < n_dim; k++)
+                x[i + k] = d * (float)(int8_t)block[2 + k];
+        }
+}
+
+/* A value that is not finite makes the block's scale NaN, as in activations. */
+static void store_q8_0(void *row, const float *x, int32_t n_dim) {
+    uint8_t *block = row;
+    for (int32_t i = 0; i < n_dim; i += WINA_CACHE_BLOCK, block += WINA_CACHE_BLOCK_BYTES) {
+        const int32_t n = n_dim - i < WINA_CACHE_BLOCK ? n_dim - i : WINA_CACHE_BLOCK;
+        float amax = 0.0f;
+        for (int32_t k = 0; k < n; k++) {
+            const float a = fabsf(x[i + k]);
+            amax = a <= amax ? amax : a; /* a NaN gets through */
+        }
+        const float d = amax <= FLT_MAX ? amax / 127.0f : NAN;
+        const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
+        const uint16_t half = wina_f32_to_f16(d);
+        memcpy(block, &half, sizeof half);
+        memset(block + 2, 0, WINA_CACHE_BLOCK);
+        for (int32_t k = 0; k < n && inverse <= FLT_MAX && inverse > 0.0f; k++)
+            block[2 + k] = (uint8_t)(int8_t)round_even(x[i + k] * inverse);
+    }
 }
 
 static void add(float *y, const float *x, int32_t n) {
@@ -452,10 +492,11 @@ static inline void fill_table(wina_kernels *k, const char *name) {
         .rms_norm = rms_norm,
         .swiglu = swiglu,
         .geglu = geglu,
-        .dot_f16 = dot_f16,
-        .add_f16 = add_f16,
+        .attend_dots = attend_dots,
+        .attend_add = attend_add,
         .softmax_part = softmax_part,
-        .to_f16 = to_f16,
+        .cache_load = {load_f16, load_q8_0, load_f32},
+        .cache_store = {store_f16, store_q8_0, store_f32},
         .add = add,
     };
 }

@@ -1,5 +1,5 @@
 /* NEON as every aarch64 processor has it: vectors and the table. Matrices are in gemv_neon.c and
- * gemm_neon.c. */
+ * gemm_neon.c, attention in attend_neon.c. */
 #include "kernels_generic.h"
 #include "neon.h"
 
@@ -12,14 +12,6 @@ typedef struct lanes {
 static inline lanes zero_lanes(void) {
     const float32x4_t zero = vdupq_n_f32(0.0f);
     return (lanes){{zero, zero, zero, zero}};
-}
-
-/* Sixteen halves as floats. */
-static inline lanes load_sixteen(const uint16_t *h) {
-    const float16x8_t a = vreinterpretq_f16_u16(vld1q_u16(h));
-    const float16x8_t b = vreinterpretq_f16_u16(vld1q_u16(h + 8));
-    return (lanes){{vcvt_f32_f16(vget_low_f16(a)), vcvt_high_f32_f16(a),
-                    vcvt_f32_f16(vget_low_f16(b)), vcvt_high_f32_f16(b)}};
 }
 
 static inline void store_lanes(float *s, lanes x) {
@@ -87,36 +79,6 @@ static void swiglu_neon(float *y, const float *gate, const float *up, int32_t n)
         y[i] = gate[i] / (1.0f + exp_one(-gate[i])) * up[i];
 }
 
-static float dot_f16_neon(const float *q, const uint16_t *k, int32_t n) {
-    lanes t = zero_lanes();
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        const lanes f = load_sixteen(k + i);
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; v++)
-            t.v[v] = vfmaq_f32(t.v[v], vld1q_f32(q + i + 4 * v), f.v[v]);
-    }
-    if (i == n)
-        return fold_vectors(t);
-    float s[LANES];
-    store_lanes(s, t);
-    for (int l = 0; i + l < n; l++)
-        s[l] = fmaf(q[i + l], wina_f16_to_f32(k[i + l]), s[l]);
-    return fold_lanes(s);
-}
-
-static void add_f16_neon(float *o, float p, const uint16_t *v, int32_t n) {
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        const lanes f = load_sixteen(v + i);
-#pragma GCC unroll 4
-        for (int l = 0; l < 4; l++)
-            vst1q_f32(o + i + 4 * l, vfmaq_n_f32(vld1q_f32(o + i + 4 * l), f.v[l], p));
-    }
-    for (; i < n; i++)
-        o[i] = fmaf(p, wina_f16_to_f32(v[i]), o[i]);
-}
-
 static float softmax_part_neon(float *s, int32_t n, float *sum) {
     float max = s[0];
     int32_t i = 0;
@@ -145,14 +107,6 @@ static float softmax_part_neon(float *s, int32_t n, float *sum) {
     }
     *sum = fold_lanes(l);
     return max;
-}
-
-static void to_f16_neon(uint16_t *y, const float *x, int32_t n) {
-    int32_t i = 0;
-    for (; i + 4 <= n; i += 4)
-        vst1_u16(y + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
-    for (; i < n; i++)
-        y[i] = wina_f32_to_f16(x[i]);
 }
 
 /* ---- activations -------------------------------------------------------------------------- */
@@ -247,8 +201,10 @@ void wina_kernels_init_neon(wina_kernels *k) {
     k->score = score_neon;
     k->rms_norm = rms_norm_neon;
     k->swiglu = swiglu_neon;
-    k->dot_f16 = dot_f16_neon;
-    k->add_f16 = add_f16_neon;
+    k->attend_dots = wina_attend_dots_neon;
+    k->attend_add = wina_attend_add_neon;
     k->softmax_part = softmax_part_neon;
-    k->to_f16 = to_f16_neon;
+    k->cache_load[WINA_CACHE_F16] = wina_load_f16_neon;
+    k->cache_load[WINA_CACHE_Q8_0] = wina_load_q8_0_neon;
+    k->cache_store[WINA_CACHE_F16] = wina_store_f16_neon;
 }

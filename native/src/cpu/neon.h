@@ -294,4 +294,13 @@ void wina_gemm_dotprod(const wina_panel *panel, const wina_batch *batch, int32_t
 void wina_gemm_i8mm(const wina_panel *panel, const wina_batch *batch, int32_t block0,
                     int32_t block1, int32_t strip, float *y);
 
+/* attend_neon.c */
+void wina_attend_dots_neon(const float *q, const float *k, int32_t n_dim, int32_t n_rows,
+                           float scale, float *s);
+void wina_attend_add_neon(float *o, const float *p, const float *v, int32_t n_dim, int32_t stride,
+                          int32_t n_rows);
+void wina_load_f16_neon(float *x, const void *rows, int32_t n_dim, int32_t n_rows);
+void wina_store_f16_neon(void *row, const float *x, int32_t n_dim);
+void wina_load_q8_0_neon(float *x, const void *rows, int32_t n_dim, int32_t n_rows);
+
 #endif

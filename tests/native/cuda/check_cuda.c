@@ -6,6 +6,8 @@
 #include "fake.h"
 #include "forward.h"
 
+static const wina_backend_params SESSION = {.n_ctx = 64, .n_batch = 16, .n_threads = 2};
+
 static const uint32_t TYPES[] = {WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16, WINA_DTYPE_Q8_0,
                                  WINA_DTYPE_Q4_0, WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0, WINA_DTYPE_Q5_1,
                                  WINA_DTYPE_Q4_K, WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
@@ -97,7 +99,7 @@ static outcome run_both(const fake_spec *spec, const wina_sparsity *s, const cha
     CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
     if (!m->cuda)
         return o;
-    CHECK(wina_cpu_backend_create(m, 64, 16, 2, &cpu) == WINA_OK);
+    CHECK(wina_cpu_backend_create(m, &SESSION, &cpu) == WINA_OK);
     CHECK_MSG(m->cuda_plugin->backend_create(m->cuda, 64, 16, &gpu) == WINA_OK, "%s", wina_error());
     CHECK(run(cpu, tokens, N_TOKENS, N_DENSE, &rules, true, a) == WINA_OK);
     CHECK_MSG(run(gpu, tokens, N_TOKENS, N_DENSE, &rules, true, b) == WINA_OK, "%s", wina_error());
@@ -157,8 +159,12 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     CHECK(m->cuda_first == 3 - n_gpu);
     if (getenv("EMULATE_GPUS") && n_gpu > 1)
         CHECK(m->more_cuda[0] != NULL);
-    CHECK(wina_cpu_backend_create(m, 64, 16, 2, &cpu) == WINA_OK);
-    CHECK_MSG(wina_chain_create(m, 64, 16, 2, &chain) == WINA_OK, "%s", wina_error());
+    CHECK(wina_cpu_backend_create(m, &SESSION, &cpu) == WINA_OK);
+    wina_backend_params small = SESSION;
+    small.cache_types[1] = WINA_CACHE_Q8_0;
+    CHECK(wina_chain_create(m, &small, &chain) == WINA_E_UNSUPPORTED &&
+          strstr(wina_error(), "cache of values can only be f16"));
+    CHECK_MSG(wina_chain_create(m, &SESSION, &chain) == WINA_OK, "%s", wina_error());
     CHECK(run(cpu, tokens, N_TOKENS, N_DENSE, &rules, true, a) == WINA_OK);
     CHECK_MSG(run(chain, tokens, N_TOKENS, N_DENSE, &rules, true, b) == WINA_OK, "%s",
               wina_error());
