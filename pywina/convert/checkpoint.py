@@ -47,15 +47,6 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _strings(values: list[str]) -> bytes:
-    """An array of strings as a metadata value."""
-    parts = [np.array([9, 8], "<u4").tobytes(), np.array([len(values)], "<u8").tobytes()]
-    for value in values:
-        data = value.encode("utf-8")
-        parts += [np.array([len(data)], "<u8").tobytes(), data]
-    return b"".join(parts)
-
-
 def _integers(values: list[int]) -> bytes:
     """An array of i32 as a metadata value."""
     head = np.array([9, 5], "<u4").tobytes() + np.array([len(values)], "<u8").tobytes()
@@ -105,9 +96,9 @@ def _tokenizer(folder: Path, n_vocab: int, values: dict[str, bytes]) -> None:
     types = [int(kinds.get(i, gguf.TokenType.UNUSED)) for i in range(n_vocab)]
     values["tokenizer.ggml.model"] = gguffile.encode("gpt2")
     values["tokenizer.ggml.pre"] = gguffile.encode(_pre_tokenizer(content, path))
-    values["tokenizer.ggml.tokens"] = _strings(names)
+    values["tokenizer.ggml.tokens"] = gguffile.encode_strings(names)
     values["tokenizer.ggml.token_type"] = _integers(types)
-    values["tokenizer.ggml.merges"] = _strings(merges)
+    values["tokenizer.ggml.merges"] = gguffile.encode_strings(merges)
     ids = {text: i for i, text in texts.items()}
     side = folder / "tokenizer_config.json"
     extra = _json(side) if side.is_file() else {}
