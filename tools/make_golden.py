@@ -8,10 +8,11 @@ DIR holds smollm2-135m.gguf, qwen2.5-coder-0.5b.gguf and gemma3-270m.gguf. For e
 
   dense_<model>.npz     transformers' teacher-forced logits over 200 tokens of TEXT (see sketch.py)
   greedy_<model>.json   48 greedy tokens from a chat prompt, with the top-1 margin of each
-  perplexity.json       losses of single 512-token windows of wikitext2's test file (the first 20,480
-                        tokens; the first of a window is the beginning-of-text token where the model
-                        has one), float32 and, with --llama-python (an interpreter that has
-                        llama-cpp-python), llama.cpp's. --perplexity makes only this
+  perplexity.json       losses of single 512-token windows of wikitext2's test file, the first
+                        20,480 tokens; a window begins with the beginning-of-text token where the
+                        model has one. Float32 and, with --llama-python (an interpreter that has
+                        llama-cpp-python), llama.cpp's. --perplexity makes only this; what the file
+                        holds already is kept
 
 and stops unless transformers and reference.py, two implementations that share no code but the
 dequantiser, agree with each other on the dense logits.
@@ -25,6 +26,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +78,7 @@ def sha256(path: Path) -> str:
 
 def window_nll(logits: np.ndarray, window: list[int]) -> float:
     """Mean loss in nats over the second half of a window, llama.cpp's protocol: the logits at
-    positions n/2 .. n-2 are scored against the tokens that follow them. logits: of the last half."""
+    positions n/2 .. n-2 are scored against the tokens that follow them. logits: of that half."""
     first = len(window) // 2
     rows = logits[:-1].astype(np.float64)
     peak = rows.max(axis=1)
@@ -171,23 +174,23 @@ def make_greedy(name: str, model: Transformers, out: Path) -> None:
 
 
 def make_perplexity(
-    model: Transformers, path: Path, text: Path, llama_python: str | None
-) -> dict[str, Any]:
-    """Float32 and llama.cpp losses of the first windows of a text."""
+    model: Transformers, path: Path, text: Path, llama_python: str | None, result: dict[str, Any],
+    save: Callable[[], None],
+) -> None:  # fmt: skip
+    """Float32 and llama.cpp losses of the first windows of a text, into result, which may hold
+    those of some already: a run that was stopped goes on."""
     n, first = WINDOWS * WINDOW, model.starts_with()
     tokens = model.tokenizer(text.read_text(encoding="utf-8")[: n * 8], add_special_tokens=False)
     windows = np.array((first + tokens["input_ids"])[:n]).reshape(-1, WINDOW).tolist()
-    losses = []
     for window in windows:
         window[: len(first)] = first
-        losses.append(window_nll(model.logits(window, WINDOW // 2), window))
-        print(f"  window {len(losses)} of {WINDOWS}: {losses[-1]:.6f}", flush=True)
-    result: dict[str, Any] = {
-        "file_sha256": sha256(path),
-        "nll_per_window": [round(x, 6) for x in losses],
-        "ppl": round(math.exp(float(np.mean(losses))), 4),
-        "first_tokens": windows[0][:16],
-    }
+    result |= {"file_sha256": sha256(path), "first_tokens": windows[0][:16]}
+    losses = result.setdefault("nll_per_window", [])
+    for window in windows[len(losses) :]:
+        losses.append(round(window_nll(model.logits(window, WINDOW // 2), window), 6))
+        print(f"  window {len(losses)} of {WINDOWS}: {losses[-1]}", flush=True)
+        save()
+    result["ppl"] = round(math.exp(float(np.mean(losses))), 4)
     if llama_python:
         worker = Path(__file__).with_name("peer_llama.py")
         done = subprocess.run(
@@ -204,7 +207,6 @@ def make_perplexity(
             "ppl": round(math.exp(float(np.mean(peer["nll_per_window"]))), 4),
         }
     print(f"  perplexity: float32 {result['ppl']}, llama.cpp {result.get('llama_cpp')}")
-    return result
 
 
 def main() -> None:
@@ -234,8 +236,10 @@ def main() -> None:
             make_dense(model, reference, args.out / f"dense_{name}.npz")
             del reference
             make_greedy(name, model, args.out / f"greedy_{name}.json")
-        ppl[name] = make_perplexity(model, path, args.wikitext, args.llama_python)
-        write_json(ppl_path, ppl)
+        save = partial(write_json, ppl_path, ppl)
+        found = ppl.setdefault(name, {})
+        make_perplexity(model, path, args.wikitext, args.llama_python, found, save)
+        save()
 
 
 if __name__ == "__main__":

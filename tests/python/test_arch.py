@@ -16,6 +16,7 @@ import pytest
 from tinycheckpoint import CONFIGS, TOKENS, write_checkpoint
 
 import pywina
+from pywina._native import check, ffi, lib
 from pywina.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,3 +96,27 @@ def test_batches_and_threads_do_not_change_a_bit(path: Path, model: pywina.Model
         with pywina.load(path, n_ctx=128, n_threads=n_threads, n_batch=n_batch) as other:
             ours = other.logits(TOKENS, sparsity=0.5, dense_prefix=5)
             np.testing.assert_array_equal(ours.view(np.uint32), wanted.view(np.uint32))
+
+
+def test_packed(model: pywina.Model, path: Path, tmp_path: Path) -> None:
+    """The packed file gives the same bits, and the same weights, fused or not."""
+    target = tmp_path / "packed.gguf"
+    model.write_packed(target)
+    with pywina.load(target, n_ctx=128) as packed:
+        for sparsity in (0.0, 0.5):
+            np.testing.assert_array_equal(
+                packed.logits(TOKENS, sparsity=sparsity), model.logits(TOKENS, sparsity=sparsity)
+            )
+        assert set(model.tensors) <= set(packed.tensors)
+        for name, tensor in model.tensors.items():
+            assert packed.tensors[name].shape == tensor.shape
+            np.testing.assert_array_equal(packed.read_tensor(name), model.read_tensor(name))
+        np.testing.assert_array_equal(packed.norms(0, "gate_up"), model.norms(0, "gate_up"))
+        # Rows from the middle on, across what a fused matrix holds.
+        whole = model.read_tensor("blk.0.ffn_up.weight")
+        rows = np.empty_like(whole[7:-3])
+        with packed._handle.borrow() as native:
+            buffer = ffi.from_buffer("float[]", rows)
+            name = b"blk.0.ffn_up.weight"
+            check(lib.wina_model_read_rows(native, name, 7, len(rows), buffer))
+        np.testing.assert_array_equal(rows, whole[7:-3])
