@@ -3,7 +3,8 @@
     python tools/make_quantize_golden.py --llama-python PYTHON [--models DIR --wikitext FILE]
 
 PYTHON is an interpreter that has llama-cpp-python. The types that llama_model_quantize gives the
-tensors of small models of zeros are recorded by mixture, as letters in the order of the tensors.
+tensors of small models of zeros are recorded by mixture, as letters in the order of the tensors,
+and so are the errors of its quantisers on random numbers.
 
 With --models (a folder of smollm2-135m.gguf and qwen2.5-coder-0.5b.gguf) the real models are
 written in F16 first, both programs quantise that file, and perplexities of the results over the
@@ -14,6 +15,7 @@ the quantisers alone.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -40,6 +42,7 @@ LETTERS = {
 }  # fmt: skip
 MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
 MEASURED = ("Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
+SEARCHED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 WINDOWS = 8
 
 
@@ -156,6 +159,56 @@ def make_types(python: str, folder: Path) -> dict[str, Any]:
     return result
 
 
+def weights(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, 2048) weights and how much their columns count, for errors of quantisers."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((64, 2048), dtype=np.float32)
+    tailed = rng.standard_t(5, (64, 2048)).astype(np.float32)
+    importance = rng.lognormal(0, 1.5, 2048).astype(np.float32)
+    return {"normal": normal, "tailed": tailed}[name], importance
+
+
+def relative_error(values: np.ndarray, stored: bytes, kind: Type, w: np.ndarray) -> float:
+    """Root of the weighted mean squared error over that of the values."""
+    shape = gguf.quants.quant_shape_to_byte_shape(values.shape, kind)
+    back = gguf.quants.dequantize(np.frombuffer(stored, np.uint8).reshape(shape), kind)
+    wide = values.astype(np.float64)
+    return float(np.sqrt((w * (back - wide) ** 2).sum() / (w * wide**2).sum()))
+
+
+def make_errors(python: str) -> dict[str, float]:
+    """Errors of ggml's quantisers, with and without importance."""
+    code = "import llama_cpp; print(llama_cpp.__path__[0])"
+    done = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True)
+    library = ctypes.CDLL(str(Path(done.stdout.strip()) / "lib" / "libggml-base.so"))
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        pointer,
+        pointer,
+        size,
+        size,
+        size,
+        pointer,
+    ]
+    result = {}
+    for data in ("normal", "tailed"):
+        values, importance = weights(data)
+        for name in SEARCHED:
+            kind = Type[name]
+            for how in ("plain", "importance"):
+                out = ctypes.create_string_buffer(gguffile.tensor_bytes(values.shape, kind))
+                use = importance.ctypes.data if how == "importance" else None
+                library.ggml_quantize_chunk(
+                    int(kind), values.ctypes.data, out, 0, *values.shape, use
+                )
+                w = importance if use else np.ones_like(importance)
+                error = relative_error(values, out.raw, kind, w)
+                result[f"{data} {name} {how}"] = round(error, 6)
+    return result
+
+
 def nll(model: Path, text: Path, n: int = WINDOWS) -> list[float]:
     """Losses of windows by `wina perplexity`."""
     wina = os.environ.get("WINA_BIN") or str(ROOT / "build" / "bin" / "wina")
@@ -208,6 +261,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, kinds = Path(name), args.kinds.split(",")
         if args.models is None:
+            kept["errors"] = make_errors(args.llama_python)
             kept["mixtures"] = make_types(args.llama_python, folder)
         else:
             own = kept.setdefault("perplexity", {})
