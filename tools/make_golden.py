@@ -153,10 +153,15 @@ def make_dense(model: Transformers, reference: Reference, out: Path) -> None:
 
 def make_greedy(name: str, model: Transformers, out: Path) -> None:
     """Greedy continuation of a chat prompt."""
-    prompt = model.tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTION[name]}], tokenize=False, add_generation_prompt=True
-    )
-    tokens = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    prompt, start = QUESTION[name], model.starts_with()
+    if model.tokenizer.chat_template:
+        start, prompt = (
+            [],
+            model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            ),
+        )
+    tokens = start + model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     chosen, margins = model.greedy(tokens, N_GREEDY, {model.tokenizer.eos_token_id})
     text = model.tokenizer.decode(chosen, skip_special_tokens=True)
     print(f"  greedy, least margin {min(margins):.4f}: {text!r}")

@@ -9,8 +9,8 @@
 
 enum { WINA_QUANTIZE_PART = 32 }; /* the most weights that share a scale */
 
-/* What a search fits: n weights, 16 or 32, and how much an error in each of them matters (w > 0 where it
- * matters at all). */
+/* What a search fits: n weights, 16 or 32, and how much an error in each of them matters (w > 0
+ * where it matters at all). */
 typedef struct wina_quantize_part {
     int n;
     float x[WINA_QUANTIZE_PART], w[WINA_QUANTIZE_PART];

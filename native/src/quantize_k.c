@@ -25,7 +25,8 @@ static void take_part(const float *x, const float *importance, float variance, i
         sum += x[i] * x[i];
     const float typical = sqrtf(sum / (float)n);
     for (int i = 0; i < n; i++)
-        p->w[i] = importance ? importance[i] * sqrtf(variance + x[i] * x[i]) : typical + fabsf(x[i]);
+        p->w[i] =
+            importance ? importance[i] * sqrtf(variance + x[i] * x[i]) : typical + fabsf(x[i]);
 }
 
 /* A block on its way to Q4_K or Q5_K. */
@@ -204,7 +205,8 @@ void wina_quantize_q6_k(const float *x, const float *importance, float variance,
         for (int j = 0; j < 64; j++) {
             /* Runs r and r + 2 of a half share the bytes of ql, all four those of qh. */
             for (int h = 0; h < 2; h++)
-                out->ql[64 * h + j] = (uint8_t)((q[128 * h + j] & 15) | (q[128 * h + j + 64] & 15) << 4);
+                out->ql[64 * h + j] =
+                    (uint8_t)((q[128 * h + j] & 15) | (q[128 * h + j + 64] & 15) << 4);
         }
         for (int j = 0; j < BLOCK; j++)
             out->qh[j / 128 * 32 + j % 32] |= (uint8_t)(q[j] >> 4 << j % 128 / 32 * 2);

@@ -46,18 +46,17 @@ static void encode_rows(void *arg, int32_t thread, int32_t n_threads) {
             double sum = 0;
             for (int64_t i = 0; i < k->n_cols; i++)
                 sum += (double)x[i] * (double)x[i];
-            k->encode(x, k->importance, (float)(sum / (double)k->n_cols),
-                      k->out + r * k->row_bytes, k->n_blocks);
+            k->encode(x, k->importance, (float)(sum / (double)k->n_cols), k->out + r * k->row_bytes,
+                      k->n_blocks);
         }
 }
 
 static int32_t check_values(const float *x, int64_t n_rows, int64_t n_cols) {
     for (int64_t i = 0; i < n_rows * n_cols; i++)
         if (!(fabsf(x[i]) <= LARGEST))
-            return wina_fail(WINA_E_NUMERIC,
-                             "row %lld, column %lld is %g: weights must be numbers up to %g",
-                             (long long)(i / n_cols), (long long)(i % n_cols), (double)x[i],
-                             (double)LARGEST);
+            return wina_fail(
+                WINA_E_NUMERIC, "row %lld, column %lld is %g: weights must be numbers up to %g",
+                (long long)(i / n_cols), (long long)(i % n_cols), (double)x[i], (double)LARGEST);
     return WINA_OK;
 }
 
