@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("mem", "mapfile", "threads", "unicode", "unicode_data"),
     ("sparse",),
     ("dtype", "dequant", "piece", "pairmap"),
+    ("quantize", "quantize_32", "quantize_k", "quantize_rows"),
     ("gguf", "gguf_value"),
     ("split",),
     ("pretokmatch", "pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),

@@ -4,12 +4,15 @@ Needs torch, transformers, accelerate and gguf, which the tests themselves do no
 
     python tools/make_golden.py --models DIR --wikitext wiki.test.raw [--llama-python PYTHON]
 
-DIR holds smollm2-135m.gguf and qwen2.5-coder-0.5b.gguf. For each it writes
+DIR holds smollm2-135m.gguf, qwen2.5-coder-0.5b.gguf and gemma3-270m.gguf. For each it writes
 
   dense_<model>.npz     transformers' teacher-forced logits over 200 tokens of TEXT (see sketch.py)
   greedy_<model>.json   48 greedy tokens from a chat prompt, with the top-1 margin of each
-  perplexity.json       losses of single 512-token windows of wikitext2's test file, float32 and,
-                        with --llama-python (an interpreter that has llama-cpp-python), llama.cpp's
+  perplexity.json       losses of single 512-token windows of wikitext2's test file, the first
+                        20,480 tokens; a window begins with the beginning-of-text token where the
+                        model has one. Float32 and, with --llama-python (an interpreter that has
+                        llama-cpp-python), llama.cpp's. --perplexity makes only this; what the file
+                        holds already is kept
 
 and stops unless transformers and reference.py, two implementations that share no code but the
 dequantiser, agree with each other on the dense logits.
@@ -23,6 +26,8 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +67,7 @@ QUESTION = {
     "gemma3": "What is the capital of France, and what is it known for?",
 }
 WINDOW = 512
-WINDOWS = {"smollm2": 8, "qwen": 8, "gemma3": 8}
+WINDOWS = 40
 
 
 def sha256(path: Path) -> str:
@@ -73,9 +78,9 @@ def sha256(path: Path) -> str:
 
 def window_nll(logits: np.ndarray, window: list[int]) -> float:
     """Mean loss in nats over the second half of a window, llama.cpp's protocol: the logits at
-    positions n/2 .. n-2 are scored against the tokens that follow them."""
+    positions n/2 .. n-2 are scored against the tokens that follow them. logits: of that half."""
     first = len(window) // 2
-    rows = logits[first:-1].astype(np.float64)
+    rows = logits[:-1].astype(np.float64)
     peak = rows.max(axis=1)
     total = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
     return float(np.mean(total - rows[np.arange(len(rows)), window[first + 1 :]]))
@@ -95,10 +100,14 @@ class Transformers:
             path.parent, gguf_file=path.name, dtype=torch.float32
         ).eval()
 
-    def logits(self, tokens: list[int]) -> np.ndarray:
-        """(n_tokens, n_vocab) float32"""
+    def logits(self, tokens: list[int], last: int = 0) -> np.ndarray:
+        """(n_tokens, n_vocab) float32; last: of so many tokens at the end, 0: of all"""
         with self.torch.no_grad():
-            return self.model(self.torch.tensor([tokens])).logits[0].numpy()
+            return self.model(self.torch.tensor([tokens]), logits_to_keep=last).logits[0].numpy()
+
+    def starts_with(self) -> list[int]:
+        """The token that every text begins with, or nothing."""
+        return self.tokenizer("")["input_ids"][:1]
 
     def greedy(self, tokens: list[int], n: int, stop: set[int]) -> tuple[list[int], list[float]]:
         """Up to n tokens (the one that stops included) and each one's lead over the second."""
@@ -144,10 +153,15 @@ def make_dense(model: Transformers, reference: Reference, out: Path) -> None:
 
 def make_greedy(name: str, model: Transformers, out: Path) -> None:
     """Greedy continuation of a chat prompt."""
-    prompt = model.tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTION[name]}], tokenize=False, add_generation_prompt=True
-    )
-    tokens = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    prompt, start = QUESTION[name], model.starts_with()
+    if model.tokenizer.chat_template:
+        start, prompt = (
+            [],
+            model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            ),
+        )
+    tokens = start + model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     chosen, margins = model.greedy(tokens, N_GREEDY, {model.tokenizer.eos_token_id})
     text = model.tokenizer.decode(chosen, skip_special_tokens=True)
     print(f"  greedy, least margin {min(margins):.4f}: {text!r}")
@@ -165,19 +179,23 @@ def make_greedy(name: str, model: Transformers, out: Path) -> None:
 
 
 def make_perplexity(
-    name: str, model: Transformers, path: Path, text: Path, llama_python: str | None
-) -> dict[str, Any]:
-    """Float32 and llama.cpp losses of the first windows of a text."""
-    n = WINDOWS[name] * WINDOW
+    model: Transformers, path: Path, text: Path, llama_python: str | None, result: dict[str, Any],
+    save: Callable[[], None],
+) -> None:  # fmt: skip
+    """Float32 and llama.cpp losses of the first windows of a text, into result, which may hold
+    those of some already: a run that was stopped goes on."""
+    n, first = WINDOWS * WINDOW, model.starts_with()
     tokens = model.tokenizer(text.read_text(encoding="utf-8")[: n * 8], add_special_tokens=False)
-    windows = np.array(tokens["input_ids"][:n]).reshape(-1, WINDOW).tolist()
-    losses = [window_nll(model.logits(w), w) for w in windows]
-    result: dict[str, Any] = {
-        "file_sha256": sha256(path),
-        "nll_per_window": [round(x, 6) for x in losses],
-        "ppl": round(math.exp(float(np.mean(losses))), 4),
-        "first_tokens": windows[0][:16],
-    }
+    windows = np.array((first + tokens["input_ids"])[:n]).reshape(-1, WINDOW).tolist()
+    for window in windows:
+        window[: len(first)] = first
+    result |= {"file_sha256": sha256(path), "first_tokens": windows[0][:16]}
+    losses = result.setdefault("nll_per_window", [])
+    for window in windows[len(losses) :]:
+        losses.append(round(window_nll(model.logits(window, WINDOW // 2), window), 6))
+        print(f"  window {len(losses)} of {WINDOWS}: {losses[-1]}", flush=True)
+        save()
+    result["ppl"] = round(math.exp(float(np.mean(losses))), 4)
     if llama_python:
         worker = Path(__file__).with_name("peer_llama.py")
         done = subprocess.run(
@@ -194,7 +212,6 @@ def make_perplexity(
             "ppl": round(math.exp(float(np.mean(peer["nll_per_window"]))), 4),
         }
     print(f"  perplexity: float32 {result['ppl']}, llama.cpp {result.get('llama_cpp')}")
-    return result
 
 
 def main() -> None:
@@ -204,6 +221,7 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path, required=True, help="wikitext2's wiki.test.raw")
     parser.add_argument("--llama-python", help="interpreter that has llama-cpp-python")
     parser.add_argument("--only", choices=sorted(MODELS), help="one model")
+    parser.add_argument("--perplexity", action="store_true", help="leave the other files alone")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent.parent / "tests" / "golden"
     )
@@ -218,12 +236,15 @@ def main() -> None:
         path = args.models / file
         print(f"{name}: {path.name}", flush=True)
         model = Transformers(path)
-        reference = Reference(path)
-        make_dense(model, reference, args.out / f"dense_{name}.npz")
-        del reference
-        make_greedy(name, model, args.out / f"greedy_{name}.json")
-        ppl[name] = make_perplexity(name, model, path, args.wikitext, args.llama_python)
-        write_json(ppl_path, ppl)
+        if not args.perplexity:
+            reference = Reference(path)
+            make_dense(model, reference, args.out / f"dense_{name}.npz")
+            del reference
+            make_greedy(name, model, args.out / f"greedy_{name}.json")
+        save = partial(write_json, ppl_path, ppl)
+        found = ppl.setdefault(name, {})
+        make_perplexity(model, path, args.wikitext, args.llama_python, found, save)
+        save()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     PYTHON peer_llama.py serve -m FILE -t 2 -c 200               obeys commands (bench_serve.py)
     PYTHON peer_llama.py perplexity -m FILE -t 1 < windows.json  losses of [[token, ...], ...]
+    PYTHON peer_llama.py quantize -m FILE --out FILE --ftype N   llama_model_quantize
 
 perplexity prints one JSON object. Both use the low-level llama_decode loop, f16 keys and values,
 and what llama.cpp does by default otherwise: batches, flash attention, repacking, mapping.
@@ -139,16 +140,33 @@ def perplexity(args: argparse.Namespace) -> dict[str, object]:
     return {"nll_per_window": losses}
 
 
+def quantize(args: argparse.Namespace) -> None:
+    """Writes args.out. Raises RuntimeError if that fails."""
+    llama.llama_log_set(_quiet, None)
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.nthread = args.ftype, args.threads
+    status = llama.llama_model_quantize(
+        args.model.encode(), args.out.encode(), ctypes.byref(params)
+    )
+    if status != 0:
+        raise RuntimeError(f"llama.cpp cannot quantise {args.model} to {args.ftype}")
+
+
 def main() -> None:
     """Command line; see the module's text."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=("serve", "perplexity"))
+    parser.add_argument("command", choices=("serve", "perplexity", "quantize"))
     parser.add_argument("-m", "--model", required=True)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-c", "--ctx", type=int, default=512, help="tokens there is room for")
     parser.add_argument("--flash", choices=sorted(FLASH), default="auto", help="flash attention")
     parser.add_argument("--no-mmap", dest="mmap", action="store_false")
+    parser.add_argument("--out", help="the file that quantize writes")
+    parser.add_argument("--ftype", type=int, help="llama.cpp's number of a mixture")
     args = parser.parse_args()
+    if args.command == "quantize":
+        quantize(args)
+        return
     if args.command == "serve":
         bench_serve.serve(lambda: Peer(args), args.ctx)
         return

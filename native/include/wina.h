@@ -188,6 +188,14 @@ int32_t wina_model_write_packed(const wina_model *model, const char *path,
  * section that is damaged, WINA_E_ARGUMENT: the file is not packed. */
 int32_t wina_model_verify(const wina_model *model);
 
+/* Quantises (n_rows, n_cols) floats to a type of blocks, by the number that GGUF gives it: Q4_0 2,
+ * Q4_1 3, Q5_0 6, Q5_1 7, Q4_K 12, Q5_K 13, Q6_K 14. importance: (n_cols) weights >= 0 of squared
+ * errors, such as the mean square of each input, or NULL. out holds the rows' blocks. n_threads 0:
+ * wina_cpu_cores(); the bytes are the same for any number. WINA_E_NUMERIC names a value that is no
+ * number or above 65504. */
+int32_t wina_quantize_rows(int32_t type, const float *values, int64_t n_rows, int64_t n_cols,
+                           const float *importance, int32_t n_threads, void *out);
+
 /* The four groups of projections that share an input. */
 typedef enum wina_group {
     WINA_GROUP_QKV = 0,     /* attention q, k, v */

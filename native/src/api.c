@@ -259,16 +259,17 @@ int32_t wina_model_read_rows(const wina_model *m, const char *name, int64_t row0
                          (uint64_t)n_rows * t->ne[0] / t->dtype->block);
         return WINA_OK;
     }
-    int64_t first = 0;
-    const wina_panel *panel =
-        m->has_plan ? wina_weights_find_panel(&m->weights, name, &first) : NULL;
-    if (!panel || !panel->data)
-        return wina_fail(WINA_E_STATE,
-                         "tensor %s is packed and the model was loaded without its "
-                         "weights",
-                         name);
-    for (int64_t i = 0; i < n_rows; i++)
-        wina_panel_decode_row(panel, first + row0 + i, out + i * panel->n_cols);
+    for (int64_t i = 0; i < n_rows;) {
+        wina_panel_rows r;
+        if (!m->has_plan || !wina_weights_find_rows(&m->weights, name, row0 + i, &r) ||
+            !r.panel->data)
+            return wina_fail(WINA_E_STATE,
+                             "tensor %s is packed and the model was loaded without its "
+                             "weights",
+                             name);
+        for (int64_t k = 0; k < r.n_rows && i < n_rows; k++, i++)
+            wina_panel_decode_row(r.panel, r.row0 + k, out + i * r.panel->n_cols);
+    }
     return WINA_OK;
 }
 
@@ -276,10 +277,6 @@ int32_t wina_model_write_packed(const wina_model *m, const char *path, wina_prog
                                 void *user) {
     if (!m->weights.output_norm)
         return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
-    if (m->config.arch->fused)
-        return wina_fail(WINA_E_UNSUPPORTED,
-                         "%s models, whose matrices are fused, cannot be packed",
-                         m->config.arch->name);
     if (m->config.n_expert)
         return wina_fail(WINA_E_UNSUPPORTED, "%s models with a mixture of experts cannot be packed",
                          m->config.arch->name);

@@ -43,13 +43,13 @@ static int32_t get_matrix(const wina_gguf *gguf, const wina_matrix_source *m, in
     *out = *t;
     if (m->n_rows == m->n_all && m->n_stacked == 1)
         return WINA_OK;
-    if (!t->data)
+    if (!t->data && m->n_stacked > 1)
         return wina_fail(WINA_E_UNSUPPORTED,
-                         "tensor %s: packed files with fused or stacked matrices are not supported",
-                         m->name);
+                         "tensor %s: packed files with stacked matrices are not supported", m->name);
     out->ne[1] = (uint64_t)m->n_rows;
     out->ne[2] = 1;
-    out->data += ((uint64_t)m->index * (uint64_t)m->n_all + (uint64_t)m->row0) * t->row_bytes;
+    if (t->data) /* else its panels are in the file */
+        out->data += ((uint64_t)m->index * (uint64_t)m->n_all + (uint64_t)m->row0) * t->row_bytes;
     out->n_bytes = out->ne[1] * t->row_bytes;
     return WINA_OK;
 }

@@ -108,10 +108,10 @@ static int32_t place(plan *p) {
     for (uint64_t i = 0; i < g->n_tensors; i++) {
         const wina_gguf_tensor *t = &g->tensors[i];
         char name[WINA_GGUF_MAX_NAME + 1];
-        int64_t row0;
+        wina_panel_rows rows;
         memcpy(name, t->name.data, (size_t)t->name.n);
         name[t->name.n] = 0;
-        p->packed[i] = wina_weights_find_panel(p->weights, name, &row0) != NULL;
+        p->packed[i] = wina_weights_find_rows(p->weights, name, 0, &rows);
         p->n_packed += p->packed[i];
         p->offsets[i] = at;
         if (!p->packed[i])

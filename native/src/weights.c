@@ -105,7 +105,7 @@ static uint64_t place_panels(wina_weights *w) {
 }
 
 int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *c, wina_weights *out) {
-    wina_weights w = {.n_layer = c->n_layer};
+    wina_weights w = {.n_layer = c->n_layer, .fused = c->arch->fused};
     const wina_gguf_tensor *t;
     WINA_TRY(wina_group_get_tensor(gguf, "token_embd.weight", c->n_vocab, c->n_embd, 1, &t));
     if (!c->tied_output) {
@@ -257,31 +257,54 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, const win
     return WINA_OK;
 }
 
-const wina_panel *wina_weights_find_panel(const wina_weights *w, const char *name, int64_t *row0) {
-    *row0 = 0;
-    if (strcmp(name, w->token_embd ? "output.weight" : "token_embd.weight") == 0)
-        return &w->output;
+/* Row `row` of all the projections of a group, one after the other. */
+static bool find_in_group(const wina_group_weights *g, int32_t first, int32_t n, int64_t row,
+                          wina_panel_rows *out) {
+    for (int32_t i = first; i < first + n; i++) {
+        const wina_projection *p = &g->projections[i];
+        if (row < p->n_rows) {
+            *out = (wina_panel_rows){&g->panels[p->panel], p->panel_row0 + row, p->n_rows - row};
+            return true;
+        }
+        row -= p->n_rows;
+    }
+    return false;
+}
+
+static bool find_in_layer(const wina_weights *w, int32_t i, const char *name, int64_t row,
+                          wina_panel_rows *out) {
+    const wina_layer *layer = &w->layers[i];
+    char own[64];
+    for (int group = 0; group < WINA_N_GROUPS; group++) {
+        const wina_group_weights *g = &layer->groups[group];
+        const char *fused = w->fused ? FUSED_TENSORS[group] : NULL;
+        for (int32_t p = 0; p < g->n_projections; p++) {
+            layer_name(own, sizeof own, i, fused ? fused : GROUP_TENSORS[group][p], "weight");
+            if (strcmp(name, own) == 0)
+                return find_in_group(g, p, fused ? g->n_projections : 1, row, out);
+        }
+    }
+    for (int site = 0; site < WINA_N_SITES; site++) {
+        layer_name(own, sizeof own, i, SITE_TENSORS[site], "weight");
+        if (layer->rotations[site].n_panels && strcmp(name, own) == 0)
+            return find_in_group(&layer->rotations[site], 0, 1, row, out);
+    }
+    return false;
+}
+
+bool wina_weights_find_rows(const wina_weights *w, const char *name, int64_t row,
+                            wina_panel_rows *out) {
+    if (strcmp(name, w->token_embd ? "output.weight" : "token_embd.weight") == 0) {
+        *out = (wina_panel_rows){&w->output, row, w->output.n_rows - row};
+        return true;
+    }
     for (int32_t i = 0; i < w->n_layer; i++) {
         char own[64];
         int n = snprintf(own, sizeof own, "blk.%d.", i);
-        if (strncmp(name, own, (size_t)n) != 0)
-            continue;
-        const wina_layer *layer = &w->layers[i];
-        for (int group = 0; group < WINA_N_GROUPS; group++)
-            for (int32_t p = 0; p < layer->groups[group].n_projections; p++) {
-                layer_name(own, sizeof own, i, GROUP_TENSORS[group][p], "weight");
-                *row0 = layer->groups[group].projections[p].panel_row0;
-                if (strcmp(name, own) == 0)
-                    return &layer->groups[group].panels[layer->groups[group].projections[p].panel];
-            }
-        *row0 = 0;
-        for (int site = 0; site < WINA_N_SITES; site++) {
-            layer_name(own, sizeof own, i, SITE_TENSORS[site], "weight");
-            if (layer->rotations[site].n_panels && strcmp(name, own) == 0)
-                return &layer->rotations[site].panels[0];
-        }
+        if (strncmp(name, own, (size_t)n) == 0)
+            return find_in_layer(w, i, name, row, out);
     }
-    return NULL;
+    return false;
 }
 
 int32_t wina_weights_each_norms(wina_weights *w,

@@ -32,6 +32,7 @@ typedef struct wina_layer {
 
 typedef struct wina_weights {
     int32_t n_layer;
+    bool fused;     /* the file's matrices hold whole groups */
     uint8_t *arena; /* all panels, in huge pages where there are any, or in a packed file */
     uint64_t arena_bytes;
     bool mapped;                        /* the arena is the file's: not to be freed or written */
@@ -63,9 +64,14 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *config,
                           const wina_weights_how *how, wina_weights *weights);
 void wina_weights_free(wina_weights *weights);
 
-/* The panel that holds a matrix, and its first row there; NULL if the tensor is in no panel. */
-const wina_panel *wina_weights_find_panel(const wina_weights *weights, const char *name,
-                                          int64_t *row0);
+/* Rows of a matrix that lie together in a panel: from its row `row` on, which must be there. A
+ * fused matrix is in pieces. false: the tensor is in no panel. */
+typedef struct wina_panel_rows {
+    const wina_panel *panel;
+    int64_t row0, n_rows; /* in the panel */
+} wina_panel_rows;
+bool wina_weights_find_rows(const wina_weights *weights, const char *name, int64_t row,
+                            wina_panel_rows *out);
 
 /* Calls visit for all norms, (n) each, in the order in which packed files hold them. */
 int32_t wina_weights_each_norms(wina_weights *weights,

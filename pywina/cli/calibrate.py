@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from ..api import load
 from ..calibrate.run import Allocate, NormKind, Settings, calibrate
-from ..convert import convert
+from ..convert import convert, imatrix
 from ..errors import ArgumentError
+from ..eval.windows import cut_windows
 from ..hub.fetch import resolve
 from .common import read_text
 
@@ -21,8 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a GGUF file or the name of a known model")
     parser.add_argument("-f", "--file", type=Path, required=True, metavar="TEXT", help="the text")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT",
+        "-o", "--output", type=Path, metavar="OUT",
         help="OUT.json: the tuning; OUT.gguf: the model with it, and OUT.json beside it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--imatrix", type=Path, metavar="FILE",
+        help="in place of -o: write an importance matrix for `pywina convert --quantize`, the mean "
+        "square of every input (also for llama.cpp)",
     )  # fmt: skip
     parser.add_argument(
         "--target", default="0.5", metavar="S,S", help="sparsities to calibrate for; default 0.5"
@@ -49,7 +55,25 @@ def _targets(text: str) -> tuple[float, ...]:
         raise ArgumentError(f"--target: {text!r} is no list of numbers") from error
 
 
+def _measure(args: argparse.Namespace) -> int:
+    """Writes the importance matrix."""
+    source = resolve(args.model)
+    convert.check_paths(source, args.imatrix)
+    with load(source, n_threads=args.threads, n_ctx=None, backend="cpu") as model:
+        size = min(args.size, model.info.n_ctx)
+        windows = cut_windows(model, read_text(args.file), size, args.windows)
+        with tqdm(total=len(windows), desc="measuring", unit="window", disable=None) as bar:
+            found = imatrix.measure(model, windows, bar.update)
+        imatrix.save(args.imatrix, found, args.file.name, len(windows), size)
+    print(f"pywina: wrote {args.imatrix}, {len(found)} tensors", file=sys.stderr)
+    return 0
+
+
 def main(args: argparse.Namespace) -> int:
+    if (args.output is None) == (args.imatrix is None):
+        raise ArgumentError("give -o OUT, or --imatrix FILE")
+    if args.imatrix is not None:
+        return _measure(args)
     if args.output.suffix not in (".json", ".gguf"):
         raise ArgumentError(f"{args.output} must end in .json or .gguf")
     source = resolve(args.model)

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from .._replace import scratch_folder
 from ..api import load
-from ..convert import convert
+from ..convert import convert, imatrix
 from ..convert.checkpoint import plan_checkpoint
 from ..convert.convert import Plan
+from ..convert.mixture import MIXTURES
 from ..convert.quantize import plan_quantized, quantize
 from ..convert.transform import Rotation, make_bases
 from ..errors import ArgumentError, UnsupportedError
@@ -44,9 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the matrices of transformed models and checkpoints; default F16",
     )  # fmt: skip
     parser.add_argument(
-        "--quantize", choices=tuple(convert.TYPES), metavar="TYPE",
-        help="write the matrices of an F32, F16 or BF16 model in this type, the output matrix in "
-        f"Q8_0 if the type is smaller: {', '.join(convert.TYPES)}",
+        "--quantize", choices=tuple(MIXTURES), metavar="TYPE",
+        help="write the matrices of an F32, F16 or BF16 model in this type, some better, as "
+        f"llama.cpp does: {', '.join(MIXTURES)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--imatrix", type=Path, metavar="FILE",
+        help="an importance matrix for --quantize, from `pywina calibrate --imatrix` or llama.cpp",
     )  # fmt: skip
     parser.add_argument(
         "-f", "--file", type=Path, metavar="TEXT", help="text that a transform is made from"
@@ -105,18 +110,23 @@ def _write(plan: Plan, target: Path, args: argparse.Namespace) -> int:
 def main(args: argparse.Namespace) -> int:
     if args.quantize and (args.transform or args.tuning):
         raise ArgumentError("--quantize goes without --transform and --tuning: convert twice")
+    if args.imatrix and not args.quantize:
+        raise ArgumentError("--imatrix goes with --quantize")
+    importance = imatrix.load(args.imatrix) if args.imatrix else None
+    n_threads = args.threads or 0
     if Path(args.source).is_dir():
         if args.transform or args.tuning:
             raise ArgumentError("convert the checkpoint first, then the GGUF file it becomes")
         convert.check_paths(Path(args.source), args.target)
         plan = plan_checkpoint(Path(args.source), "F32" if args.quantize else args.type)
         if args.quantize:
-            plan = quantize(plan.content, args.quantize)
+            plan = quantize(plan.content, args.quantize, importance, n_threads)
         return _write(plan, args.target, args)
     source = resolve(args.source)
     convert.check_paths(source, args.target)
     if args.quantize:
-        return _write(plan_quantized(source, args.quantize), args.target, args)
+        plan = plan_quantized(source, args.quantize, importance, n_threads)
+        return _write(plan, args.target, args)
     tuning = Tuning.load(args.tuning) if args.tuning else None
     with load(source, n_threads=args.threads, backend="cpu") as model:
         if tuning is None and any(".ffn_gate_inp." in name for name in model.tensors):

@@ -49,15 +49,6 @@ def _json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _strings(values: list[str]) -> bytes:
-    """An array of strings as a metadata value."""
-    parts = [np.array([9, 8], "<u4").tobytes(), np.array([len(values)], "<u8").tobytes()]
-    for value in values:
-        data = value.encode("utf-8")
-        parts += [np.array([len(data)], "<u8").tobytes(), data]
-    return b"".join(parts)
-
-
 def _integers(values: list[int]) -> bytes:
     """An array of i32 as a metadata value."""
     head = np.array([9, 5], "<u4").tobytes() + np.array([len(values)], "<u8").tobytes()
@@ -104,7 +95,7 @@ def _byte_level(content: dict[str, Any], path: Path, values: dict[str, bytes]) -
         kinds[i] = int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
     values["tokenizer.ggml.model"] = gguffile.encode("gpt2")
     values["tokenizer.ggml.pre"] = gguffile.encode(_pre_tokenizer(content, path))
-    values["tokenizer.ggml.merges"] = _strings(merges)
+    values["tokenizer.ggml.merges"] = gguffile.encode_strings(merges)
     return texts, kinds
 
 
@@ -128,7 +119,7 @@ def _tokenizer(folder: Path, n_vocab: int, values: dict[str, bytes]) -> None:
         raise FormatError(f"{path} has token {max(texts)}, the model {n_vocab} embeddings")
     names = [texts.get(i, f"[PAD{i}]") for i in range(n_vocab)]
     types = [int(kinds.get(i, gguf.TokenType.UNUSED)) for i in range(n_vocab)]
-    values["tokenizer.ggml.tokens"] = _strings(names)
+    values["tokenizer.ggml.tokens"] = gguffile.encode_strings(names)
     values["tokenizer.ggml.token_type"] = _integers(types)
     ids = {text: i for i, text in texts.items()}
     for key, name in (("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding")):

@@ -74,6 +74,15 @@ def encode(value: Value) -> bytes:
     return struct.pack("<IIQ", _ARRAY, _FLOAT32, data.size) + data.tobytes()
 
 
+def encode_strings(values: Sequence[str]) -> bytes:
+    """An array of strings as a metadata value."""
+    parts = [struct.pack("<IIQ", _ARRAY, _STRING, len(values))]
+    for value in values:
+        data = value.encode("utf-8")
+        parts += [struct.pack("<Q", len(data)), data]
+    return b"".join(parts)
+
+
 class _Cursor:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.file, self.name = file, name

@@ -1,14 +1,12 @@
-"""The same model with its matrices in a smaller type, by gguf-py's quantisers.
+"""The same model with its matrices in a smaller type.
 
-The mixture is llama.cpp's for these types: vectors and routers of experts stay F32, the output
-matrix (the embeddings, if they are tied) is written better than the rest, every other matrix in
-the type asked for. llama.cpp gives the output Q6_K, which gguf-py cannot write: here it is Q8_0.
-Weights that are quantised already are refused, because their errors would add up.
+mixture.py says which tensor gets which type. Types of 256 weights a block are written by the
+library, and with an importance matrix those of 32, too; the others by gguf-py, whose bytes are
+llama.cpp's. Weights that are quantised already are refused, because their errors would add up.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,39 +18,66 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from .._native import check, ffi, lib
-from ..errors import FormatError, UnsupportedError
+from ..errors import ArgumentError, FormatError, UnsupportedError
 from . import gguffile
-from .convert import TYPES, Plan, type_for
+from .convert import Plan
 from .gguffile import GgufFile, Tensor
+from .imatrix import Importance, validate
+from .mixture import MIXTURES, Mixture
+
+Array = NDArray[np.float32]
 
 _SOURCES = {Type.F32: "<f4", Type.F16: "<f2", Type.BF16: "<u2"}
 _CHUNK = 1 << 20  # weights that are in memory as floats at a time
 _LARGEST = 65504.0  # of float16, which scales are stored in
+_SEARCHED = (Type.Q4_K, Type.Q5_K, Type.Q6_K)
+_WEIGHTED = (*_SEARCHED, Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)
+#: least importance of an input, of the mean: one that a text never moved is not worth nothing
+_FLOOR = 1e-6
 
 
-def _floats(raw: bytes, kind: Type) -> NDArray[np.float32]:
+def _floats(raw: bytes, kind: Type) -> Array:
     values = np.frombuffer(raw, dtype=_SOURCES[kind])
     if kind == Type.BF16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32, copy=False)
 
 
-def _rows(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
-    """The tensor's rows as floats, a megaweight at a time."""
-    kind = Type(tensor.kind)
-    cols = tensor.shape[-1]
-    step = max(1, _CHUNK // cols) * cols * np.dtype(_SOURCES[kind]).itemsize
+def _rows(tensor: Tensor) -> Iterator[Array]:
+    """The tensor's rows as floats, a megaweight at a time, the matrices of a stack apart."""
+    kind, cols = Type(tensor.kind), tensor.shape[-1]
+    n_rows = tensor.shape[-2] if len(tensor.shape) > 1 else 1
+    row_bytes = cols * np.dtype(_SOURCES[kind]).itemsize
+    step, left = max(1, _CHUNK // cols), n_rows
     waiting = bytearray()
     for piece in tensor.read():
         waiting += piece
-        while len(waiting) >= step:
-            yield _floats(bytes(waiting[:step]), kind).reshape(-1, cols)
-            del waiting[:step]
-    if waiting:
-        yield _floats(bytes(waiting), kind).reshape(-1, cols)
+        while len(waiting) >= (size := min(step, left) * row_bytes):
+            yield _floats(bytes(waiting[:size]), kind).reshape(-1, cols)
+            del waiting[:size]
+            left = left - min(step, left) or n_rows
 
 
-def _encode(tensor: Tensor, kind: Type) -> Iterator[bytes]:
+def quantize_rows(values: Array, kind: Type, importance: Array | None, n_threads: int = 0) -> bytes:
+    """The blocks of (n_rows, n_cols) floats. importance: (n_cols) or None."""
+    if kind not in (_SEARCHED if importance is None else _WEIGHTED):
+        return bytes(gguf.quants.quantize(values, kind).tobytes())
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    out = bytearray(gguffile.tensor_bytes(values.shape, kind))
+    weights = ffi.NULL
+    if importance is not None:
+        weights = ffi.from_buffer("float[]", np.ascontiguousarray(importance, dtype=np.float32))
+    check(lib.wina_quantize_rows(
+        int(kind), ffi.from_buffer("float[]", values), *values.shape, weights, n_threads,
+        ffi.from_buffer(out),
+    ))  # fmt: skip
+    return bytes(out)
+
+
+def _encode(
+    tensor: Tensor, kind: Type, importance: Array | None, n_threads: int
+) -> Iterator[bytes]:
+    n_rows, row = tensor.shape[-2] if len(tensor.shape) > 1 else 1, 0
     for values in _rows(tensor):
         top = float(np.abs(values).max())
         if not np.isfinite(top):
@@ -61,56 +86,70 @@ def _encode(tensor: Tensor, kind: Type) -> Iterator[bytes]:
             raise FormatError(
                 f"tensor {tensor.name} holds a weight of {top:.3g}, too large for {kind.name}"
             )
-        yield gguf.quants.quantize(values, kind).tobytes()
+        own = None if importance is None else importance[row // n_rows % len(importance)]
+        yield quantize_rows(values, kind, own, n_threads)
+        row += len(values)
 
 
-def _type_of(tensor: Tensor, head: str, kind: str) -> Type:
-    """The type that a tensor is written in."""
-    if "ffn_gate_inp" in tensor.name or not tensor.name.endswith(".weight"):
-        return Type.F32
-    better = tensor.name == head and kind not in ("F32", "F16", "BF16")
-    return Type(type_for(tensor.shape, "Q8_0" if better else kind))
+def _importance_of(tensor: Tensor, importance: Importance) -> Array | None:
+    """(n_matrices, n_cols) of a tensor, or None."""
+    found = importance.get(tensor.name)
+    if found is None:
+        return None
+    stack = int(np.prod(tensor.shape[:-2], dtype=np.int64))
+    if found.shape[1] != tensor.shape[-1] and found.shape == (1, stack * tensor.shape[-1]):
+        found = found.reshape(stack, -1)  # as the older files hold experts
+    if found.shape[1] != tensor.shape[-1] or len(found) not in (1, stack):
+        raise FormatError(
+            f"the importance of {tensor.name} has shape {found.shape}, the tensor {tensor.shape}"
+        )
+    mean = found.mean(axis=1, keepdims=True)
+    if not (mean > 0).all():
+        return None
+    return np.maximum(found / mean, np.float32(_FLOOR))
 
 
-def _validate(path: Path) -> None:
-    """Raises unless the native reader accepts the file's header."""
-    params, model = ffi.new("wina_model_params *"), ffi.new("wina_model **")
-    lib.wina_model_params_init(params)
-    params.meta_only = 1
-    check(lib.wina_model_load(os.fsencode(path), params, model))
-    lib.wina_model_free(model[0])
-
-
-def plan_quantized(source: Path, kind: str) -> Plan:
+def plan_quantized(
+    source: Path, kind: str, importance: Importance | None = None, n_threads: int = 0
+) -> Plan:
     """The file at source with its matrices in another type; see quantize."""
-    _validate(source)
-    return quantize(gguffile.read(source), kind)
+    validate(source)
+    return quantize(gguffile.read(source), kind, importance, n_threads)
 
 
-def quantize(content: GgufFile, kind: str) -> Plan:
-    """Plans a file with the matrices of content, all F32, F16 or BF16, in type kind (a key of
-    TYPES). Metadata stays, with the names of the file's types corrected."""
-    names = {tensor.name for tensor in content.tensors}
-    head = "output.weight" if "output.weight" in names else "token_embd.weight"
+def quantize(
+    content: GgufFile, kind: str, importance: Importance | None = None, n_threads: int = 0
+) -> Plan:
+    """Plans a file with the matrices of content, all F32, F16 or BF16, in mixture kind (a key of
+    MIXTURES). importance: how much each input matters, by tensor. Metadata stays, with the names of
+    the file's types corrected."""
+    mixture = Mixture(kind, content, importance is not None)
     result = GgufFile(dict(content.values))
-    result.set("general.file_type", TYPES[kind])
+    result.set("general.file_type", MIXTURES[kind])
     result.set("general.quantization_version", gguf.GGML_QUANT_VERSION)
     counts: dict[str, int] = {}
+    n_known = 0
     for tensor in content.tensors:
         if tensor.kind not in _SOURCES:
             raise UnsupportedError(
                 f"tensor {tensor.name} is {Type(tensor.kind).name} already; "
                 "quantise from a file of F32, F16 or BF16"
             )
-        own = _type_of(tensor, head, kind)
+        own = mixture.type_of(tensor)
         n_bytes = gguffile.tensor_bytes(tensor.shape, own)
-        read: Any = tensor.read if own == tensor.kind else partial(_encode, tensor, own)
+        known = _importance_of(tensor, importance) if importance and own in _WEIGHTED else None
+        n_known += known is not None
+        read: Any = tensor.read
+        if own != tensor.kind:
+            read = partial(_encode, tensor, own, known, n_threads)
         result.tensors.append(Tensor(tensor.name, tensor.shape, int(own), n_bytes, read))
         counts[own.name] = counts.get(own.name, 0) + 1
     before = sum(tensor.n_bytes for tensor in content.tensors)
     after = sum(tensor.n_bytes for tensor in result.tensors)
     lines = ["weights: " + ", ".join(f"{n} x {name}" for name, n in counts.items())]
-    if "Q8_0" in counts and kind != "Q8_0":
-        lines.append(f"{head}: Q8_0 (where llama.cpp writes Q6_K)")
+    if importance is not None:
+        if not n_known and kind.startswith("Q") and kind != "Q8_0":
+            raise ArgumentError("the importance matrix is of other tensors than the model's")
+        lines.append(f"importance: of {n_known} tensors")
     lines.append(f"tensors: {after / 1e6:.1f} MB, before {before / 1e6:.1f} MB")
     return Plan(lines, result)

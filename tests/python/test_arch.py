@@ -16,6 +16,7 @@ import pytest
 from tinycheckpoint import CONFIGS, TOKENS, write_checkpoint
 
 import pywina
+from pywina._native import check, ffi, lib
 from pywina.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,7 +87,12 @@ def test_dense_rounded(model: pywina.Model, reference: Reference, golden: np.nda
 
 def test_dense_in_eight_bits(path: Path, golden: np.ndarray) -> None:
     with pywina.load(path, n_ctx=128, cache_type_k="q8_0", cache_type_v="q8_0") as model:
-        assert 1e-5 < off(model.logits(TOKENS)[2::3], golden) < 5e-2
+        ours = model.logits(TOKENS)[2::3]
+        if any("_exps" in name for name in model.tensors):  # rounding may choose another expert
+            apart = np.abs(ours - golden).max(axis=1) / np.abs(golden).max()
+            assert 1e-5 < np.median(apart) < 5e-2
+        else:
+            assert 1e-5 < off(ours, golden) < 5e-2
 
 
 @pytest.mark.parametrize("mask", ["group", "projection"])
@@ -121,3 +127,31 @@ def test_batches_change_no_bit_with_other_caches(path: Path, kind: str) -> None:
             seen.append(model.logits(TOKENS * 2).view(np.uint32))
     np.testing.assert_array_equal(seen[0], seen[1])
     np.testing.assert_array_equal(seen[0], seen[2])
+
+
+def test_packed(model: pywina.Model, path: Path, tmp_path: Path) -> None:
+    """The packed file gives the same bits, and the same weights, fused or not."""
+    target = tmp_path / "packed.gguf"
+    if any("_exps" in name for name in model.tensors):
+        with pytest.raises(pywina.UnsupportedError, match="mixture of experts"):
+            model.write_packed(target)
+        return
+    model.write_packed(target)
+    with pywina.load(target, n_ctx=128) as packed:
+        for sparsity in (0.0, 0.5):
+            np.testing.assert_array_equal(
+                packed.logits(TOKENS, sparsity=sparsity), model.logits(TOKENS, sparsity=sparsity)
+            )
+        assert set(model.tensors) <= set(packed.tensors)
+        for name, tensor in model.tensors.items():
+            assert packed.tensors[name].shape == tensor.shape
+            np.testing.assert_array_equal(packed.read_tensor(name), model.read_tensor(name))
+        np.testing.assert_array_equal(packed.norms(0, "gate_up"), model.norms(0, "gate_up"))
+        # Rows from the middle on, across what a fused matrix holds.
+        whole = model.read_tensor("blk.0.ffn_up.weight")
+        rows = np.empty_like(whole[7:-3])
+        with packed._handle.borrow() as native:
+            buffer = ffi.from_buffer("float[]", rows)
+            name = b"blk.0.ffn_up.weight"
+            check(lib.wina_model_read_rows(native, name, 7, len(rows), buffer))
+        np.testing.assert_array_equal(rows, whole[7:-3])
