@@ -20,8 +20,19 @@ from ..errors import (
 )
 from ..params import Params
 from . import (
-    bench, calibrate, chat, completion, convert, demo, eval, inspect, pull, report, run, serve,
-)  # fmt: skip
+    bench,
+    calibrate,
+    chat,
+    completion,
+    convert,
+    demo,
+    eval,
+    inspect,
+    pull,
+    report,
+    run,
+    serve,
+)
 from .options import add_model, add_prompt, add_sampling, add_sparsity
 
 Handler = Callable[[argparse.Namespace], int]

@@ -66,7 +66,6 @@ _MODELS = (
             )
             for i in range(1, 5)
         ),
-        runnable=False,
     ),
 )
 

@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 def test_bash(folder: Path) -> None:
     program = script("bash") + (
         'offer() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
-        '  local entry=$(complete -p pywina); entry=${entry##*-F }; entry=${entry%% *}\n'
+        "  local entry=$(complete -p pywina); entry=${entry##*-F }; entry=${entry%% *}\n"
         '  "$entry" pywina "${COMP_WORDS[COMP_CWORD]}" ""; echo "${COMPREPLY[@]}"; }\n'
     )
     for line, wanted in CASES:
