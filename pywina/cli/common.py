@@ -20,6 +20,7 @@ from ..model import Model
 from ..params import GenerateOptions
 from ..sparsity import Sparsity
 from .options import SAMPLER_FIELDS
+from .terminal import Answer
 
 
 def note(text: str) -> None:
@@ -144,13 +145,11 @@ def generate_options(args: argparse.Namespace) -> GenerateOptions:
 
 def print_stream(stream: Stream) -> str:
     """Writes an answer to stdout as it comes, and returns it."""
-    parts = []
+    parts, answer = [], Answer(markdown=False)
     for chunk in stream:
         parts.append(chunk.text)
-        sys.stdout.write(chunk.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        answer.write(chunk.text)
+    answer.end()
     return "".join(parts)
 
 

@@ -74,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("chat", "Talk to a chat model.", chat.main)
     add_model(command)
     add_prompt(command, "the first message")
+    command.add_argument("--no-markdown", action="store_true",
+                         help="show answers as they are; so does NO_COLOR")  # fmt: skip
     add_sampling(command, n=-1, temp=Params.temperature)
     add_sparsity(command)
 

@@ -383,3 +383,22 @@ def test_bench(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [run["hash"] for run in runs] == [dense.split()[-1], sparse.split()[-1]]
     assert all(run["decode_tok_s"] > 0 and run["prompt_tok_s"] > 0 for run in runs)
     assert main(["bench", *options, "--sparsity", "x"]) == 2
+
+
+def test_markdown_is_for_terminals_that_want_colours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "**bold** and \x1b[2J\n"
+    for terminal_there, no_color, markdown, wanted in (
+        (True, "", True, "\x1b[1mbold\x1b[0m and \ufffd[2J\n"),
+        (True, "", False, "**bold** and \ufffd[2J\n"),
+        (True, "1", True, "**bold** and \ufffd[2J\n"),
+        (False, "", True, text),
+    ):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda there=terminal_there: there)
+        answer = terminal.Answer(markdown=markdown)
+        answer.write(text)
+        answer.end()
+        assert capsys.readouterr().out == wanted + "\n"
