@@ -1,7 +1,7 @@
 """Markdown on a terminal while it is still being written.
 
-Text goes out as soon as it is clear what it is: a word at its end, emphasis, code and links when they
-are closed, which they must be in their line and within a few hundred characters; if they are not,
+Text goes out as soon as it is clear what it is: a word at its end, emphasis, code and links when
+they are closed, which must be in their line and within a few hundred characters; if they are not,
 their marks are shown as they came. Nothing that was written is ever taken back, so no cursor moves
 and nothing depends on the terminal beyond colours. However the text is cut into pieces, the result
 is the same.
