@@ -3,6 +3,7 @@
 #   make          the library and the program, in build/
 #   make demo     everything from nothing to generated text (see README.md)
 #   make test     all tests
+#   make test-page   the server's page in headless Chromium; needs chromium
 #   make cuda     build/lib/libwina_cuda.so, the GPU backend; needs nvcc
 #   make lint     ruff, mypy, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
@@ -77,7 +78,7 @@ PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan test-mutations fuzz \
-        test-python test-server-load demo venv fetch lint clean check-layout bench-peers
+        test-python test-page test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
 static: $(BUILD)/bin/wina-static
@@ -292,6 +293,11 @@ eval-full: native $(VENV)/.installed
 
 test-python: native $(VENV)/.installed-dev
 	$(USE) $(VENV)/bin/python -m pytest $(PYTEST)
+
+# The page in a browser: $CHROMIUM, or chromium of $PATH; SHOTS=folder keeps pictures.
+test-page: native $(VENV)/.installed-dev
+	PYWINA_BUILD=$(BUILD) $(PIP) install --editable '.[browser]'
+	$(USE) PYWINA_SHOTS=$(SHOTS) $(VENV)/bin/python -m pytest $(PYTEST) tests/python/test_page.py
 
 # Many clients, slow ones, leaving ones; LOAD="--requests 10000 --overhead model.gguf"
 test-server-load: native $(VENV)/.installed-dev
