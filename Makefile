@@ -5,6 +5,7 @@
 #   make test     all tests
 #   make test-page   the server's page in headless Chromium; needs chromium
 #   make cuda     build/lib/libwina_cuda.so, the GPU backend; needs nvcc
+#   make test-packaging   wheel and sdist from nothing
 #   make lint     ruff, mypy, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
@@ -78,7 +79,7 @@ PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan test-mutations fuzz \
-        test-python test-page test-server-load demo venv fetch lint clean check-layout bench-peers
+        test-python test-page test-packaging test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
 static: $(BUILD)/bin/wina-static
@@ -298,6 +299,10 @@ test-python: native $(VENV)/.installed-dev
 test-page: native $(VENV)/.installed-dev
 	PYWINA_BUILD=$(BUILD) $(PIP) install --editable '.[browser]'
 	$(USE) PYWINA_SHOTS=$(SHOTS) $(VENV)/bin/python -m pytest $(PYTEST) tests/python/test_page.py
+
+# Wheel and sdist, built from nothing and run in empty environments: minutes.
+test-packaging: native $(VENV)/.installed-dev
+	$(USE) WINA_TEST_WHEELS=1 $(VENV)/bin/python -m pytest $(PYTEST) tests/python/test_packaging.py
 
 # Many clients, slow ones, leaving ones; LOAD="--requests 10000 --overhead model.gguf"
 test-server-load: native $(VENV)/.installed-dev

@@ -1,10 +1,10 @@
 """Every example of README and docs/ is run, file by file and in order.
 
-An example is a fenced block of Python or C or an indented block of shell commands. Those that cannot
-run stand below a comment that says why, ``<!-- not run: REASON -->``, and are counted. Python blocks of
-a file share one interpreter and begin with what the file says before; commands run in a folder of their
-own with the files that the examples name. Commands that only measure get a tiny model in place of a
-real one, and servers any free port.
+An example is a fenced block of Python or C or an indented block of shell commands. Those that
+cannot run stand below a comment that says why, ``<!-- not run: REASON -->``, and are counted.
+Python blocks of a file share one interpreter and begin with what the file says before; commands run
+in a folder of their own with the files that the examples name. Commands that only measure get a
+tiny model in place of a real one, and servers any free port.
 """
 
 from __future__ import annotations
@@ -94,9 +94,10 @@ def folder(
 ) -> Path:
     """What the examples find: a model, texts, data of two tasks, the build, the sources."""
     home, data = tmp_path / "home", tmp_path / "data"
-    for part in (home / ".local/share/bash-completion/completions", home / ".config/fish/completions",
-                 data / "wikitext2", data / "piqa"):  # fmt: skip
-        part.mkdir(parents=True)
+    for part in (".local/share/bash-completion/completions", ".config/fish/completions"):
+        (home / part).mkdir(parents=True)
+    for part in ("wikitext2", "piqa"):
+        (data / part).mkdir(parents=True)
     (tmp_path / "model.gguf").symlink_to(write_model(n_ctx=4096))
     words = (ROOT / "README.md").read_text("utf-8")
     (tmp_path / "text.txt").write_text(words, "utf-8")
@@ -128,7 +129,7 @@ def folder(
 
 @contextlib.contextmanager
 def servers() -> Iterator[Callable[[str], str]]:
-    """start(command): begins a server as the command says, but on a free port; gives its address."""
+    """start(command): begins a server as the command says, on a free port; gives its address."""
     running: list[subprocess.Popen[str]] = []
 
     def start(command: str) -> str:

@@ -225,7 +225,8 @@ _COLORS = """() => {
   const found = [];
   const seen = (start) => { for (let e = start; e; e = e.parentElement) {
     const c = getComputedStyle(e).backgroundColor; if (c !== 'rgba(0, 0, 0, 0)') return c; } };
-  for (const e of document.querySelectorAll('h1,h2,label,button:enabled,textarea,small,dt,dd,#shown,#model'))
+  const all = 'h1,h2,label,button:enabled,textarea,small,dt,dd,#shown,#model';
+  for (const e of document.querySelectorAll(all))
     found.push([e.id || e.tagName, getComputedStyle(e).color, seen(e)]);
   return found;
 }"""  # fmt: skip
