@@ -278,7 +278,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 venv: $(VENV)/.installed-dev
 
-demo: native $(VENV)/.installed
+# On all cores, unless -j says otherwise.
+demo:
+	@$(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc)) \
+	    native $(VENV)/.installed
 	@$(USE) $(VENV)/bin/python -m pywina demo
 
 fetch: native $(VENV)/.installed

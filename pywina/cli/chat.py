@@ -13,7 +13,16 @@ from .._replace import replacing
 from ..errors import ArgumentError, ContextError, FileError, TemplateError, WinaError
 from ..generation import Timings
 from ..model import Model
-from .common import announce, generate_options, load_model, note, prompt_of, read_text, summary
+from .common import (
+    announce,
+    generate_options,
+    load_model,
+    note,
+    pieces,
+    prompt_of,
+    read_text,
+    summary,
+)
 from .terminal import Answer, Lines, dim
 
 _HELP = """\
@@ -151,7 +160,7 @@ class Conversation:
         answer = Answer(markdown=not self.args.no_markdown)
         try:
             with self.model.chat(asked, stream=True, **options) as stream:
-                for chunk in stream:
+                for chunk in pieces(stream):
                     parts.append(chunk.text)
                     answer.write(chunk.text)
             self.timings = stream.timings

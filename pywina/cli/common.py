@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from .. import _native
 from ..api import load
 from ..errors import ArgumentError, FetchError, FileError
-from ..generation import Stream, Timings
+from ..generation import Chunk, Stream, Timings
 from ..hub.catalog import CATALOG
 from ..hub.fetch import cached, resolve
 from ..hub.pretrained import fetch_repository
@@ -70,24 +72,27 @@ def model_path(args: argparse.Namespace) -> Path:
     return resolve(name)
 
 
-def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Model:
-    """The model of the arguments. The sparsity arguments, or sparsity, become its defaults."""
-    wanted = sparsity_of(args) if sparsity is None else sparsity
-    path = model_path(args)
+def load_shown(path: Path, **options: Any) -> Model:
+    """:func:`pywina.load` with a bar on a terminal, if it takes more than a second."""
     with tqdm(
         total=100, desc="loading", unit="%", delay=1, leave=False, disable=None,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
     ) as bar:  # fmt: skip
-        return load(
-            path,
-            n_ctx=args.ctx,
-            n_threads=args.threads,
-            n_batch=args.n_batch,
-            sparsity=wanted,
-            backend=args.backend,
-            n_gpu_layers=args.gpu_layers,
-            progress=lambda share: bar.update(100 * share - bar.n),
-        )
+        return load(path, progress=lambda share: bar.update(100 * share - bar.n), **options)
+
+
+def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Model:
+    """The model of the arguments. The sparsity arguments, or sparsity, become its defaults."""
+    wanted = sparsity_of(args) if sparsity is None else sparsity
+    return load_shown(
+        model_path(args),
+        n_ctx=args.ctx,
+        n_threads=args.threads,
+        n_batch=args.n_batch,
+        sparsity=wanted,
+        backend=args.backend,
+        n_gpu_layers=args.gpu_layers,
+    )
 
 
 def placement(model: Model) -> str:
@@ -100,14 +105,18 @@ def placement(model: Model) -> str:
     return f"{info.device or info.backend} ({info.gpu_bytes / 1e6:.0f} MB), {threads}"
 
 
-def announce(model: Model) -> None:
-    """The first line: what runs where, and at which sparsity."""
-    info, sparsity = model.info, model.sparsity
-    dial = f"sparsity {sparsity.sparsity:g}"
-    dial += f" ({sparsity.method})" if sparsity.sparsity else " (dense)"
+def dial_of(model: Model) -> str:
+    """The sparsity in force, and how it is done."""
+    sparsity = model.sparsity
+    return f"{sparsity.sparsity:g} ({sparsity.method if sparsity.sparsity else 'dense'})"
+
+
+def announce(model: Model, dial: str = "") -> None:
+    """The first line: what runs where, and at which sparsity. dial: where that is several."""
+    info = model.info
     note(
         f"{Path(model.path).name} ({info.architecture}, {info.n_params / 1e6:.0f}M weights) on "
-        f"{placement(model)}, {info.n_ctx} tokens of context, {dial}"
+        f"{placement(model)}, {info.n_ctx} tokens of context, sparsity {dial or dial_of(model)}"
     )
 
 
@@ -143,10 +152,23 @@ def generate_options(args: argparse.Namespace) -> GenerateOptions:
     return options
 
 
+def pieces(stream: Stream) -> Iterator[Chunk]:
+    """The chunks of an answer. A terminal gets a bar while a long prompt is evaluated."""
+    with tqdm(
+        total=len(stream.prompt), desc="prompt", unit="token", delay=1, leave=False, disable=None
+    ) as bar:
+        stream.progress = lambda done, _total: bar.update(done - bar.n)
+        first = next(stream, None)
+        stream.progress = None
+    if first is not None:
+        yield first
+        yield from stream
+
+
 def print_stream(stream: Stream) -> str:
     """Writes an answer to stdout as it comes, and returns it."""
     parts, answer = [], Answer(markdown=False)
-    for chunk in stream:
+    for chunk in pieces(stream):
         parts.append(chunk.text)
         answer.write(chunk.text)
     answer.end()
