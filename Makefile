@@ -3,7 +3,9 @@
 #   make          the library and the program, in build/
 #   make demo     everything from nothing to generated text (see README.md)
 #   make test     all tests
+#   make test-page   the server's page in headless Chromium; needs chromium
 #   make cuda     build/lib/libwina_cuda.so, the GPU backend; needs nvcc
+#   make test-packaging   wheel and sdist from nothing
 #   make lint     ruff, mypy, and clang-format if it is there
 #   make fetch    the models that tests use, into the user's cache
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
@@ -81,7 +83,7 @@ PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan test-mutations fuzz \
-        test-python test-server-load demo venv fetch lint clean check-layout bench-peers
+        test-python test-page test-packaging test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
 tests: $(TESTS)
@@ -292,7 +294,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 venv: $(VENV)/.installed-dev
 
-demo: native $(VENV)/.installed
+# On all cores, unless -j says otherwise.
+demo:
+	@$(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc)) \
+	    native $(VENV)/.installed
 	@$(USE) $(VENV)/bin/python -m pywina demo
 
 fetch: native $(VENV)/.installed
@@ -308,6 +313,15 @@ eval-full: native $(VENV)/.installed
 
 test-python: native $(VENV)/.installed-dev
 	$(USE) $(VENV)/bin/python -m pytest $(PYTEST)
+
+# The page in a browser: $CHROMIUM, or chromium of $PATH; SHOTS=folder keeps pictures.
+test-page: native $(VENV)/.installed-dev
+	PYWINA_BUILD=$(BUILD) $(PIP) install --editable '.[browser]'
+	$(USE) PYWINA_SHOTS=$(SHOTS) $(VENV)/bin/python -m pytest $(PYTEST) tests/python/test_page.py
+
+# Wheel and sdist, built from nothing and run in empty environments: minutes.
+test-packaging: native $(VENV)/.installed-dev
+	$(USE) WINA_TEST_WHEELS=1 $(VENV)/bin/python -m pytest $(PYTEST) tests/python/test_packaging.py
 
 # Many clients, slow ones, leaving ones; LOAD="--requests 10000 --overhead model.gguf"
 test-server-load: native $(VENV)/.installed-dev

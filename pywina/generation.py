@@ -147,6 +147,9 @@ class Stream(Iterator[Chunk]):
         self._started = 0.0
         self.finish_reason: FinishReason | None = None
         self.timings: Timings | None = None
+        #: called between the batches of a long prompt with how many of its tokens are evaluated,
+        #: and how many there are; must leave the model alone
+        self.progress: Callable[[int, int], object] | None = None
 
     def __iter__(self) -> Stream:
         return self
@@ -226,6 +229,8 @@ class Stream(Iterator[Chunk]):
             check(status)
             if native.finish != lib.WINA_FINISH_NONE or native.token >= 0 or native.n_bytes:
                 break
+            if self.progress is not None:
+                self.progress(native.n_prompt, len(self.prompt))
         text = _values.text_of(ffi.buffer(native.text, native.n_bytes)[:])
         token = native.token if native.token >= 0 else None
         logprob: float | None = None

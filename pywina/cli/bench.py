@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
     if args.ctx is None:
         args.ctx = args.n_prompt + args.n_gen
     with load_model(args, rules[0]) as model:
-        announce(model)
+        announce(model, ", ".join(f"{rule.sparsity:g}" for rule in rules) + f" ({args.method})")
         random = np.random.default_rng(0)
         prompt = random.integers(0, model.info.n_vocab, args.n_prompt).tolist()
         with tqdm(total=args.repetitions * len(rules), delay=1, leave=False, disable=None) as bar:

@@ -9,13 +9,13 @@ from typing import get_args
 
 from tqdm import tqdm
 
-from ..api import load
 from ..calibrate.run import Allocate, NormKind, Settings, calibrate
 from ..convert import convert, imatrix
 from ..errors import ArgumentError
 from ..eval.windows import cut_windows
 from ..hub.fetch import resolve
-from .common import read_text
+from .common import announce, load_shown, read_text
+from .options import add_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", default="cpu", metavar="NAME",
         help="cuda: let torch measure on the GPU, which is much faster; default cpu",
     )  # fmt: skip
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+    add_threads(parser)
 
 
 def _targets(text: str) -> tuple[float, ...]:
@@ -59,7 +59,7 @@ def _measure(args: argparse.Namespace) -> int:
     """Writes the importance matrix."""
     source = resolve(args.model)
     convert.check_paths(source, args.imatrix)
-    with load(source, n_threads=args.threads, n_ctx=None, backend="cpu") as model:
+    with load_shown(source, n_threads=args.threads, n_ctx=None, backend="cpu") as model:
         size = min(args.size, model.info.n_ctx)
         windows = cut_windows(model, read_text(args.file), size, args.windows)
         with tqdm(total=len(windows), desc="measuring", unit="window", disable=None) as bar:
@@ -84,7 +84,8 @@ def main(args: argparse.Namespace) -> int:
     )  # fmt: skip
     log = args.output.with_suffix(".log.json")
     text = read_text(args.file)
-    with load(source, n_threads=args.threads, n_ctx=None, backend="cpu") as model:
+    with load_shown(source, n_threads=args.threads, n_ctx=None, backend="cpu") as model:
+        announce(model, f"{args.target} to calibrate for")
         with tqdm(desc="calibrating", unit="step", disable=None) as bar:
 
             def note(what: str) -> None:

@@ -13,8 +13,17 @@ from .._replace import replacing
 from ..errors import ArgumentError, ContextError, FileError, TemplateError, WinaError
 from ..generation import Timings
 from ..model import Model
-from .common import announce, generate_options, load_model, note, prompt_of, read_text, summary
-from .terminal import Lines, dim
+from .common import (
+    announce,
+    generate_options,
+    load_model,
+    note,
+    pieces,
+    prompt_of,
+    read_text,
+    summary,
+)
+from .terminal import Answer, Lines, dim
 
 _HELP = """\
 /sparsity X   skip this share of the weights' bytes from now on, 0 <= X < 1; 0: dense
@@ -148,14 +157,14 @@ class Conversation:
         options = generate_options(self.args)
         options["sparsity"] = self.sparsity
         parts: list[str] = []
+        answer = Answer(markdown=not self.args.no_markdown)
         try:
             with self.model.chat(asked, stream=True, **options) as stream:
-                for chunk in stream:
+                for chunk in pieces(stream):
                     parts.append(chunk.text)
-                    sys.stdout.write(chunk.text)
-                    sys.stdout.flush()
+                    answer.write(chunk.text)
             self.timings = stream.timings
-            print(flush=True)
+            answer.end()
             if sys.stderr.isatty() and stream.timings is not None:
                 _say(f"[{summary(stream.timings)}]")
             if stream.finish_reason == "context":
@@ -163,7 +172,7 @@ class Conversation:
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            print(flush=True)
+            answer.end()
             _say("[stopped]")
             if not "".join(parts).strip():
                 return

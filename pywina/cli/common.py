@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from .. import _native
 from ..api import load
 from ..errors import ArgumentError, FetchError, FileError
-from ..generation import Stream, Timings
+from ..generation import Chunk, Stream, Timings
 from ..hub.catalog import CATALOG
 from ..hub.fetch import cached, resolve
 from ..hub.pretrained import fetch_repository
@@ -20,6 +22,7 @@ from ..model import Model
 from ..params import GenerateOptions
 from ..sparsity import Sparsity
 from .options import SAMPLER_FIELDS
+from .terminal import Answer
 
 
 def note(text: str) -> None:
@@ -69,27 +72,30 @@ def model_path(args: argparse.Namespace) -> Path:
     return resolve(name)
 
 
-def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Model:
-    """The model of the arguments. The sparsity arguments, or sparsity, become its defaults."""
-    wanted = sparsity_of(args) if sparsity is None else sparsity
-    path = model_path(args)
+def load_shown(path: Path, **options: Any) -> Model:
+    """:func:`pywina.load` with a bar on a terminal, if it takes more than a second."""
     with tqdm(
         total=100, desc="loading", unit="%", delay=1, leave=False, disable=None,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}",
     ) as bar:  # fmt: skip
-        return load(
-            path,
-            n_ctx=args.ctx,
-            n_threads=args.threads,
-            n_batch=args.n_batch,
-            sparsity=wanted,
-            backend=args.backend,
-            n_gpu_layers=args.gpu_layers,
-            cache_type_k=args.cache_type_k,
-            cache_type_v=args.cache_type_v,
-            mem_limit=args.mem_limit,
-            progress=lambda share: bar.update(100 * share - bar.n),
-        )
+        return load(path, progress=lambda share: bar.update(100 * share - bar.n), **options)
+
+
+def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Model:
+    """The model of the arguments. The sparsity arguments, or sparsity, become its defaults."""
+    wanted = sparsity_of(args) if sparsity is None else sparsity
+    return load_shown(
+        model_path(args),
+        n_ctx=args.ctx,
+        n_threads=args.threads,
+        n_batch=args.n_batch,
+        sparsity=wanted,
+        backend=args.backend,
+        n_gpu_layers=args.gpu_layers,
+        cache_type_k=args.cache_type_k,
+        cache_type_v=args.cache_type_v,
+        mem_limit=args.mem_limit,
+    )
 
 
 def placement(model: Model) -> str:
@@ -102,14 +108,18 @@ def placement(model: Model) -> str:
     return f"{info.device or info.backend} ({info.gpu_bytes / 1e6:.0f} MB), {threads}"
 
 
-def announce(model: Model) -> None:
-    """The first line: what runs where, and at which sparsity."""
-    info, sparsity = model.info, model.sparsity
-    dial = f"sparsity {sparsity.sparsity:g}"
-    dial += f" ({sparsity.method})" if sparsity.sparsity else " (dense)"
+def dial_of(model: Model) -> str:
+    """The sparsity in force, and how it is done."""
+    sparsity = model.sparsity
+    return f"{sparsity.sparsity:g} ({sparsity.method if sparsity.sparsity else 'dense'})"
+
+
+def announce(model: Model, dial: str = "") -> None:
+    """The first line: what runs where, and at which sparsity. dial: where that is several."""
+    info = model.info
     note(
         f"{Path(model.path).name} ({info.architecture}, {info.n_params / 1e6:.0f}M weights) on "
-        f"{placement(model)}, {info.n_ctx} tokens of context, {dial}"
+        f"{placement(model)}, {info.n_ctx} tokens of context, sparsity {dial or dial_of(model)}"
     )
 
 
@@ -145,15 +155,26 @@ def generate_options(args: argparse.Namespace) -> GenerateOptions:
     return options
 
 
+def pieces(stream: Stream) -> Iterator[Chunk]:
+    """The chunks of an answer. A terminal gets a bar while a long prompt is evaluated."""
+    with tqdm(
+        total=len(stream.prompt), desc="prompt", unit="token", delay=1, leave=False, disable=None
+    ) as bar:
+        stream.progress = lambda done, _total: bar.update(done - bar.n)
+        first = next(stream, None)
+        stream.progress = None
+    if first is not None:
+        yield first
+        yield from stream
+
+
 def print_stream(stream: Stream) -> str:
     """Writes an answer to stdout as it comes, and returns it."""
-    parts = []
-    for chunk in stream:
+    parts, answer = [], Answer(markdown=False)
+    for chunk in pieces(stream):
         parts.append(chunk.text)
-        sys.stdout.write(chunk.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        answer.write(chunk.text)
+    answer.end()
     return "".join(parts)
 
 

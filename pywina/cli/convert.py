@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .._replace import scratch_folder
-from ..api import load
 from ..convert import convert, imatrix
 from ..convert.checkpoint import plan_checkpoint
 from ..convert.convert import Plan
@@ -22,7 +21,8 @@ from ..eval.windows import cut_windows
 from ..hub.fetch import resolve
 from ..model import Model
 from ..tuning import Tuning
-from .common import read_text
+from .common import load_shown, read_text
+from .options import add_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--file", type=Path, metavar="TEXT", help="text that a transform is made from"
     )
     parser.add_argument("--windows", type=int, default=16, metavar="N", help="of 512 tokens; 16")
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+    add_threads(parser)
     parser.add_argument(
         "--pack", action="store_true",
         help="lay the weights out as they are in memory: loads at once, but in pywina only",
@@ -78,7 +78,7 @@ def _rotation(model: Model, args: argparse.Namespace) -> Rotation:
 
 def _pack(source: Path, target: Path, threads: int | None) -> None:
     with (
-        load(source, n_ctx=1, n_threads=threads, backend="cpu") as model,
+        load_shown(source, n_ctx=1, n_threads=threads, backend="cpu") as model,
         tqdm(total=100, unit="%", desc="packing", disable=None) as bar,
     ):
         model.write_packed(target, lambda done: bar.update(int(done * 100) - bar.n))
@@ -128,7 +128,7 @@ def main(args: argparse.Namespace) -> int:
         plan = plan_quantized(source, args.quantize, importance, n_threads)
         return _write(plan, args.target, args)
     tuning = Tuning.load(args.tuning) if args.tuning else None
-    with load(source, n_threads=args.threads, backend="cpu") as model:
+    with load_shown(source, n_threads=args.threads, backend="cpu") as model:
         if tuning is None and any(".ffn_gate_inp." in name for name in model.tensors):
             raise UnsupportedError(
                 f"{source} is a mixture of experts, which have norms of their own: norms cannot be "

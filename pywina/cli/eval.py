@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..api import load
 from ..errors import ArgumentError, FileError
 from ..eval.runner import Evaluation, Results, make_rules
 from ..eval.summary import table
@@ -17,6 +16,8 @@ from ..eval.tasks import TASKS
 from ..hub.fetch import resolve
 from ..model import Model
 from ..sparsity import Sparsity
+from .common import announce, load_shown
+from .options import add_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", choices=("auto", "cpu", "cuda"), default="auto", help="default auto"
     )
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+    add_threads(parser)
 
 
 def _methods(given: list[str] | None) -> list[str]:
@@ -109,7 +110,8 @@ def main(args: argparse.Namespace) -> int:
     for part in args.merge:
         results.absorb(part)
     results.save(now=True)
-    with load(path, n_threads=args.threads, backend=args.backend) as model:
+    with load_shown(path, n_threads=args.threads, backend=args.backend) as model:
+        announce(model, f"0, {', '.join(f'{number:g}' for number in _numbers(args.sparsity))}")
         rules = _possible(model, rules)
         evaluation = Evaluation(
             model, Path(args.data), results, args.dense_prefix, device=args.device

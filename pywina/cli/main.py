@@ -19,7 +19,20 @@ from ..errors import (
     WinaError,
 )
 from ..params import Params
-from . import bench, calibrate, chat, convert, demo, eval, inspect, pull, report, run, serve
+from . import (
+    bench,
+    calibrate,
+    chat,
+    completion,
+    convert,
+    demo,
+    eval,
+    inspect,
+    pull,
+    report,
+    run,
+    serve,
+)
 from .options import add_model, add_prompt, add_sampling, add_sparsity
 
 Handler = Callable[[argparse.Namespace], int]
@@ -61,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("chat", "Talk to a chat model.", chat.main)
     add_model(command)
     add_prompt(command, "the first message")
+    command.add_argument("--no-markdown", action="store_true",
+                         help="show answers as they are; so does NO_COLOR")  # fmt: skip
     add_sampling(command, n=-1, temp=Params.temperature)
     add_sparsity(command)
 
@@ -99,6 +114,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("fetch", "The same as pull; as list without a name.", pull.main_fetch)
     pull.add_arguments(command, names_help="none: list all")
+
+    command = add("completion", "Print a script that completes commands in a shell.",
+                  completion.main)  # fmt: skip
+    completion.add_arguments(command)
 
     command = add("demo", "Answer one question, dense and sparse.", demo.main)
     add_model(command, default="smollm2-135m")

@@ -1,8 +1,7 @@
 """Arguments that several commands have. Names are llama.cpp's where it has the option.
 
 What is not given on the command line comes from the environment (``PYWINA_MODEL``,
-``PYWINA_SPARSITY``, ``PYWINA_THREADS``, ``PYWINA_CACHE_TYPE_K``, ``PYWINA_CACHE_TYPE_V``,
-``PYWINA_MEM_LIMIT``), then from the defaults.
+``PYWINA_SPARSITY``, ``PYWINA_THREADS`` ...), then from the defaults.
 """
 
 from __future__ import annotations
@@ -50,6 +49,13 @@ def environment(name: str, default: Any = None) -> Any:
     return os.environ.get(name) or default
 
 
+def add_threads(group: Any) -> None:
+    group.add_argument(
+        "-t", "--threads", type=int, default=environment("PYWINA_THREADS"), metavar="N",
+        help="default: $PYWINA_THREADS, else physical cores",
+    )  # fmt: skip
+
+
 def add_model(
     parser: argparse.ArgumentParser, *, default: str | None = None, positional: bool = False
 ) -> None:
@@ -71,12 +77,10 @@ def add_model(
     )  # fmt: skip
     group.add_argument("-hff", "--hf-file", metavar="FILE", help="which file of it")
     group.add_argument("--offline", action="store_true", help="use only what was fetched before")
-    group.add_argument(
-        "-t", "--threads", type=int, default=environment("PYWINA_THREADS"), metavar="N",
-        help="default: $PYWINA_THREADS, else physical cores",
-    )  # fmt: skip
+    add_threads(group)
     group.add_argument("-c", "--ctx-size", "--ctx", dest="ctx", type=int, metavar="N",
-                       help="tokens of context")  # fmt: skip
+                       default=environment("PYWINA_CTX_SIZE"),
+                       help="tokens of context; $PYWINA_CTX_SIZE, else at most 4096")  # fmt: skip
     group.add_argument("-b", "--batch-size", "--n-batch", dest="n_batch", type=int, metavar="N",
                        help="prompt tokens per step")  # fmt: skip
     for short, which, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
@@ -89,10 +93,14 @@ def add_model(
         "--mem-limit", default=environment("PYWINA_MEM_LIMIT"), metavar="SIZE",
         help="fail at once if more memory is needed: bytes, 800M, 1.5G; default: $PYWINA_MEM_LIMIT",
     )  # fmt: skip
-    group.add_argument("--backend", choices=get_args(Backend), default="auto")
+    group.add_argument("--backend", choices=get_args(Backend),
+                       default=environment("PYWINA_BACKEND", "auto"),
+                       help="default: $PYWINA_BACKEND, else auto")  # fmt: skip
     group.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", dest="gpu_layers", type=int, metavar="N",
-        help="how many of the last layers are on GPUs; default: as many as fit; 0: none",
+        default=environment("PYWINA_GPU_LAYERS"),
+        help="how many of the last layers are on GPUs; default: $PYWINA_GPU_LAYERS, else as many "
+        "as fit; 0: none",
     )  # fmt: skip
 
 

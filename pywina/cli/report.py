@@ -8,13 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..api import load
 from ..errors import ArgumentError
 from ..hub.fetch import resolve
 from ..report.measure import ROUNDS, measure
 from ..report.page import write
 from ..report.plots import import_pyplot
-from .common import read_text
+from .common import announce, load_shown, read_text
+from .options import add_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", default="0.25,0.4,0.5,0.65", metavar="S,S")
     parser.add_argument("--method", default="wina,teal", metavar="NAME,NAME")
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="of 512 tokens; 8")
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="default: physical cores")
+    add_threads(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -40,7 +40,8 @@ def main(args: argparse.Namespace) -> int:
     methods = args.method.split(",")
     text, path = read_text(args.file), resolve(args.model)
     total = args.windows * (1 + len(methods) * len(sparsities)) + ROUNDS * (1 + len(sparsities))
-    with load(path, n_threads=args.threads) as model:
+    with load_shown(path, n_threads=args.threads) as model:
+        announce(model, f"0, {', '.join(f'{number:g}' for number in sparsities)} ({args.method})")
         with tqdm(total=total, desc="measuring", disable=None) as bar:
 
             def step(what: str) -> None:

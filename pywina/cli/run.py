@@ -9,7 +9,16 @@ import sys
 from ..errors import ArgumentError
 from ..generation import Stream
 from ..model import Model
-from .common import announce, generate_options, load_model, note, print_stream, prompt_of, summary
+from .common import (
+    announce,
+    generate_options,
+    load_model,
+    note,
+    pieces,
+    print_stream,
+    prompt_of,
+    summary,
+)
 
 
 def _prompt(args: argparse.Namespace) -> str:
@@ -43,7 +52,7 @@ def main(args: argparse.Namespace) -> int:
             if stream.timings is not None:
                 note(summary(stream.timings))
             return 0
-        text = "".join(chunk.text for chunk in stream)
+        text = "".join(chunk.text for chunk in pieces(stream))
         timings = stream.timings
         assert timings is not None  # the stream was read to its end
         report = {

@@ -6,19 +6,22 @@ import argparse
 import ipaddress
 import os
 import socket
-import sys
 from pathlib import Path
 
 from ..errors import ArgumentError, LibraryError
-from .common import load_model
+from .common import dial_of, load_model, note, placement
+from .options import environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("server")
     group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; default %(default)s"
+        "--host",
+        default=environment("PYWINA_HOST", "127.0.0.1"),
+        help="address to listen on; default $PYWINA_HOST, else 127.0.0.1",
     )
-    group.add_argument("--port", type=int, default=8080, help="0: any; default %(default)s")
+    group.add_argument("--port", type=int, default=environment("PYWINA_PORT", 8080),
+                       help="0: any; default $PYWINA_PORT, else 8080")  # fmt: skip
     group.add_argument("--slots", type=int, default=4, metavar="N",
                        help="answers at the same time; default %(default)s")  # fmt: skip
     group.add_argument("--queue", type=int, default=64, metavar="N",
@@ -82,7 +85,9 @@ def main(args: argparse.Namespace) -> int:
             origins=args.allow_origin,
         )
         url = f"http://{shown}:{sock.getsockname()[1]}/"
-        print(f"pywina: {Path(model.path).name} at {url} ({args.slots} slots, sparsity "
-              f"{args.sparsity:g})", file=sys.stderr, flush=True)  # fmt: skip
+        note(
+            f"{Path(model.path).name} at {url} on {placement(model)}, {args.slots} slots of "
+            f"{model.info.n_ctx} tokens, sparsity {dial_of(model)}"
+        )
         serve(app, sock)
     return 0

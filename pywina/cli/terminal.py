@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, TextIO
+
+from .markdown import Markdown, printable
 
 _QUOTES = '"""'
 _MAX_HISTORY = 1000
@@ -36,6 +39,31 @@ def wants_color(stream: TextIO) -> bool:
 def dim(text: str) -> str:
     """For notes on stderr."""
     return f"\x1b[2m{text}\x1b[0m" if wants_color(sys.stderr) else text
+
+
+class Answer:
+    """Where an answer goes: to a terminal, markdown as colours and nothing that steers it; into a
+    file or a pipe, as it is."""
+
+    def __init__(self, *, markdown: bool = True) -> None:
+        self._markdown: Markdown | None = None
+        self._terminal = sys.stdout.isatty()
+        if markdown and wants_color(sys.stdout):
+            width = lambda: shutil.get_terminal_size().columns  # noqa: E731
+            self._markdown = Markdown(sys.stdout.write, width)
+
+    def write(self, text: str) -> None:
+        if self._markdown is not None:
+            self._markdown.feed(text)
+        else:
+            sys.stdout.write(printable(text) if self._terminal else text)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        if self._markdown is not None:
+            self._markdown.finish()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
 
 
 class Lines:

@@ -244,7 +244,8 @@ class Routes:
     async def models(self, request: Request) -> Response:
         info = self.engine.model.info
         entry = {"id": self.name, "object": "model", "created": self.created, "owned_by": "pywina"}
-        facts = {"n_ctx": info.n_ctx, "n_params": info.n_params, "architecture": info.architecture}
+        facts = {"n_ctx": info.n_ctx, "n_params": info.n_params, "architecture": info.architecture,
+                 "sparsity": self.engine.model.sparsity.sparsity}  # fmt: skip
         return JSONResponse({"object": "list", "data": [entry | {"pywina": facts}]})
 
     async def health(self, request: Request) -> Response:

@@ -335,15 +335,6 @@ def test_commands_of_the_docs_are_understood(name: str) -> None:
         assert build_parser().parse_args(words).command
 
 
-def test_the_example_of_the_quickstart(
-    smollm2_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = (ROOT / "docs" / "quickstart.md").read_text("utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    exec(compile(example, "quickstart.md", "exec"), {})
-    assert "Paris" in capsys.readouterr().out
-
-
 def test_the_docs_name_every_command_and_variable() -> None:
     text = (ROOT / "docs" / "cli.md").read_text("utf-8")
     help_text = build_parser().format_help()
@@ -351,6 +342,9 @@ def test_the_docs_name_every_command_and_variable() -> None:
         assert f"`{command}`" in text or f"`pywina {command}" in text, command
     for name in chat.COMMANDS:
         assert f"`/{name}" in text, name
+    for path in (ROOT / "pywina" / "cli").glob("*.py"):
+        for variable in re.findall(r'"(PYWINA_\w+)"', path.read_text("utf-8")):
+            assert f"`{variable}`" in text or variable == "PYWINA_DATA", variable
 
 
 # ---- list, inspect, bench -------------------------------------------------------------------
@@ -383,3 +377,22 @@ def test_bench(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [run["hash"] for run in runs] == [dense.split()[-1], sparse.split()[-1]]
     assert all(run["decode_tok_s"] > 0 and run["prompt_tok_s"] > 0 for run in runs)
     assert main(["bench", *options, "--sparsity", "x"]) == 2
+
+
+def test_markdown_is_for_terminals_that_want_colours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "**bold** and \x1b[2J\n"
+    for terminal_there, no_color, markdown, wanted in (
+        (True, "", True, "\x1b[1mbold\x1b[0m and \ufffd[2J\n"),
+        (True, "", False, "**bold** and \ufffd[2J\n"),
+        (True, "1", True, "**bold** and \ufffd[2J\n"),
+        (False, "", True, text),
+    ):
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda there=terminal_there: there)
+        answer = terminal.Answer(markdown=markdown)
+        answer.write(text)
+        answer.end()
+        assert capsys.readouterr().out == wanted + "\n"

@@ -1,4 +1,4 @@
-"""What other programs build on: the header, the symbols, `make install`, the example, wheels."""
+"""What other programs build on: the header, the symbols, `make install`, the example."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -136,21 +135,3 @@ def test_memory_while_loading_and_running(
         assert int(_run(sys.executable, "-c", _PEAK, *command).split()[-1]) <= (
             factor * path.stat().st_size + cache + 8e6
         )
-
-
-@pytest.mark.skipif(
-    not os.environ.get("WINA_TEST_WHEELS"), reason="slow: WINA_TEST_WHEELS=1 builds the wheels"
-)
-def test_wheels(tmp_path: Path, tiny_model: Path) -> None:
-    """`make wheels`, and the one of this machine in an empty environment."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "PYWINA", "WINA_"))}
-    _run(sys.executable, ROOT / "tools" / "make_wheels.py", cwd=ROOT, env=clean)
-    wheels = sorted((ROOT / "dist").glob("pywina-*.whl"), key=os.path.getmtime)
-    own = next(w for w in reversed(wheels) if os.uname().machine in w.name)
-    assert "manylinux_2_" in own.name
-    assert "pywina/lib/libwina.so" in zipfile.ZipFile(own).namelist()
-    _run(sys.executable, "-m", "venv", tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    _run(python, "-m", "pip", "install", "--quiet", own, env=clean)
-    code = f"import pywina; print(repr(pywina.generate({str(tiny_model)!r}, 'the', max_tokens=4)))"
-    assert _run(python, "-c", code, cwd=tmp_path, env=clean)

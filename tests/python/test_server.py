@@ -46,6 +46,7 @@ class Server:
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
         assert " at http://127.0.0.1:" in line, line + self.process.stderr.read()
+        assert " on the CPU, 1 thread (" in line and " slots of " in line, line
         return int(line.split("127.0.0.1:")[1].split("/")[0])
 
     def send(
