@@ -5,7 +5,8 @@ follow. So with Q (n_embd, n_embd) orthogonal, embeddings E become E Q, matrices
 stream W diag(gain) Q, and matrices that write to it Q' W. One Q for the whole model leaves nothing
 to do at run time. Several cost a matrix Q_new' Q_old wherever the basis changes, which the library
 multiplies by and counts. Tied embeddings become two matrices, because only one of them takes up
-the last gain.
+the last gain. Gains behind what a block writes (gemma, olmo2) belong to single coordinates and
+cannot be folded anywhere: such models are refused.
 
 A *site* is a place where the stream is read and written: two per block, attention (2 i) and
 feed-forward (2 i + 1). PCA bases are eigenbases of the normed stream's second moment: in them its
@@ -34,7 +35,28 @@ _READERS = {
     "ffn_up": "ffn_norm",
 }
 _WRITERS = ("attn_output", "ffn_down")
-_ARCHITECTURES = ("llama", "qwen2")
+_GAINS = ("attn_norm", "ffn_norm", "output_norm")  # what is folded into matrices
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "smollm3", "granite")
+_POST_NORMS = ("post_attention_norm", "post_ffw_norm")
+
+
+def check(model: Model) -> None:
+    """Refuses what no rotation leaves as it is."""
+    architecture = model.info.architecture
+    roles = {name.split(".")[-2] for name in model.tensors if name.count(".") > 1}
+    post = [name for name in _POST_NORMS if name in roles]
+    if post:
+        raise UnsupportedError(
+            f"architecture {architecture!r} cannot be transformed: {' and '.join(post)} weigh single "
+            "coordinates of what is added to the residual stream, in no other basis can they do so"
+        )
+    if architecture not in _ARCHITECTURES:
+        raise UnsupportedError(
+            f"architecture {architecture!r} cannot be transformed "
+            f"(supported: {', '.join(_ARCHITECTURES)})"
+        )
+    if any(role.endswith("_rot") for role in roles):
+        raise ArgumentError(f"{model.path} is transformed already")
 
 
 def second_moments(
@@ -132,13 +154,7 @@ class Rotation:
     other are not the same object, a matrix goes between them."""
 
     def __init__(self, model: Model, bases: Sequence[Array]) -> None:
-        if model.info.architecture not in _ARCHITECTURES:
-            raise UnsupportedError(
-                f"architecture {model.info.architecture!r} cannot be transformed "
-                f"(supported: {', '.join(_ARCHITECTURES)})"
-            )
-        if any(name.endswith("_rot.weight") for name in model.tensors):
-            raise ArgumentError(f"{model.path} is transformed already")
+        check(model)
         self.model, self.bases = model, bases
 
     def changes(self) -> dict[str, int]:
@@ -164,7 +180,7 @@ class Rotation:
         if role.endswith("_rot"):
             site = self.changes()[name]
             return self.bases[site].T @ self.bases[site - 1]
-        if role.endswith("_norm"):
+        if role in _GAINS:
             return np.ones_like(read(name))
         if role == "token_embd":
             return read(name) @ self.bases[0]
@@ -190,6 +206,7 @@ def make_bases(
     progress: Callable[[int], object] = lambda n: None,
 ) -> list[Array]:
     """Bases of a transform by name: global, segments:K, blocks or paper (which needs no text)."""
+    check(model)
     name, _, number = transform.partition(":")
     if name == "paper" and not number:
         return paper_bases(model)
@@ -201,3 +218,21 @@ def make_bases(
     raise ArgumentError(
         f"transform {transform!r} is unknown; choose global, segments:K, blocks or paper"
     )
+
+
+def at_equal_bytes(model: Model, sparsity: float) -> float:
+    """The sparsity at which basis changes and kept weights of a transformed model take
+    (1 - sparsity) of the bytes of the sparsified weights; the same where there are none."""
+    changes = sum(t.n_bytes for name, t in model.tensors.items() if name.endswith("_rot.weight"))
+    roles = (*_READERS, *_WRITERS)
+    sparsified = sum(
+        t.n_bytes for name, t in model.tensors.items()
+        if name.endswith(".weight") and name.split(".")[-2] in roles
+    )  # fmt: skip
+    raised = sparsity + changes / sparsified if sparsity else 0.0
+    if raised >= 1:
+        raise ArgumentError(
+            f"sparsity {sparsity:g} leaves no bytes for weights: the changes of basis of "
+            f"{model.path} take {changes / sparsified:.0%} of them"
+        )
+    return raised
