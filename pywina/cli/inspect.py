@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metadata", action="store_true", help="the keys of the file, too")
 
 
+def _rule(model: Model) -> tuple[float, str]:
+    """A sparsity, the one asked for or else 0.5, and the rule that it amounts to in this file."""
+    amount = model.sparsity.sparsity or 0.5
+    return amount, model.describe_rule(model.sparsity.replace(sparsity=amount))
+
+
 def _memory(model: Model) -> dict[str, int]:
     """Bytes by purpose."""
     info = model.info
@@ -47,7 +53,7 @@ def _print(model: Model) -> None:
          f"{memory['sparsified'] / 1e6:.1f} MB; keys and values "
          f"{memory['kv_cache'] / 1e6:.1f} MB for {info.n_ctx} tokens"),
         ("sparsity", f"{model.sparsity.sparsity:g}"),
-        ("rule", model.describe_rule()),
+        ("rule", "at sparsity {:g}: {}".format(*_rule(model))),
     ]  # fmt: skip
     for name, text in rows:
         print(f"{name:9} {text}")
@@ -60,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
                 "path": model.path,
                 "info": dataclasses.asdict(model.info),
                 "sparsity": dataclasses.asdict(model.sparsity),
-                "rule": model.describe_rule(),
+                "rule": _rule(model)[1],
                 "memory": _memory(model),
             }
             if args.tensors:

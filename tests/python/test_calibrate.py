@@ -292,9 +292,12 @@ def test_descent(path: Path, tmp_path: Path) -> None:
         result = calibrate(model, TEXT, settings, tmp_path / "log.json")
         assert result.tuning.kept.shape == (2, 3, 4) and len(result.tuning.norms) == 4
         check = TorchObjective(model, both.graph, windows[:8])
+        library = Objective(model, windows[:8])
         for target in settings.targets:
             tuned = np.mean(check(result.tuning, pywina.Sparsity(target)))
             assert tuned < np.mean(check(None, pywina.Sparsity(target)))
+            found = np.mean(library(result.tuning, pywina.Sparsity(target)))
+            assert found == pytest.approx(tuned, rel=0.1)  # its exponents by group, too
             model.set_tuning(result.tuning)
             model.logits(list(range(40, 80)), sparsity=target)
             assert model.stats.kept_fraction == pytest.approx(1 - target, abs=0.01)
