@@ -61,7 +61,7 @@ def main() -> None:
                 over, _, n = paired(items, dense, 0)
                 against = base.get(f"{args.baseline} {sparsity:g}")
                 difference = ""
-                if against and not (items is against):
+                if against and items is not against:
                     mean, error, n = paired(items, against, 0)
                     difference = f"{mean:+.4f} ± {error:.4f}"
                     if metric in ("acc", "exact_match"):

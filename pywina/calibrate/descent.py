@@ -97,7 +97,7 @@ class Descent:
         return found.mean(axis=0), error
 
     def step(self, odds: Table, size: float, bytes_of: Table) -> Table:
-        """Log-odds after one step: down (less sparse) where a byte is worth more than on average."""
+        """Log-odds after one step: down (less sparse) where a byte is worth more than the mean."""
         n_layer = len(odds)
         flat = self.get(
             f"{self.target:g} worth {_digest(odds)}",

@@ -37,8 +37,9 @@ _EXPONENTS = {"l2": 1.0, "loss": 0.5}
 class Settings:
     """targets: sparsities, rising. windows of size tokens from the text's beginning; gradients use
     as many windows after these. allocate "block" is "global" with an offset for each block,
-    "descent" goes on from it by gradients, for every group of every block. objective: "kl", the
-    divergence from the dense model, or "loss", that of the text. device: of what torch computes; on "cpu" the library measures divergences, elsewhere torch."""
+    "descent" finds budgets for every group of every block by gradients. objective: "kl", the
+    divergence from the dense model, or "loss", that of the text. device: of what torch computes; on
+    "cpu" the library measures the objective (but for "descent"), elsewhere torch."""
 
     targets: tuple[float, ...] = (0.5,)
     allocate: Allocate = "global"

@@ -2,9 +2,10 @@
 
 A budget's shape is given by log-odds of sparsity: one offset per kind of group (that of gate_up is
 0, since a common shift is what equal bytes take away), a slope and a curve over the depth of the
-model, and the exponent of the norms, which may then differ by group. Each is tried a step up, a step down, and at the vertex of the
-parabola through these and where it stood; steps halve from round to round. A move is kept if it
-lowers the mean divergence by more than the standard error of the paired difference over windows.
+model, and the exponent of the norms, which may then differ by group. Each is tried a step up, a
+step down, and at the vertex of the parabola through these and where it stood; steps halve from
+round to round. A move is kept if it lowers the mean of the objective by more than the standard
+error of the paired difference over windows.
 (Sparse models are chaotic: other rounding in a kernel moved the mean of six windows of smollm2 by
 0.016 of 0.44 nats.) Measured once, adding up losses of single groups and blocks was a disaster:
 losses interact, and an optimum over many noisy numbers picks the noise.

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--objective", choices=get_args(Kind), default="kl",
-        help="what budgets are searched on: the divergence from the dense model, or the text's loss",
+        help="what budgets are searched on: divergence from the dense model, or the text's loss",
     )  # fmt: skip
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="of the text; 8")
     parser.add_argument("--size", type=int, default=256, metavar="N", help="tokens of each; 256")

@@ -47,8 +47,9 @@ def check(model: Model) -> None:
     post = [name for name in _POST_NORMS if name in roles]
     if post:
         raise UnsupportedError(
-            f"architecture {architecture!r} cannot be transformed: {' and '.join(post)} weigh single "
-            "coordinates of what is added to the residual stream, in no other basis can they do so"
+            f"architecture {architecture!r} cannot be transformed: {' and '.join(post)} weigh "
+            "single coordinates of what blocks add to the residual stream, which no other basis "
+            "can express"
         )
     if architecture not in _ARCHITECTURES:
         raise UnsupportedError(

@@ -288,7 +288,9 @@ def test_descent(path: Path, tmp_path: Path) -> None:
         assert np.corrcoef(slopes, worth.ravel())[0, 1] > 0.6
         assert np.sum(slopes) == pytest.approx(worth.sum(), rel=0.35)
 
-        settings = Settings(targets=(0.4, 0.6), allocate="descent", norms="loss", windows=8, size=64)
+        settings = Settings(
+            targets=(0.4, 0.6), allocate="descent", norms="loss", windows=8, size=64
+        )
         result = calibrate(model, TEXT, settings, tmp_path / "log.json")
         assert result.tuning.kept.shape == (2, 3, 4) and len(result.tuning.norms) == 4
         check = TorchObjective(model, both.graph, windows[:8])

@@ -384,7 +384,8 @@ def test_inspect_says_the_calibrated_rule(
         tuning = l2_norms(model)
         tuning.targets = np.array([0.5], np.float32)
         tuning.kept = np.full((1, model.info.n_layer, 4), 0.5, np.float32)
-        for exponents, shown in (((0.5,) * 4, "norm)^0.5,"), ((0, 0.25, 0.5, 1), "^(0, 0.25, 0.5, 1)")):
+        cases = (((0.5,) * 4, "norm)^0.5,"), ((0, 0.25, 0.5, 1), "^(0, 0.25, 0.5, 1)"))
+        for exponents, shown in cases:
             tuning.exponents = np.array(exponents, np.float32)
             tuning.save(tmp_path / "tuning.json")
             tuned = tmp_path / "tuned.gguf"

@@ -290,4 +290,3 @@ def test_what_cannot_be_rotated(
     assert main(["convert", str(source), str(target), *options]) != 0
     error = capsys.readouterr().err
     assert why in error and family in error and not target.exists()
-
