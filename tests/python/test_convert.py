@@ -256,6 +256,21 @@ def test_a_transform_needs_a_text(
     assert not Path(target).exists()
 
 
+def test_cuts_by_torch_are_the_same() -> None:
+    """What a GPU does: the same sums in double precision."""
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'pywina[calibrate]')")
+    rng = np.random.default_rng(3)
+    moments = []
+    for site in range(12):
+        scale = np.roll(np.linspace(0.1, 2, 16), 8 if site >= 8 else 0)
+        x = rng.standard_normal((200, 16)) * scale
+        moments.append(x.T @ x)
+    ours = segment_bases(np.stack(moments), 2)
+    theirs = segment_bases(np.stack(moments), 2, "cpu:0")
+    changes = [i for i in range(1, 12) if ours[i] is not ours[i - 1]]
+    assert changes == [8] == [i for i in range(1, 12) if theirs[i] is not theirs[i - 1]]
+
+
 @pytest.mark.parametrize("family", ["qwen3", "smollm3", "granite"])
 @pytest.mark.parametrize("transform", ["global", "segments:2", "paper"])
 def test_other_families_rotated(tmp_path: Path, family: str, transform: str) -> None:
