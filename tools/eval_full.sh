@@ -4,7 +4,7 @@
 # GPU; resumable at any moment: results are kept in OUT and what is there is not measured again.
 #
 #   tools/eval_full.sh MODEL [OUT] [STAGE...]   MODEL: a known model's name or a GGUF file
-#   stages: tune text tuned tasks transforms graph     default: all
+#   stages: tune text tuned tasks generation thresholds transforms graph     default: all
 #   LIMIT=500                   items of each task
 #   FEW=128                     windows of the text for what is tabulated in passing; the defaults and
 #                               the best calibration are scored on all of it
@@ -18,7 +18,7 @@ model=$1
 name=$(basename "$model" .gguf)
 out=${2:-build/eval}
 shift; [ $# -gt 0 ] && shift
-stages=${*:-tune text tuned tasks transforms graph}
+stages=${*:-tune text tuned tasks generation thresholds transforms graph}
 data=${PYWINA_DATA:-../shared/data}
 limit=${LIMIT:-500} few=${FEW:-128} jobs=${JOBS:-1} device=${DEVICE:-cpu}
 python=${PYTHON:-.venv/bin/python}
@@ -53,6 +53,8 @@ evaluate() { # file, name of the results, options...
 for stage in $stages; do
     case $stage in
     tune) # budgets with l2 and with loss-weighted norms, TEAL's greedy ones, norms alone
+        calibrate "$model" descent --norms loss --allocate descent --objective loss
+        calibrate "$model" descent-kl --norms loss --allocate descent --objective kl
         calibrate "$model" global-loss --norms loss
         calibrate "$model" uniform-loss --allocate uniform --norms loss
         calibrate "$model" greedy --allocate greedy --norms l2
@@ -65,8 +67,10 @@ for stage in $stages; do
             --method $published --method $grouped
         ;;
     tuned)
-        evaluate "$out/$name-global-loss.gguf" "$name-global-loss-text" --tasks wikitext2 \
-            --sparsity $all --method wina
+        for suffix in descent descent-kl global-loss; do
+            evaluate "$out/$name-$suffix.gguf" "$name-$suffix-text" --tasks wikitext2 \
+                --sparsity $all --method wina
+        done
         for suffix in block-loss global-l2 uniform-loss greedy; do
             evaluate "$out/$name-$suffix.gguf" "$name-$suffix-text" --tasks wikitext2 \
                 --sparsity $two --method wina --limit "$few"
@@ -76,29 +80,44 @@ for stage in $stages; do
         tasks=hellaswag,piqa,arc_easy,winogrande
         evaluate "$model" "$name-tasks" --tasks $tasks --limit "$limit" --sparsity $all \
             --method teal --method wina --method $published
-        evaluate "$out/$name-global-loss.gguf" "$name-global-loss-tasks" --tasks $tasks \
+        evaluate "$out/$name-descent.gguf" "$name-descent-tasks" --tasks $tasks \
             --limit "$limit" --sparsity $all --method wina
-        evaluate "$model" "$name-generation" --tasks generation --limit 200 --sparsity $all
-        evaluate "$out/$name-global-loss.gguf" "$name-global-loss-generation" \
+        ;;
+    generation) # greedy continuations of dense prompts, and answers in words
+        evaluate "$model" "$name-generation" --tasks generation --limit 200 --sparsity $all \
+            --method teal --method wina
+        evaluate "$out/$name-descent.gguf" "$name-descent-generation" \
             --tasks generation --limit 200 --sparsity $all --method wina
         case $name in qwen*)
-            evaluate "$model" "$name-gsm8k" --tasks gsm8k --limit "$limit" --sparsity $all ;;
+            evaluate "$model" "$name-gsm8k" --tasks gsm8k --limit "$limit" --sparsity $all \
+                --method teal --method wina
+            evaluate "$out/$name-descent.gguf" "$name-descent-gsm8k" --tasks gsm8k \
+                --limit "$limit" --sparsity $all --method wina ;;
         esac
         ;;
-    transforms) # in the precision of their source as far as it is known (F16), then calibrated
+    thresholds) # against exact numbers by the same rule; what is kept is in the results, too
+        calibrate "$model" thresholds --norms loss --thresholds
+        evaluate "$out/$name-thresholds.gguf" "$name-thresholds-text" --tasks wikitext2 \
+            --sparsity $all --limit "$few" --method teal --method wina --method wina:select=threshold
+        ;;
+    transforms) # in the precision of their source as far as it is known (F16), then calibrated;
+        # gemma's cannot be rotated
+        case $name in gemma*) continue ;; esac
         for transform in global segments:4 segments:8 blocks paper; do
             target=$out/$name-$(echo "$transform" | tr -d :).gguf
             [ -s "$target" ] || $pywina convert "$model" "$target" --transform "$transform" -f "$valid"
         done
         for transform in segments8 segments4 global; do
-            calibrate "$out/$name-$transform.gguf" tuned --norms loss
+            calibrate "$out/$name-$transform.gguf" tuned --norms loss --equal-bytes \
+                --allocate descent --objective loss
         done
         ;;
     graph) # transformed models at equal bytes, by the float32 graph
-        for method in teal wina; do
-            $python tools/eval_graph.py "$model" -f "$test" --sparsity $all --method $method \
-                --device "$device" --json "$out/$name-$method-graph.json"
-        done
+        $python tools/eval_graph.py "$model" -f "$test" --sparsity $all --method teal,wina \
+            --device "$device" --json "$out/$name-graph.json"
+        $python tools/eval_graph.py "$model" -f "$test" --sparsity $all --device "$device" \
+            --tuning "$out/$name-descent.json" --json "$out/$name-descent-graph.json"
+        case $name in gemma*) continue ;; esac
         for transform in global segments4 segments8; do
             $python tools/eval_graph.py "$out/$name-$transform.gguf" -f "$test" --equal-bytes \
                 --sparsity $all --tuning "$out/$name-$transform-tuned.json" --device "$device" \

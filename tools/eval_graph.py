@@ -1,7 +1,7 @@
 """Sparse models over a text by the float32 graph in torch, on a GPU: minutes instead of hours.
 
     python tools/eval_graph.py MODEL -f TEXT --sparsity 0.5,0.65 --json OUT [--tuning FILE]
-        [--method teal] [--limit N] [--equal-bytes]
+        [--method teal,wina] [--limit N] [--equal-bytes]
 
 Masks are exact top-K with the library's numbers and scores, activations are not rounded; results
 have the form that `pywina eval` keeps, so that both can be compared window by window. For files
@@ -17,26 +17,14 @@ from pathlib import Path
 from pywina.api import load
 from pywina.calibrate.graph import Graph
 from pywina.calibrate.objective import TorchSparse
+from pywina.convert.transform import at_equal_bytes
 from pywina.eval.runner import WINDOW, Results, choose
 from pywina.eval.windows import Scorer, cut_windows
 from pywina.hub.fetch import resolve
-from pywina.model import Model
 from pywina.sparsity import Sparsity
 from pywina.tuning import Tuning
 
-GROUPED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-def equal_bytes(model: Model, sparsity: float) -> float:
-    """The sparsity at which basis changes and kept weights take (1 - sparsity) of all weights."""
-    sizes = {"rot": 0, "grouped": 0}
-    for name, tensor in model.tensors.items():
-        role = name.split(".")[-2]
-        if role.endswith("_rot"):
-            sizes["rot"] += tensor.n_bytes
-        elif role in GROUPED and name.endswith(".weight"):
-            sizes["grouped"] += tensor.n_bytes
-    return sparsity + sizes["rot"] / sizes["grouped"] if sparsity else 0.0
+STACK = 4  # windows that are computed at a time
 
 
 def main() -> None:
@@ -45,7 +33,7 @@ def main() -> None:
     parser.add_argument("-f", "--file", type=Path, required=True)
     parser.add_argument("--sparsity", default="0.5")
     parser.add_argument("--method", default="wina")
-    parser.add_argument("--exponent", type=float, help="default: the tuning's, else 0")
+    parser.add_argument("--exponent", type=float, help="of norms; default: the tuning's, else 0")
     parser.add_argument("--tuning", type=Path)
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--limit", type=int)
@@ -54,34 +42,34 @@ def main() -> None:
     args = parser.parse_args()
     path = resolve(args.model)
     tuning = Tuning.load(args.tuning) if args.tuning else None
-    exponent = args.exponent
-    if exponent is None:
-        exponent = float(tuning.exponents[0]) if tuning and tuning.norms else 0.0
     setting = {"model": path.name, "model_bytes": path.stat().st_size, "seed": 1}
     results = Results.open(args.json, setting | {"dense_prefix": 5, "by": "graph"})
     with load(path, backend="cpu") as model:
         sparse = TorchSparse(model, Graph(model, args.device))
         windows = cut_windows(model, args.file.read_text(encoding="utf-8"), WINDOW)
-        rules = {}
+        rules: dict[str, Sparsity | None] = {"dense": None}
         for text in args.sparsity.split(","):
             amount = float(text)
             if args.equal_bytes:
-                amount = equal_bytes(model, amount)
-            rules[f"{args.method} {text}"] = Sparsity(amount, args.method, exponent=exponent)
+                amount = at_equal_bytes(model, amount)
+            for method in args.method.split(","):
+                rules[f"{method} {text}"] = Sparsity(amount, method, exponent=args.exponent)
+        known = results.of("wikitext2", list(rules)[-1])
+        missing = [n for n in choose(len(windows), args.limit, 1) if str(n) not in known]
         scorer, first = Scorer(f"{args.device}:0"), WINDOW // 2
-        for number in choose(len(windows), args.limit, 1):
-            window = windows[number]
+        for at in range(0, len(missing), STACK):
+            numbers = missing[at : at + STACK]
+            part = [windows[number] for number in numbers]
             sparse.use_dense()
-            dense = sparse.logs(window, first)
-            for name, rule in {"dense": None, **rules}.items():
-                if str(number) in results.of("wikitext2", name):
-                    continue
+            dense = sparse.logs(part, first)
+            for name, rule in rules.items():
                 if rule is not None:
-                    sparse.use(tuning, rule)
-                own = dense if rule is None else sparse.logs(window, first)
-                score = scorer.score(model, window, own, dense, first=first)
-                values = [score.nll, score.kld, score.agreement]
-                results.of("wikitext2", name)[str(number)] = values
+                    sparse.use(tuning if rule.method == "wina" else None, rule)
+                own = dense if rule is None else sparse.logs(part, first)
+                for i, number in enumerate(numbers):
+                    score = scorer.score(model, part[i], own[i], dense[i], first=first)
+                    values = [score.nll, score.kld, score.agreement]
+                    results.of("wikitext2", name)[str(number)] = values
                 kept = 1.0 if rule is None else 1 - rule.sparsity
                 results.kept.setdefault("wikitext2", {})[name] = kept
             results.save()

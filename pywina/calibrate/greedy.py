@@ -26,13 +26,22 @@ _TENSORS = {
 }
 
 
+def group_bytes(model: Model) -> NDArray[np.float64]:
+    """(n_layer, 4) bytes of the matrices of each group."""
+    rows = [
+        [
+            sum(model.tensors[f"blk.{layer}.{name}.weight"].n_bytes for name in _TENSORS[group])
+            for group in GROUPS
+        ]
+        for layer in range(model.info.n_layer)
+    ]
+    return np.array(rows, dtype=np.float64)
+
+
 def _shares(model: Model, layer: int) -> NDArray[np.float64]:
     """(4,) part of the block's bytes by group."""
-    sizes = [
-        sum(model.tensors[f"blk.{layer}.{name}.weight"].n_bytes for name in _TENSORS[group])
-        for group in GROUPS
-    ]
-    return np.array(sizes) / sum(sizes)
+    sizes = group_bytes(model)[layer]
+    return sizes / sizes.sum()
 
 
 def greedy(

@@ -1,13 +1,15 @@
-"""What a calibration minimises: the divergence of the sparse model from the dense one.
+"""What a calibration minimises.
 
-The KL divergence over whole distributions tells two budgets apart with far fewer tokens than the
-likelihood of the text does, because it does not depend on which token happened to follow.
+"kl": the divergence of the sparse model from the dense one. Over whole distributions it tells two
+budgets apart with far fewer tokens than the likelihood of the text does, because it does not depend
+on which token happened to follow. "loss": that likelihood itself, -log p of the next token, which
+is what a text is judged by; it wants more windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,31 +24,39 @@ from .graph import Graph, keep_largest
 
 N_DENSE = 5
 FIRST = 16  # tokens of a window that are not scored
+_STACK = 4  # windows that torch computes at a time on a GPU
+
+Kind = Literal["kl", "loss"]
 
 
 class Objective:
-    """Mean divergence per window, in nats a token. Keeps the dense distributions in float16."""
+    """Mean per window, in nats a token. Keeps the dense distributions in float16 for "kl"."""
 
     def __init__(
         self,
         model: Model,
         windows: Sequence[list[int]],
+        kind: Kind = "kl",
         progress: Callable[[int], object] = lambda n: None,
     ) -> None:
-        self.model, self.windows = model, windows
+        self.model, self.windows, self.kind = model, windows, kind
         self._dense: list[NDArray[np.float16]] = []
-        for window in windows:
+        for window in windows if kind == "kl" else ():
             logs = log_probabilities(model, window, Sparsity(), first=FIRST, n_dense=N_DENSE)
             self._dense.append(logs.astype(np.float16))
             progress(1)
 
     def __call__(self, tuning: Tuning | None, sparsity: Sparsity) -> list[float]:
-        """Divergence of every window."""
+        """The objective of every window."""
         self.model.set_tuning(tuning)
         result = []
-        for window, dense in zip(self.windows, self._dense, strict=True):
+        for i, window in enumerate(self.windows):
             own = log_probabilities(self.model, window, sparsity, first=FIRST, n_dense=N_DENSE)
-            known = dense.astype(np.float32)
+            if self.kind == "loss":
+                followers = own[np.arange(len(own)), window[FIRST + 1 :]]
+                result.append(float(-followers.mean(dtype=np.float64)))
+                continue
+            known = self._dense[i].astype(np.float32)
             result.append(float((np.exp(known) * (known - own)).sum(1, dtype=np.float64).mean()))
         return result
 
@@ -60,60 +70,112 @@ class TorchSparse:
     def __init__(self, model: Model, graph: Graph) -> None:
         self.model, self.graph = model, graph
         self._l2 = l2_norms(model).norms
-        self._keep: dict[tuple[int, str], int] = {}  # by layer and group; empty: dense
+        self.keep: dict[tuple[int, str], int] = {}  # by layer and group; empty: dense
         self._factors: dict[str, Any] = {}  # of |x|, (n_layer, n_inputs) by group; empty: 1
 
     def use(self, tuning: Tuning | None, sparsity: Sparsity) -> None:
-        """The rule that follows: group masks and exact numbers. The exponent must be given."""
+        """The rule that follows: group masks and exact numbers. Without an exponent: the
+        tuning's."""
         self.model.set_tuning(tuning)
         counts = self.model.keep_counts(sparsity)[:, :, 0]
-        self._keep = {
+        self.keep = {
             (layer, group): int(counts[layer, i])
             for layer in range(len(counts))
             for i, group in enumerate(GROUPS)
         }
         torch, self._factors = self.graph.torch, {}
-        if sparsity.exponent and sparsity.method == "wina":
-            for group, norms in ((tuning and tuning.norms) or self._l2).items():
-                on_device = torch.from_numpy(norms).to(self.graph.device)
-                self._factors[group] = on_device**sparsity.exponent
+        norms, exponents = self._l2, np.zeros(4)
+        if tuning is not None and tuning.norms:
+            norms, exponents = tuning.norms, np.asarray(tuning.exponents)
+        if sparsity.exponent is not None:
+            exponents = np.full(4, sparsity.exponent)
+        for i, group in enumerate(GROUPS):
+            if sparsity.method == "wina" and exponents.any():
+                on_device = torch.from_numpy(norms[group]).to(self.graph.device)
+                self._factors[group] = on_device ** float(exponents[i])
 
     def use_dense(self) -> None:
         """No input is skipped."""
-        self._keep, self._factors = {}, {}
+        self.keep, self._factors = {}, {}
 
-    def logs(self, window: Sequence[int], first: int, n_dense: int = N_DENSE) -> Any:
-        """(n - 1 - first, n_vocab) log p after tokens [first, n - 1)."""
-        torch, graph = self.graph.torch, self.graph
+    def score(self, layer: int, group: Group, x: Any) -> Any:
+        """What inputs are chosen by."""
+        return x.abs() * self._factors[group][layer] if self._factors else x.abs()
 
-        def hook(layer: int, group: Group, x: Any) -> Any:
-            if not self._keep or self._keep[layer, group] >= x.shape[-1]:
-                return x
-            score = x.abs()
-            if self._factors:
-                score = score * self._factors[group][layer]
-            sparse = keep_largest(torch, x, score, self._keep[layer, group])
-            return torch.cat((x[..., :n_dense, :], sparse[..., n_dense:, :]), -2)
+    def hook(self, layer: int, group: Group, x: Any, n_dense: int = N_DENSE) -> Any:
+        """The inputs of a group (..., n_tokens, width) with zeros where they are skipped."""
+        if not self.keep or self.keep[layer, group] >= x.shape[-1]:
+            return x
+        torch = self.graph.torch
+        score = self.score(layer, group, x)
+        sparse = keep_largest(torch, x, score, self.keep[layer, group])
+        return torch.cat((x[..., :n_dense, :], sparse[..., n_dense:, :]), -2)
 
-        with torch.no_grad():
-            x = graph.embed(window[:-1])
+    def logs(self, window: Sequence[Any], first: int) -> Any:
+        """(..., n - 1 - first, n_vocab) log p after tokens [first, n - 1) of one window, or of
+        several of the same length."""
+        graph = self.graph
+        with graph.torch.no_grad():
+            x = graph.embed(_starts(window))
             for layer in range(graph.info.n_layer):
-                x = graph.block(layer, x, hook)
-            return graph.logits(x[first:]).log_softmax(-1)
+                x = graph.block(layer, x, self.hook)
+            return graph.logits(x[..., first:, :]).log_softmax(-1)
+
+
+def _starts(window: Sequence[Any]) -> list[Any]:
+    """All tokens of a window, or of each of several, but the last."""
+    if isinstance(window[0], int):
+        return list(window[:-1])
+    return [one[:-1] for one in window]
 
 
 class TorchObjective:
     """What :class:`Objective` is, by the graph: for a GPU, where this is much faster."""
 
-    def __init__(self, model: Model, graph: Graph, windows: Sequence[list[int]]) -> None:
-        self.model, self.windows, self.sparse = model, windows, TorchSparse(model, graph)
-        self._dense = [self.sparse.logs(window, FIRST).half() for window in windows]
+    def __init__(
+        self, model: Model, graph: Graph, windows: Sequence[list[int]], kind: Kind = "kl"
+    ) -> None:
+        self.model, self.windows, self.kind = model, windows, kind
+        self.graph, self.sparse = graph, TorchSparse(model, graph)
+        self._dense: list[Any] = [
+            self.sparse.logs(part, FIRST).half() if kind == "kl" else None for part in self.parts()
+        ]
+
+    def parts(self) -> Iterator[Sequence[list[int]]]:
+        """Windows as many as are computed at a time."""
+        step = 1 if self.graph.device.type == "cpu" else _STACK
+        for i in range(0, len(self.windows), step):
+            yield self.windows[i : i + step]
+
+    def per_token(self, part: Sequence[list[int]], own: Any, dense: Any) -> Any:
+        """The objective after every scored token: (n_windows, n_tokens) of log p of all tokens."""
+        if self.kind == "kl":
+            known = dense.float()
+            return (known.exp() * (known - own)).sum(-1)
+        targets = self.graph.torch.tensor(
+            [one[FIRST + 1 :] for one in part], device=self.graph.device
+        )
+        return -own.gather(-1, targets[..., None])[..., 0]
 
     def __call__(self, tuning: Tuning | None, sparsity: Sparsity) -> list[float]:
-        """Divergence of every window."""
+        """The objective of every window."""
         self.sparse.use(tuning, sparsity)
-        result = []
-        for window, dense in zip(self.windows, self._dense, strict=True):
-            known, own = dense.float(), self.sparse.logs(window, FIRST)
-            result.append(float((known.exp() * (known - own)).sum(-1).mean()))
+        result: list[float] = []
+        for part, dense in zip(self.parts(), self._dense, strict=True):
+            own = self.sparse.logs(part, FIRST)
+            result += self.per_token(part, own, dense).double().mean(-1).tolist()
         return result
+
+    def differentiated(
+        self, tuning: Tuning | None, sparsity: Sparsity, hook: Callable[[int, Group, Any], Any]
+    ) -> Iterator[int]:
+        """Runs backward through every part of the windows, with a hook of one's own in every group
+        (of :attr:`sparse`, which follows the rule); gives the number of windows of each part."""
+        self.sparse.use(tuning, sparsity)
+        for part, dense in zip(self.parts(), self._dense, strict=True):
+            x = self.graph.embed(_starts(part)).requires_grad_()
+            for layer in range(self.graph.info.n_layer):
+                x = self.graph.block(layer, x, hook)
+            own = self.graph.logits(x[..., FIRST:, :]).log_softmax(-1)
+            self.per_token(part, own, dense).mean(-1).sum().backward()
+            yield len(part)

@@ -18,13 +18,14 @@ from ..model import Model
 from ..sparsity import Sparsity
 from ..tuning import GROUPS, Tuning
 from . import thresholds
+from .descent import Descent
 from .graph import Graph
 from .greedy import greedy
 from .norms import loss_norms
-from .objective import Objective, TorchObjective
-from .search import Log, Search, Shape
+from .objective import Kind, Objective, TorchObjective
+from .search import BUDGETS, Log, Search, Shape
 
-Allocate = Literal["uniform", "profile", "greedy", "global", "block"]
+Allocate = Literal["uniform", "profile", "greedy", "global", "block", "descent"]
 NormKind = Literal["l2", "loss"]
 
 Array = NDArray[np.float32]
@@ -35,8 +36,10 @@ _EXPONENTS = {"l2": 1.0, "loss": 0.5}
 @dataclass(frozen=True)
 class Settings:
     """targets: sparsities, rising. windows of size tokens from the text's beginning; gradients use
-    as many windows after these. allocate "block" is "global" with an offset for each block.
-    device: of what torch computes; on "cpu" the library measures divergences, elsewhere torch."""
+    as many windows after these. allocate "block" is "global" with an offset for each block,
+    "descent" finds budgets for every group of every block by gradients. objective: "kl", the
+    divergence from the dense model, or "loss", that of the text. device: of what torch computes; on
+    "cpu" the library measures the objective (but for "descent"), elsewhere torch."""
 
     targets: tuple[float, ...] = (0.5,)
     allocate: Allocate = "global"
@@ -45,10 +48,13 @@ class Settings:
     size: int = 256
     thresholds: bool = False
     device: str = "cpu"
+    objective: Kind = "kl"
 
     def __post_init__(self) -> None:
         if self.allocate not in get_args(Allocate) or self.norms not in get_args(NormKind):
             raise ArgumentError(f"unknown allocation {self.allocate!r} or norms {self.norms!r}")
+        if self.objective not in get_args(Kind):
+            raise ArgumentError(f"objective is {self.objective!r}; choose kl or loss")
         if not self.targets or not all(0 < t < 1 for t in self.targets):
             raise ArgumentError(f"targets are {self.targets}; give sparsities in (0, 1)")
         if list(self.targets) != sorted(set(self.targets)):
@@ -105,11 +111,22 @@ class _Run:
         parts = zip(GROUPS, np.split(flat, ends), widths, strict=True)
         return {group: part.reshape(n_layer, width) for group, part, width in parts}
 
-    def budgets(self, norms: dict[str, Array]) -> tuple[Array | None, list[float], list[Shape]]:
-        """(n_targets, n_layer, 4), exponents by target, and the shapes searched for."""
+    @property
+    def descends(self) -> bool:
+        return self.settings.allocate == "descent"
+
+    def objective(self, windows: list[list[int]]) -> Objective | TorchObjective:
+        """By the library on the CPU, by torch where that is faster or gradients are needed."""
+        kind = self.settings.objective
+        if self.settings.device == "cpu" and not self.descends:
+            return Objective(self.model, windows, kind)
+        return TorchObjective(self.model, self.graph(), windows, kind)
+
+    def budgets(self, norms: dict[str, Array]) -> tuple[Array | None, Array, list[Shape]]:
+        """(n_targets, n_layer, 4), exponents by group, and the shapes searched for."""
         settings, exponent = self.settings, _EXPONENTS[self.settings.norms]
         n_targets, n_layer = len(settings.targets), self.model.info.n_layer
-        exponents = [exponent] * n_targets
+        exponents = np.full(4, exponent, dtype=np.float32)
         if settings.allocate == "uniform":
             rows = [np.full((n_layer, 4), 1 - target) for target in settings.targets]
             return np.array(rows, dtype=np.float32), exponents, []
@@ -127,21 +144,36 @@ class _Run:
 
             table = np.array(self.log.get("greedy", measure)).reshape(shape)
             return table.astype(np.float32), exponents, []
-        objective = (
-            Objective(self.model, self.windows)
-            if settings.device == "cpu"
-            else TorchObjective(self.model, self.graph(), self.windows)
-        )
-        shapes, start = [], Shape(exponent=exponent if norms else 0.0)
-        for target in settings.targets:
+        objective = self.objective(self.windows)
+        targets, n = settings.targets, len(settings.targets)
+        # One set of exponents serves all targets: what is best for the one in the middle.
+        middle = Search(objective, norms, targets[n // 2], self.log, self.note)
+        shape = Shape(exponent=exponent if norms else 0.0)
+        if not self.descends:
+            shape = middle.shape(shape)
+        elif norms:  # budgets are left to the descent
+            shape = middle.shape(shape, ("exponent",), 1)
+        if norms:
+            shape = middle.exponents(shape)
+        shapes, tables = [], []
+        gradients = self.objective(self.gradient_windows) if self.descends else None
+        for target in targets:
             search = Search(objective, norms, target, self.log, self.note)
-            start = search.shape(start)
-            shapes.append(search.blocks(start) if settings.allocate == "block" else start)
-        return (
-            np.concatenate([shape.kept(n_layer) for shape in shapes]),
-            [shape.exponent for shape in shapes],
-            shapes,
-        )
+            own = shape
+            if target != middle.target and not self.descends:
+                own = search.shape(shape, BUDGETS)
+            if settings.allocate == "block":
+                own = search.blocks(own)
+            table = own.kept(n_layer)[0]
+            if self.descends:
+                assert isinstance(objective, TorchObjective)
+                assert isinstance(gradients, TorchObjective)
+                table = Descent(
+                    objective, gradients, norms, own.powers(), target, self.log.get, self.note
+                ).run(table.astype(np.float64)).astype(np.float32)  # fmt: skip
+            shapes.append(own)
+            tables.append(table)
+        return np.stack(tables), shape.powers(), shapes
 
     def thresholds(self, tuning: Tuning) -> Array:
         """(n_targets, n_layer, 4)"""
@@ -170,15 +202,13 @@ def calibrate(
     run = _Run(model, text, settings, log, note)
     norms = run.norms()
     kept, exponents, shapes = run.budgets(norms)
-    # One exponent serves all targets: the one of the target in the middle of what was asked for.
-    middle = exponents[len(exponents) // 2]
-    if not norms and (middle != 1 or settings.thresholds):
+    if not norms and ((exponents != 1).any() or settings.thresholds):
         norms = l2_norms(model).norms
     tuning = Tuning(
         targets=None if kept is None else np.array(settings.targets, dtype=np.float32),
         kept=kept,
         norms=norms,
-        exponents=np.full(4, middle, dtype=np.float32),
+        exponents=exponents,
     )
     if settings.thresholds and kept is not None:
         tuning.thresholds = run.thresholds(tuning)

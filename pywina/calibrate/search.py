@@ -2,9 +2,10 @@
 
 A budget's shape is given by log-odds of sparsity: one offset per kind of group (that of gate_up is
 0, since a common shift is what equal bytes take away), a slope and a curve over the depth of the
-model, and the exponent of the norms. Each is tried a step up, a step down, and at the vertex of the
-parabola through these and where it stood; steps halve from round to round. A move is kept if it
-lowers the mean divergence by more than the standard error of the paired difference over windows.
+model, and the exponent of the norms, which may then differ by group. Each is tried a step up, a
+step down, and at the vertex of the parabola through these and where it stood; steps halve from
+round to round. A move is kept if it lowers the mean of the objective by more than the standard
+error of the paired difference over windows.
 (Sparse models are chaotic: other rounding in a kernel moved the mean of six windows of smollm2 by
 0.016 of 0.44 nats.) Measured once, adding up losses of single groups and blocks was a disaster:
 losses interact, and an optimum over many noisy numbers picks the noise.
@@ -32,6 +33,8 @@ from .objective import Objective, TorchObjective
 #: log-odds of sparsity of the built-in profile against gate_up
 _PROFILE = {"qkv": 0.041, "o": 0.687, "down": 1.118}
 _LIMITS = {"qkv": 2.5, "o": 2.5, "down": 2.5, "slope": 1.0, "curve": 1.0}
+BUDGETS = ("curve", "slope", "down", "o", "qkv")
+ALL = ("exponent", *BUDGETS)
 ROUNDS, FIRST_STEP = 2, 0.5
 BLOCK_STEP, BLOCK_LIMIT = 0.3, 1.0
 
@@ -47,6 +50,7 @@ class Shape:
     curve: float = 0.0
     exponent: float = 1.0
     blocks: tuple[float, ...] = ()  # by layer; none: 0
+    exponents: tuple[float, ...] = ()  # by group, in place of the one for all
 
     def kept(self, n_layer: int) -> NDArray[np.float32]:
         """(1, n_layer, 4) kept fractions, before they are moved to the wanted bytes."""
@@ -57,11 +61,17 @@ class Shape:
         odds = np.array([self.qkv, self.o, 0.0, self.down]) + bend[:, None]
         return (1 / (1 + np.exp(odds)))[None].astype(np.float32)
 
+    def powers(self) -> NDArray[np.float32]:
+        """(4,) exponents by group."""
+        return np.array(self.exponents or (self.exponent,) * 4, dtype=np.float32)
+
     def key(self, target: float) -> str:
         names = ("qkv", "o", "down", "slope", "curve", "exponent")
         key = f"{target:g}: " + " ".join(f"{n}={getattr(self, n):.4f}" for n in names)
         if any(self.blocks):
             key += " blocks=" + ",".join(f"{offset:.3f}" for offset in self.blocks)
+        if self.exponents:
+            key += " exponents=" + ",".join(f"{power:.4f}" for power in self.exponents)
         return key
 
 
@@ -109,20 +119,24 @@ class Search:
         """Divergence of every window."""
 
         def measure() -> list[float]:
-            kept = shape.kept(self.n_layer)
-            tuning = Tuning(np.array([self.target], np.float32), kept, norms=self.norms)
-            found = self.objective(tuning, Sparsity(self.target, exponent=shape.exponent))
+            tuning = Tuning(
+                np.array([self.target], np.float32), shape.kept(self.n_layer), norms=self.norms,
+                exponents=shape.powers(),
+            )  # fmt: skip
+            # Only norms in a tuning come with powers of their own; those of l2 norms are asked for.
+            exponent = None if self.norms else float(shape.powers()[0])
+            found = self.objective(tuning, Sparsity(self.target, exponent=exponent))
             self.note(f"{self.target:g}: {np.mean(found):.4f} nats")
             return found
 
         return np.array(self.log.get(shape.key(self.target), measure))
 
-    def shape(self, start: Shape) -> Shape:
-        """Offsets of groups, slope, curve and exponent, from a first guess."""
+    def shape(self, start: Shape, names: Sequence[str] = ALL, rounds: int = ROUNDS) -> Shape:
+        """Offsets of groups, slope, curve and exponent, or those named, from a first guess."""
         best, least = start, self.value(start)
         step = FIRST_STEP
-        for _ in range(ROUNDS):
-            for name in ("exponent", "curve", "slope", "down", "o", "qkv"):
+        for _ in range(rounds):
+            for name in names:
                 up, down = _moved(best, name, step), _moved(best, name, -step)
                 values = [self.value(up), least, self.value(down)]
                 turn = vertex([v.mean() for v in values])
@@ -132,6 +146,22 @@ class Search:
                 if _is_better(found[i], least):
                     best, least = trials[i], found[i]
             step /= 2
+        return best
+
+    def exponents(self, start: Shape) -> Shape:
+        """An exponent for the norms of each group, one after the other."""
+        best = replace(start, exponents=tuple(float(power) for power in start.powers()))
+        least = self.value(best)
+        for group in range(4):
+            trials = []
+            for by in (FIRST_STEP / 2, -FIRST_STEP / 2):
+                powers = list(best.exponents)
+                powers[group] = float(np.clip(powers[group] + by, 0, 2))
+                trials.append(replace(best, exponents=tuple(powers)))
+            found = [self.value(trial) for trial in trials]
+            i = int(np.argmin([v.mean() for v in found]))
+            if _is_better(found[i], least):
+                best, least = trials[i], found[i]
         return best
 
     def blocks(self, start: Shape) -> Shape:

@@ -9,8 +9,10 @@ from typing import get_args
 
 from tqdm import tqdm
 
+from ..calibrate.objective import Kind
 from ..calibrate.run import Allocate, NormKind, Settings, calibrate
 from ..convert import convert, imatrix
+from ..convert.transform import at_equal_bytes
 from ..errors import ArgumentError
 from ..eval.windows import cut_windows
 from ..hub.fetch import resolve
@@ -33,10 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", default="0.5", metavar="S,S", help="sparsities to calibrate for; default 0.5"
     )
+    parser.add_argument(
+        "--equal-bytes", action="store_true",
+        help="of a transformed model: sparsities so much higher that its changes of basis are paid",
+    )  # fmt: skip
     parser.add_argument("--allocate", choices=get_args(Allocate), default="global")
     parser.add_argument(
         "--norms", choices=get_args(NormKind), default="l2",
         help="l2 norms of weights, or loss-weighted ones (needs torch: pywina[calibrate])",
+    )  # fmt: skip
+    parser.add_argument(
+        "--objective", choices=get_args(Kind), default="kl",
+        help="what budgets are searched on: divergence from the dense model, or the text's loss",
     )  # fmt: skip
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="of the text; 8")
     parser.add_argument("--size", type=int, default=256, metavar="N", help="tokens of each; 256")
@@ -78,9 +88,13 @@ def main(args: argparse.Namespace) -> int:
         raise ArgumentError(f"{args.output} must end in .json or .gguf")
     source = resolve(args.model)
     convert.check_paths(source, args.output)
+    targets = _targets(args.target)
+    if args.equal_bytes:
+        with load(source, n_ctx=1, n_threads=args.threads, backend="cpu") as model:
+            targets = tuple(round(at_equal_bytes(model, target), 6) for target in targets)
     settings = Settings(
-        _targets(args.target), args.allocate, args.norms, args.windows, args.size,
-        args.thresholds, args.device,
+        targets, args.allocate, args.norms, args.windows, args.size,
+        args.thresholds, args.device, args.objective,
     )  # fmt: skip
     log = args.output.with_suffix(".log.json")
     text = read_text(args.file)

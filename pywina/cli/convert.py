@@ -57,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-f", "--file", type=Path, metavar="TEXT", help="text that a transform is made from"
     )
     parser.add_argument("--windows", type=int, default=16, metavar="N", help="of 512 tokens; 16")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME",
+        help="cuda: torch on the GPU looks for the cuts of segments; default cpu",
+    )  # fmt: skip
     add_threads(parser)
     parser.add_argument(
         "--pack", action="store_true",
@@ -73,7 +77,8 @@ def _rotation(model: Model, args: argparse.Namespace) -> Rotation:
         size = min(512, model.info.n_ctx)
         windows = cut_windows(model, read_text(args.file), size, args.windows)
     with tqdm(total=len(windows), desc="measuring", unit="window", disable=None) as bar:
-        return Rotation(model, make_bases(model, args.transform, windows, bar.update))
+        bases = make_bases(model, args.transform, windows, bar.update, args.device)
+        return Rotation(model, bases)
 
 
 def _pack(source: Path, target: Path, threads: int | None) -> None:

@@ -17,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metadata", action="store_true", help="the keys of the file, too")
 
 
+def _rule(model: Model) -> tuple[float, str]:
+    """A sparsity, the one asked for or else 0.5, and the rule that it amounts to in this file."""
+    amount = model.sparsity.sparsity or 0.5
+    return amount, model.describe_rule(model.sparsity.replace(sparsity=amount))
+
+
 def _memory(model: Model) -> dict[str, int]:
     """Bytes by purpose."""
     info, plan = model.info, model.plan_memory()
@@ -52,7 +58,7 @@ def _print(model: Model) -> None:
          f"{info.cache_type_v}), buffers {memory['buffers'] / 1e6:.1f} MB, the rest "
          f"{memory['other'] / 1e6:.1f} MB; at its peak {memory['peak'] / 1e6:.1f} MB"),
         ("sparsity", f"{model.sparsity.sparsity:g}"),
-        ("rule", model.describe_rule()),
+        ("rule", "at sparsity {:g}: {}".format(*_rule(model))),
     ]  # fmt: skip
     for name, text in rows:
         print(f"{name:9} {text}")
@@ -65,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
                 "path": model.path,
                 "info": dataclasses.asdict(model.info),
                 "sparsity": dataclasses.asdict(model.sparsity),
-                "rule": model.describe_rule(),
+                "rule": _rule(model)[1],
                 "memory": _memory(model),
             }
             if args.tensors:

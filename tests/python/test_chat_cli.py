@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 import pywina
 from pywina.cli import chat, common, main, terminal
 from pywina.cli.main import build_parser
+from pywina.convert.convert import l2_norms
 from pywina.hub import pretrained
 
 COMMAND = [sys.executable, "-m", "pywina"]
@@ -358,12 +360,36 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 def test_inspect(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tiny_model), "--sparsity", "0.5", "--tensors", "--metadata"]) == 0
     output = capsys.readouterr().out
-    assert "llama" in output and "rule" in output and "general.architecture = llama" in output
+    assert "llama" in output and "general.architecture = llama" in output
+    assert "at sparsity 0.5: wina: |x|, top-k, group masks, profile budgets" in output
     assert "blk.0.ffn_up.weight" in output
     assert main(["inspect", "-m", str(tiny_model), "--json", "-c", "64"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["info"]["n_layer"] == 2 and report["memory"]["session"] > 0
     assert report["memory"]["kv_cache"] == 64 * report["info"]["kv_bytes_per_token"]
+    assert "profile budgets" in report["rule"]  # what half of the bytes would be skipped by
+
+
+def test_inspect_says_the_calibrated_rule(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a sparsity, with powers that differ by group."""
+    with pywina.load(tiny_model, n_threads=1) as model:
+        tuning = l2_norms(model)
+        tuning.targets = np.array([0.5], np.float32)
+        tuning.kept = np.full((1, model.info.n_layer, 4), 0.5, np.float32)
+        cases = (((0.5,) * 4, "norm)^0.5,"), ((0, 0.25, 0.5, 1), "^(0, 0.25, 0.5, 1)"))
+        for exponents, shown in cases:
+            tuning.exponents = np.array(exponents, np.float32)
+            tuning.save(tmp_path / "tuning.json")
+            tuned = tmp_path / "tuned.gguf"
+            options = ["--tuning", str(tmp_path / "tuning.json")]
+            assert main(["convert", str(tiny_model), str(tuned), *options]) == 0
+            capsys.readouterr()
+            assert main(["inspect", str(tuned)]) == 0
+            output = capsys.readouterr().out
+            assert "at sparsity 0.5: wina: |x| * (calibrated" in output
+            assert shown in output and "calibrated budgets" in output
 
 
 def test_bench(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tinycheckpoint import TOKENS, write_checkpoint
 from tinymodel import ROLES
 
 import pywina
 from pywina.cli import main
 from pywina.convert import convert, gguffile
 from pywina.convert.transform import (
-    Rotation,
+    at_equal_bytes,
     eigenbasis,
     global_bases,
     second_moments,
@@ -255,9 +256,52 @@ def test_a_transform_needs_a_text(
     assert not Path(target).exists()
 
 
-def test_other_architectures_cannot_be_rotated(tiny: pywina.Model) -> None:
-    class Other:
-        info = type("Info", (), {"architecture": "gemma3"})
+def test_cuts_by_torch_are_the_same() -> None:
+    """What a GPU does: the same sums in double precision."""
+    pytest.importorskip("torch", reason="torch is not installed (pip install 'pywina[calibrate]')")
+    rng = np.random.default_rng(3)
+    moments = []
+    for site in range(12):
+        scale = np.roll(np.linspace(0.1, 2, 16), 8 if site >= 8 else 0)
+        x = rng.standard_normal((200, 16)) * scale
+        moments.append(x.T @ x)
+    ours = segment_bases(np.stack(moments), 2)
+    theirs = segment_bases(np.stack(moments), 2, "cpu:0")
+    changes = [i for i in range(1, 12) if ours[i] is not ours[i - 1]]
+    assert changes == [8] == [i for i in range(1, 12) if theirs[i] is not theirs[i - 1]]
 
-    with pytest.raises(pywina.UnsupportedError, match="gemma3"):
-        Rotation(Other(), [])  # type: ignore[arg-type]
+
+@pytest.mark.parametrize("family", ["qwen3", "smollm3", "granite"])
+@pytest.mark.parametrize("transform", ["global", "segments:2", "paper"])
+def test_other_families_rotated(tmp_path: Path, family: str, transform: str) -> None:
+    """Norms of heads and scalar multipliers do not see the basis of the residual stream."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", family)
+    source, target, text = (tmp_path / name for name in ("in.gguf", "out.gguf", "text.txt"))
+    text.write_text(TEXT)
+    assert main(["convert", str(checkpoint), str(source), "--type", "F32"]) == 0
+    options = ["--transform", transform, "--type", "F32", "-f", str(text)]
+    assert main(["convert", str(source), str(target), *options]) == 0
+    with pywina.load(source, n_ctx=128) as plain, pywina.load(target, n_ctx=128) as rotated:
+        wanted, ours = plain.logits(TOKENS), rotated.logits(TOKENS)
+        assert (np.linalg.norm(ours - wanted, axis=1) / np.linalg.norm(wanted, axis=1)).max() < 1e-3
+        first = plain.read_tensor("blk.0.ffn_up.weight")
+        assert np.abs(rotated.read_tensor("blk.0.ffn_up.weight") - first).max() > 0.01
+        extra = at_equal_bytes(rotated, 0.5) - 0.5
+        changes = {"global": 0, "segments:2": 1, "paper": 2 * plain.info.n_layer - 1}[transform]
+        roles = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+        sizes = [plain.tensors[f"blk.0.{role}.weight"].n_bytes for role in roles]
+        assert extra == pytest.approx(changes * 64 * 64 * 4 / (sum(sizes) * plain.info.n_layer))
+
+
+@pytest.mark.parametrize(("family", "why"), [("gemma3", "post_ffw_norm"), ("olmo2", "post_")])
+def test_what_cannot_be_rotated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str, why: str
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", family)
+    source, target, text = (tmp_path / name for name in ("in.gguf", "out.gguf", "text.txt"))
+    text.write_text(TEXT)
+    assert main(["convert", str(checkpoint), str(source), "--type", "F32"]) == 0
+    options = ["--transform", "global", "-f", str(text)]
+    assert main(["convert", str(source), str(target), *options]) != 0
+    error = capsys.readouterr().err
+    assert why in error and family in error and not target.exists()

@@ -344,6 +344,24 @@ void wina_rules_free(wina_rules *r) {
     *r = (wina_rules){0};
 }
 
+static bool has_exponents(const choice *c) {
+    for (int g = 0; g < GROUPS; g++)
+        if (c->exponents[g] > 0)
+            return true;
+    return false;
+}
+
+/* "|x| * (l2 norm)^0.5", or all four powers where they differ. */
+static void describe_norms(const choice *c, char *text, size_t cap) {
+    const char *name = NORMS[c->calibrated_norms ? WINA_NORMS_CALIBRATED : WINA_NORMS_L2];
+    const float *e = c->exponents;
+    if (e[1] == e[0] && e[2] == e[0] && e[3] == e[0])
+        snprintf(text, cap, "|x| * (%s norm)^%.3g", name, (double)e[0]);
+    else
+        snprintf(text, cap, "|x| * (%s norm)^(%.3g, %.3g, %.3g, %.3g)", name, (double)e[0],
+                 (double)e[1], (double)e[2], (double)e[3]);
+}
+
 int32_t wina_rules_describe(const wina_rule_model *m, const wina_sparsity *s, char *text,
                             size_t cap) {
     static const char *const NAMES[GROUPS] = {"qkv", "o", "gate_up", "down"};
@@ -353,10 +371,8 @@ int32_t wina_rules_describe(const wina_rule_model *m, const wina_sparsity *s, ch
     char score[64] = "|x|", kept[160] = "";
     if (c.method->from_gate)
         snprintf(score, sizeof score, "|silu(gate)|");
-    else if (c.method->norms && c.exponents[0] > 0)
-        snprintf(score, sizeof score, "|x| * (%s norm)^%g",
-                 NORMS[c.calibrated_norms ? WINA_NORMS_CALIBRATED : WINA_NORMS_L2],
-                 (double)c.exponents[0]);
+    else if (c.method->norms && has_exponents(&c))
+        describe_norms(&c, score, sizeof score);
     for (int g = 0; g < GROUPS; g++) {
         double sum = 0;
         for (int32_t i = 0; i < m->n_layer; i++)
