@@ -155,7 +155,7 @@ $(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
 # Fuzz targets and mutations read "files" from memory.
 MAPS    := $(call WRAP,wina_mapfile_open wina_mapfile_close wina_mapfile_release)
 ENGINE  ?= tests/fuzz/replay.c
-FUZZERS := load run tokenize config
+FUZZERS := load run tokenize config packed
 CORPUS  := tests/fuzz/corpus
 TIME    ?= 600
 FUZZ_BUILD := build-fuzz
@@ -172,6 +172,8 @@ $(BUILD)/tests/fuzz_%: tests/fuzz/fuzz_%.c tests/fuzz/replay.c tests/fuzz/harnes
 test-hostile: $(BUILD)/tests/mutations $(FUZZERS:%=$(BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do $(BUILD)/tests/fuzz_$$t $(CORPUS); done
 	$(BUILD)/tests/mutations $(CORPUS)/good.gguf 40
+	$(PYTHON) tests/fuzz/fuzz_request.py replay tests/fuzz/requests
+	$(PYTHON) tests/fuzz/fuzz_request.py mutate 5000 tests/fuzz/requests
 
 SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
 asan:
@@ -191,9 +193,14 @@ fuzz:
 	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link" \
 	    $(FUZZERS:%=$(FUZZ_BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do mkdir -p $(FUZZ_BUILD)/corpus-$$t; \
-	    $(FUZZ_BUILD)/tests/fuzz_$$t -max_total_time=$(TIME) -max_len=8192 -timeout=10 -rss_limit_mb=1024 \
+	    case $$t in packed) n=90000;; *) n=8192;; esac; \
+	    $(FUZZ_BUILD)/tests/fuzz_$$t -max_total_time=$(TIME) -max_len=$$n -timeout=10 -rss_limit_mb=1024 \
 	    -dict=tests/fuzz/gguf.dict -print_final_stats=1 -artifact_prefix=$(FUZZ_BUILD)/ \
 	    $(FUZZ_BUILD)/corpus-$$t $(CORPUS); done
+	@mkdir -p $(FUZZ_BUILD)/corpus-request; if $(VENV)/bin/python -c 'import atheris' 2>/dev/null; then \
+	    $(VENV)/bin/python tests/fuzz/fuzz_request.py atheris -max_total_time=$(TIME) -print_final_stats=1 \
+	    -dict=tests/fuzz/request.dict $(FUZZ_BUILD)/corpus-request tests/fuzz/requests; \
+	else echo "atheris is not installed: requests are not fuzzed"; fi
 
 # Under QEMU: all C tests and 48 tokens, or what takes under a minute.
 test-aarch64 test-riscv64: test-%: native

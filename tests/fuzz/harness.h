@@ -1,6 +1,7 @@
 /* harness: models from bytes in memory, for the fuzz targets and the mutation test. Programs that
- * use it are linked with --wrap for the functions of mapfile, so that a "file" is a block from
- * malloc of exactly the file's size: reading one byte too far is an error that a sanitizer sees. */
+ * use it are linked with --wrap for the functions of mapfile, so that a "file" is a block on the
+ * heap of exactly the file's size: reading one byte too far is an error that a sanitizer sees. It
+ * starts at a border of 64 bytes, which packed files ask of a mapping. */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -23,8 +24,8 @@ int32_t __wrap_wina_mapfile_open(const char *path, wina_mapfile *out) {
     *out = (wina_mapfile){NULL, 0};
     if (harness_n == 0)
         return wina_fail(WINA_E_FORMAT, "%s: the file is empty", path);
-    uint8_t *copy = malloc(harness_n);
-    if (!copy)
+    void *copy = NULL;
+    if (posix_memalign(&copy, 64, harness_n) != 0)
         return wina_fail(WINA_E_MEMORY, "%s: out of memory", path);
     memcpy(copy, harness_data, harness_n);
     *out = (wina_mapfile){copy, harness_n};
