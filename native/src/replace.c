@@ -54,12 +54,12 @@ static int is_part_of(const char *entry, const char *base) {
 }
 
 /* Failures are of no consequence: what is left stays left. */
-static void remove_stale(const char *path) {
-    int folder = open_folder(path);
-    DIR *entries = folder < 0 ? NULL : fdopendir(folder);
+static void remove_stale(int folder, const char *path) {
+    int own = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *entries = own < 0 ? NULL : fdopendir(own);
     if (!entries) {
-        if (folder >= 0)
-            close(folder);
+        if (own >= 0)
+            close(own);
         return;
     }
     for (struct dirent *e; (e = readdir(entries));) {
@@ -102,40 +102,43 @@ static int32_t create(wina_replace *r) {
             return fail_errno(r->path, "create a file beside it");
         if (flock(r->fd, LOCK_EX) != 0 || fstat(r->fd, &st) != 0) {
             int32_t status = fail_errno(r->path, "lock a file beside it");
-            close(r->fd);
             unlink(r->part);
-            return status;
+            return status; /* the caller closes it */
         }
         if (st.st_nlink > 0) /* else another writer took it for stale before the lock */
             return WINA_OK;
         close(r->fd);
+        r->fd = -1;
     }
     return wina_fail(WINA_E_IO, "%s: cannot create a file beside it", r->path);
 }
 
+static void forget(wina_replace *r) {
+    if (r->fd >= 0)
+        close(r->fd); /* and its lock: nobody may take the file for stale before it has its name */
+    if (r->folder >= 0)
+        close(r->folder);
+    free(r->path);
+    free(r->part);
+    *r = (wina_replace){.fd = -1, .folder = -1};
+}
+
 int32_t wina_replace_begin(const char *path, wina_replace *out) {
-    wina_replace r = {.fd = -1};
+    *out = (wina_replace){.fd = -1, .folder = -1};
     if (!path || !path[0])
         return wina_fail(WINA_E_ARGUMENT, "no file name given");
     const size_t n = strlen(path) + 1;
-    WINA_TRY(wina_mem_create(n, 1, "file name", &r.path));
-    memcpy(r.path, path, n);
-    remove_stale(path);
-    int32_t status = create(&r);
-    if (status != WINA_OK) {
-        free(r.path);
-        free(r.part);
-        return status;
+    WINA_TRY(wina_mem_create(n, 1, "file name", &out->path));
+    memcpy(out->path, path, n);
+    out->folder = open_folder(path);
+    int32_t status = out->folder < 0 ? fail_errno(path, "open its folder") : WINA_OK;
+    if (status == WINA_OK) {
+        remove_stale(out->folder, path);
+        status = create(out);
     }
-    *out = r;
-    return WINA_OK;
-}
-
-static void forget(wina_replace *r) {
-    close(r->fd); /* and its lock: nobody may take the file for stale before it has its name */
-    free(r->path);
-    free(r->part);
-    *r = (wina_replace){.fd = -1};
+    if (status != WINA_OK)
+        forget(out);
+    return status;
 }
 
 void wina_replace_abort(wina_replace *r) {
@@ -154,11 +157,8 @@ int32_t wina_replace_commit(wina_replace *r) {
         return status;
     }
     /* The file is whole; what can still be lost is its name. */
-    int folder = open_folder(r->path);
-    if (folder < 0 || (fsync(folder) != 0 && errno != EINVAL))
+    if (fsync(r->folder) != 0 && errno != EINVAL)
         status = fail_errno(r->path, "flush its folder");
-    if (folder >= 0)
-        close(folder);
     forget(r);
     return status;
 }

@@ -13,6 +13,7 @@ typedef struct wina_replace {
     char *path; /* the target */
     char *part; /* the temporary file */
     int fd;     /* open for reading and writing, locked */
+    int folder; /* open from the start: a want of descriptors must not come after the renaming */
 } wina_replace;
 
 /* Creates the temporary file. After WINA_OK, end with commit or abort. */
