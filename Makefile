@@ -12,6 +12,8 @@
 #   make asan ubsan tsan   the C tests, mutations and fuzz inputs under a sanitizer
 #   make fuzz TIME=600     libFuzzer, that many seconds per target; needs clang
 #   make test-mutations    55,000 small changes of a small model, under ASan and UBSan
+#   make test-kills test-faults test-lifecycle   writers killed, calls failing, opening and closing
+#   make tidy     clang-tidy, and gcc's warnings as errors
 #   make install  library, header, program and pkg-config file below PREFIX (DESTDIR is put before)
 #   make wheels   dist/*.whl for x86-64 and, with gcc-aarch64-linux-gnu, aarch64
 #
@@ -76,7 +78,7 @@ MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
-        test-hostile asan ubsan tsan test-mutations fuzz \
+        test-hostile asan ubsan tsan test-mutations test-kills test-faults test-lifecycle tidy fuzz \
         test-python test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
@@ -186,6 +188,15 @@ test-mutations:
 	$(MAKE) BUILD=build-asan HARDEN= build-asan/tests/mutations \
 	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
 	build-asan/tests/mutations $(CORPUS)/good.gguf
+
+# Minutes each: 200 kills of every writer; faults at every n; 10,000 times open and close.
+test-kills: native $(VENV)/.installed-dev
+	$(USE) PYWINA_KILL_ROUNDS=200 $(VENV)/bin/python -m pytest -q -s tests/bad/test_kill.py
+test-faults: native $(VENV)/.installed-dev $(BUILD)/tests/test_faults
+	$(BUILD)/tests/test_faults
+	$(USE) PYWINA_FAULT_STEP=1 $(VENV)/bin/python -m pytest -q -s tests/bad/test_faults.py
+test-lifecycle: native $(VENV)/.installed-dev
+	$(USE) PYWINA_LIFECYCLES=50000 $(VENV)/bin/python -m pytest -q tests/python/test_lifecycle.py
 
 fuzz:
 	@command -v clang >/dev/null || { echo "make fuzz needs clang with libFuzzer" >&2; exit 1; }
