@@ -34,7 +34,7 @@ CC      ?= gcc
 AR      ?= ar
 STRIP   ?= strip
 CFLAGS  ?= -O3 -g
-WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wvla
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wvla
 # Results must not depend on what the compiler fuses: a multiply-add is fused where we say so.
 BASE    := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
            -pthread -Inative/include -Inative/src $(WARN)
@@ -78,7 +78,7 @@ MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
-        test-hostile asan ubsan tsan test-mutations test-kills test-faults test-lifecycle tidy fuzz \
+        test-hostile asan ubsan tsan test-mutations test-kills test-faults test-lifecycle tidy coverage fuzz \
         test-python test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
@@ -188,6 +188,22 @@ test-mutations:
 	$(MAKE) BUILD=build-asan HARDEN= build-asan/tests/mutations \
 	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
 	build-asan/tests/mutations $(CORPUS)/good.gguf
+
+# Lines and branches of the readers of files that C tests, kept inputs and bad files reach.
+COVER := gguf gguf_value config vocab special bpe spm merge pretok pretokmatch tokenizer
+COVER_FLAGS := -O1 -g -fprofile-instr-generate -fcoverage-mapping
+coverage:
+	@rm -rf build-cov/profile && mkdir -p build-cov/profile
+	$(MAKE) CC=clang BUILD=build-cov HARDEN= CFLAGS="$(COVER_FLAGS)" tests build-cov/tests/mutations \
+	    $(FUZZERS:%=build-cov/tests/fuzz_%)
+	$(PYTHON) tests/bad/make_bad.py build-cov/bad
+	@set -e; export LLVM_PROFILE_FILE=build-cov/profile/%p.raw; \
+	for t in $(TESTS:$(BUILD)/%=build-cov/%); do case $$t in *faults|*kernels|*threads) ;; *) $$t >/dev/null;; esac; done; \
+	for t in $(FUZZERS); do build-cov/tests/fuzz_$$t $(CORPUS) build-cov/bad; done; \
+	build-cov/tests/mutations $(CORPUS)/good.gguf 40
+	llvm-profdata merge -o build-cov/all.profdata build-cov/profile/*.raw
+	llvm-cov report build-cov/tests/fuzz_load $(addprefix -object ,$(wildcard build-cov/tests/test_*[a-z])) \
+	    -instr-profile=build-cov/all.profdata $(COVER:%=native/src/%.c) 2>/dev/null
 
 # Minutes each: 200 kills of every writer; faults at every n; 10,000 times open and close.
 test-kills: native $(VENV)/.installed-dev
@@ -328,6 +344,15 @@ lint: $(VENV)/.installed-dev
 	@if command -v clang-format >/dev/null; then \
 	    clang-format --dry-run --Werror $$(git ls-files 'native/*.[ch]' 'tests/native/*.[ch]' 'tests/fuzz/*.[ch]'); \
 	else echo "clang-format is not installed: C is not checked"; fi
+
+# Bugs that compilers find: clang-tidy (.clang-tidy) over all but generated and vector code, and
+# gcc's warnings, sign conversions among them, as errors over everything.
+TIDY := $(filter-out %unicode_data.c %_avx2.c %_avx512.c,$(SRC)) $(wildcard native/cli/*.c)
+tidy:
+	@command -v clang-tidy >/dev/null || { echo "make tidy needs clang-tidy" >&2; exit 1; }
+	@set -e; for f in $(TIDY); do echo "$$f"; \
+	    clang-tidy -quiet $$f -- $(filter-out -W%,$(BASE)) 2>/dev/null; done
+	$(MAKE) BUILD=build-warn HARDEN= CFLAGS="-O1 -Werror" native tests
 
 clean:
 	rm -rf $(BUILD)

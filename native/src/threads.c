@@ -165,7 +165,7 @@ int32_t wina_threads_cores(void) {
     int32_t n_cores = 0, n_cpus = 0;
     int32_t seen[CPU_SETSIZE];
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &set))
+        if (!CPU_ISSET((size_t)cpu, &set))
             continue;
         n_cpus++;
         int core = read_sys_number("/sys/devices/system/cpu/cpu%d/topology/core_id", cpu);
