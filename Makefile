@@ -157,7 +157,7 @@ $(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
 # Fuzz targets and mutations read "files" from memory.
 MAPS    := $(call WRAP,wina_mapfile_open wina_mapfile_close wina_mapfile_release)
 ENGINE  ?= tests/fuzz/replay.c
-FUZZERS := load run tokenize config packed
+FUZZERS := load run tokenize config packed state
 CORPUS  := tests/fuzz/corpus
 TIME    ?= 600
 FUZZ_BUILD := build-fuzz
@@ -198,11 +198,11 @@ coverage:
 	    $(FUZZERS:%=build-cov/tests/fuzz_%)
 	$(PYTHON) tests/bad/make_bad.py build-cov/bad
 	@set -e; export LLVM_PROFILE_FILE=build-cov/profile/%p.raw; \
-	for t in $(TESTS:$(BUILD)/%=build-cov/%); do case $$t in *faults|*kernels|*threads) ;; *) $$t >/dev/null;; esac; done; \
+	for t in $(TESTS:$(BUILD)/%=build-cov/%); do case $$t in *kernels|*threads) ;; *) $$t >/dev/null;; esac; done; \
 	for t in $(FUZZERS); do build-cov/tests/fuzz_$$t $(CORPUS) build-cov/bad; done; \
 	build-cov/tests/mutations $(CORPUS)/good.gguf 40
 	llvm-profdata merge -o build-cov/all.profdata build-cov/profile/*.raw
-	llvm-cov report build-cov/tests/fuzz_load $(addprefix -object ,$(wildcard build-cov/tests/test_*[a-z])) \
+	llvm-cov report build-cov/tests/fuzz_load $(TESTS:$(BUILD)/%=-object build-cov/%) \
 	    -instr-profile=build-cov/all.profdata $(COVER:%=native/src/%.c) 2>/dev/null
 
 # Minutes each: 200 kills of every writer; faults at every n; 10,000 times open and close.

@@ -24,6 +24,7 @@ static void drop_partial_character(char *text, size_t n) {
         text[start] = '\0';
 }
 
+#undef wina_fail /* of the analyzer */
 int32_t wina_fail(int32_t status, const char *format, ...) {
     /* Not straight into error_text: the arguments may contain it. */
     char text[TEXT_BYTES];

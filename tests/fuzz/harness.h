@@ -70,6 +70,17 @@ static inline void harness_inspect(const wina_model *model) {
     wina_model_describe_rule(model, &rule, text, sizeof text);
 }
 
+/* The state of a session, saved and loaded again: it must fit. */
+static inline void harness_state(wina_session *session) {
+    size_t n = 0;
+    wina_session_save_state(session, NULL, 0, &n);
+    uint8_t *state = n ? malloc(n) : NULL;
+    if (state && wina_session_save_state(session, state, n, &n) == WINA_OK &&
+        wina_session_load_state(session, state, n) != WINA_OK)
+        abort();
+    free(state);
+}
+
 /* A prompt of one token and n greedy tokens after it, at 50% sparsity. Any status is fine. */
 static inline int32_t harness_run(const wina_model *model, int32_t n) {
     wina_session_params sp;
@@ -95,6 +106,8 @@ static inline int32_t harness_run(const wina_model *model, int32_t n) {
          status == WINA_OK && c.finish == WINA_FINISH_NONE;)
         status = wina_stream_next(stream, &c);
     wina_stream_free(stream);
+    if (session)
+        harness_state(session);
     wina_session_free(session);
     return status;
 }
