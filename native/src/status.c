@@ -30,7 +30,7 @@ int32_t wina_fail(int32_t status, const char *format, ...) {
     char text[TEXT_BYTES];
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    int n = vsnprintf(text, sizeof text, format, args); /* NOLINT(clang-analyzer-valist*) */
     va_end(args);
     if (n < 0)
         text[0] = '\0';

@@ -73,7 +73,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         if (wina_session_prefill(session, (const int32_t[]){4}, 1) != WINA_OK)
             abort(); /* a refused state must change nothing */
     } else {
-        wina_session_prefill(session, (const int32_t[]){4, 5}, 2); /* NaN and a full context may fail */
+        wina_session_prefill(session, (const int32_t[]){4, 5},
+                             2); /* NaN and a full context may fail */
     }
     free(state);
     return 0;
