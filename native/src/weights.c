@@ -293,6 +293,7 @@ static int32_t load_bias(const wina_gguf *gguf, int32_t layer, int group, wina_g
     for (int32_t i = 0; i < g->n_projections; i++) {
         char name[64];
         const wina_projection *p = &g->projections[i];
+        /* NOLINTNEXTLINE(clang-analyzer-core*): there are no more than the table has */
         layer_name(name, sizeof name, layer, GROUP_TENSORS[group][i], "bias");
         WINA_TRY(load_vector(gguf, name, p->n_rows, g->bias + p->row0));
     }
@@ -439,6 +440,7 @@ const wina_panel *wina_weights_find_panel(const wina_weights *w, const char *nam
         const wina_layer *layer = &w->layers[i];
         for (int group = 0; group < WINA_N_GROUPS; group++)
             for (int32_t p = 0; p < layer->groups[group].n_projections; p++) {
+                /* NOLINTNEXTLINE(clang-analyzer-core*): there are no more than the table has */
                 layer_name(own, sizeof own, i, GROUP_TENSORS[group][p], "weight");
                 *row0 = layer->groups[group].projections[p].panel_row0;
                 if (strcmp(name, own) == 0)
