@@ -21,7 +21,7 @@ from pathlib import Path
 
 os.environ["GGML_NO_BACKTRACE"] = "1"  # an assertion need not start a debugger
 
-import llama_cpp  # noqa: E402
+import llama_cpp
 
 SECONDS, MEMORY = 10, 4 << 30
 
@@ -91,7 +91,9 @@ def main() -> None:
         if outcome not in ("refused", "loads"):
             print(f"{name}: {outcome}")
     refused = [r for r in results.values() if r[0] == "refused"]
-    print(f"refused: at most {max(r[1] for r in refused):.3f} s, {max(r[2] for r in refused):.0f} MB")
+    print(
+        f"refused: at most {max(r[1] for r in refused):.3f} s, {max(r[2] for r in refused):.0f} MB"
+    )
     if "--json" in sys.argv:
         Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps(results, indent=1))
 

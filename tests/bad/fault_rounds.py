@@ -1,5 +1,5 @@
 """Faults in a whole process: the n-th call of a kind fails, for n = 1, 2, 3 ... until a command of
-pywina gets through without one. Runs under LD_PRELOAD of faults.c (test_faults.py, make test-faults).
+pywina gets through without one. Runs under LD_PRELOAD of faults.c (make test-faults).
 
     LD_PRELOAD=libfaults.so python fault_rounds.py COMMAND FOLDER [STEP]
 
@@ -55,8 +55,8 @@ class Command:
             self.source.write_bytes(good().encode())
         self.arguments: dict[str, list[object]] = {
             "convert": ["convert", self.source, self.target, "-t", 2],
-            "calibrate": ["calibrate", self.source, "-f", folder / "text", "-o", self.target, "-t", 2,
-                          "--allocate", "global", "--windows", 1, "--size", 64],
+            "calibrate": ["calibrate", self.source, "-f", folder / "text", "-o", self.target,
+                          "-t", 2, "--allocate", "global", "--windows", 1, "--size", 64],
         }  # fmt: skip
         with pywina.load(self.source, n_threads=1, backend="cpu") as model:
             self.logits = model.logits([1, 2])

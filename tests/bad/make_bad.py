@@ -447,14 +447,17 @@ def _traits() -> Iterator[Case]:
         return Case(f"trait-{name}", f.encode(), bad, words)
 
     scales = [("gemma2", "attn_logit_softcapping"), ("gemma2", "final_logit_softcapping"),
-              ("granite", "embedding_scale"), ("granite", "residual_scale"), ("granite", "logit_scale"),
+              ("granite", "embedding_scale"), ("granite", "residual_scale"),
+              ("granite", "logit_scale"),
               ("granite", "attention.scale"), ("gemma3", "rope.freq_base_swa"),
               ("phi3", "rope.scaling.attn_factor")]  # fmt: skip
     for arch, key in scales:
         for name, number in (("nan", NAN), ("inf", INF), ("0", 0.0)):
             yield case(f"{arch}-{key}-{name}", "positive and finite", arch, key, value(F32, number))
         yield case(f"{arch}-{key}-string", "", arch, key, value(STR, "1"))
-    yield case("window-top", "must be in", "gemma3", "attention.sliding_window", value(U32, 2**32 - 1))
+    yield case(
+        "window-top", "must be in", "gemma3", "attention.sliding_window", value(U32, 2**32 - 1)
+    )
 
     def linear(f: File, factor: float) -> None:
         f.set("llama.rope.scaling.type", value(STR, "linear"))
@@ -469,7 +472,10 @@ def _traits() -> Iterator[Case]:
         f.keys = [(k.replace("llama.", f"{arch}.", 1), v) for k, v in f.keys]
         f.set("general.architecture", value(STR, arch))
         yield Case(f"trait-{arch}-tensor-missing", f.encode(), bad, words)
-    for name, tensor in (("rope-freqs", "rope_freqs.weight"), ("rotation", "blk.0.attn_rot.weight")):
+    for name, tensor in (
+        ("rope-freqs", "rope_freqs.weight"),
+        ("rotation", "blk.0.attn_rot.weight"),
+    ):
         data = _made(lambda f, t=tensor: f.tensors.append((t, weights(8))))
         yield Case(f"trait-{name}-shape", data, bad, tensor)
 

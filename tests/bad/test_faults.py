@@ -21,7 +21,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("faults are injected by a C library on Linux")
-    if "libasan" in os.environ.get("LD_PRELOAD", "") or "libtsan" in os.environ.get("LD_PRELOAD", ""):
+    if "libasan" in os.environ.get("LD_PRELOAD", "") or "libtsan" in os.environ.get(
+        "LD_PRELOAD", ""
+    ):
         pytest.skip("a sanitizer has replaced the calls already")
     path = tmp_path_factory.mktemp("shim") / "libfaults.so"
     command = [compiler, "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fno-builtin", "-fPIC",

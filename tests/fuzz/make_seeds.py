@@ -16,8 +16,22 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bad"))
-from make_bad import (  # noqa: E402
-    ARR, BOOL, F32, F64, I32, STR, TOKENS, U32, U64, File, Tensor, array, good, value, weights,
+from make_bad import (
+    ARR,
+    BOOL,
+    F32,
+    F64,
+    I32,
+    STR,
+    TOKENS,
+    U32,
+    U64,
+    File,
+    Tensor,
+    array,
+    good,
+    value,
+    weights,
 )  # fmt: skip
 
 PRES = ("gpt-2", "starcoder", "llama-bpe", "dbrx", "qwen2", "qwen35", "seed-coder", "minicpm5",
@@ -142,7 +156,9 @@ def seeds() -> dict[str, File]:
     files["longrope"] = model("phi3", rope__scaling__type=value(STR, "longrope"),
                               rope__scaling__attn_factor=value(F32, 1.2),
                               rope__scaling__original_context_length=value(U32, 8))  # fmt: skip
-    files["longrope"].tensors += [(f"rope_factors_{n}.weight", weights(1)) for n in ("long", "short")]
+    files["longrope"].tensors += [
+        (f"rope_factors_{n}.weight", weights(1)) for n in ("long", "short")
+    ]
     files["untied"] = model("llama")
     files["untied"].tensors.append(("output.weight", weights(4, 10)))
     files["blocks-32"] = quantized(32, {0: 128, 1: 64, 2: 18, 3: 20, 6: 22, 7: 24, 8: 34})
