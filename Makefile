@@ -177,7 +177,7 @@ test-hostile: $(BUILD)/tests/mutations $(FUZZERS:%=$(BUILD)/tests/fuzz_%)
 	$(PYTHON) tests/fuzz/fuzz_request.py replay tests/fuzz/requests
 	$(PYTHON) tests/fuzz/fuzz_request.py mutate 5000 tests/fuzz/requests
 
-SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
+SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
 asan:
 	$(call SANITIZED,-fsanitize=address$(comma)undefined) test-native test-hostile
 ubsan:
@@ -186,7 +186,7 @@ tsan:
 	$(call SANITIZED,-fsanitize=thread) test-native
 test-mutations:
 	$(MAKE) BUILD=build-asan HARDEN= build-asan/tests/mutations \
-	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
+	    CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
 	build-asan/tests/mutations $(CORPUS)/good.gguf
 
 # Lines and branches of the readers of files that C tests, kept inputs and bad files reach.

@@ -1,7 +1,7 @@
 """What hardening costs: two builds in turn, loading a large file and decoding.
 
     make native && make BUILD=build-soft HARDEN= native
-    python tools/hardening_cost.py build/bin/wina build-soft/bin/wina MODEL [--rounds 7] [--tokens 1]
+    python tools/hardening_cost.py build/bin/wina build-soft/bin/wina MODEL [--tokens 1]
 
 A round runs each program once, in changing order. What is compared is processor time, which other
 programs on the machine disturb least, and the time on the clock. --tokens 1 measures loading;
@@ -45,8 +45,8 @@ def main() -> None:
         first, second = ([t[part] for t in side] for side in times)
         ratio = statistics.median(first) / statistics.median(second)
         pairs = statistics.median(a / b for a, b in zip(first, second, strict=True))
-        print(f"{name}: medians {statistics.median(first):.2f} s and {statistics.median(second):.2f} s, "
-              f"ratio {ratio:.3f}; median of the pairs' ratios {pairs:.3f}")  # fmt: skip
+        medians = f"{statistics.median(first):.2f} s and {statistics.median(second):.2f} s"
+        print(f"{name}: medians {medians}, ratio {ratio:.3f}; of pairs {pairs:.3f}")
 
 
 if __name__ == "__main__":

@@ -455,9 +455,8 @@ def _traits() -> Iterator[Case]:
         for name, number in (("nan", NAN), ("inf", INF), ("0", 0.0)):
             yield case(f"{arch}-{key}-{name}", "positive and finite", arch, key, value(F32, number))
         yield case(f"{arch}-{key}-string", "", arch, key, value(STR, "1"))
-    yield case(
-        "window-top", "must be in", "gemma3", "attention.sliding_window", value(U32, 2**32 - 1)
-    )
+    window = "attention.sliding_window"
+    yield case("window-top", "must be in", "gemma3", window, value(U32, 2**32 - 1))
 
     def linear(f: File, factor: float) -> None:
         f.set("llama.rope.scaling.type", value(STR, "linear"))
@@ -466,8 +465,9 @@ def _traits() -> Iterator[Case]:
     for number in (0.0, NAN, -2.0):
         data = _made(lambda f, n=number: linear(f, n))
         yield Case(f"trait-linear-{number}", data, bad, "positive and finite")
-    for arch, words in (("qwen2", "attn_q.bias"), ("qwen3", "attn_q_norm"), ("phi3", "attn_qkv"),
-                        ("gemma2", "post_attention_norm"), ("olmo2", "post_attention_norm")):  # fmt: skip
+    missing = {"qwen2": "attn_q.bias", "qwen3": "attn_q_norm", "phi3": "attn_qkv",
+               "gemma2": "post_attention_norm", "olmo2": "post_attention_norm"}  # fmt: skip
+    for arch, words in missing.items():
         f = good()
         f.keys = [(k.replace("llama.", f"{arch}.", 1), v) for k, v in f.keys]
         f.set("general.architecture", value(STR, arch))
