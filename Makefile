@@ -14,6 +14,8 @@
 #   make asan ubsan tsan   the C tests, mutations and fuzz inputs under a sanitizer
 #   make fuzz TIME=600     libFuzzer, that many seconds per target; needs clang
 #   make test-mutations    55,000 small changes of a small model, under ASan and UBSan
+#   make test-kills test-faults test-lifecycle   writers killed, calls failing, opening and closing
+#   make tidy     clang-tidy, and gcc's warnings as errors
 #   make install  library, header, program and pkg-config file below PREFIX (DESTDIR is put before)
 #   make wheels   dist/*.whl for x86-64 and, with gcc-aarch64-linux-gnu, aarch64
 #
@@ -34,7 +36,7 @@ CC      ?= gcc
 AR      ?= ar
 STRIP   ?= strip
 CFLAGS  ?= -O2 -g
-WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wvla
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wstrict-prototypes -Wvla
 # Results must not depend on what the compiler fuses: a multiply-add is fused where we say so.
 BASE    := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno \
            -ffunction-sections -fdata-sections -fno-asynchronous-unwind-tables \
@@ -82,7 +84,7 @@ MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
 .PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
-        test-hostile asan ubsan tsan test-mutations fuzz \
+        test-hostile asan ubsan tsan test-mutations test-kills test-faults test-lifecycle tidy coverage fuzz \
         test-python test-page test-packaging test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
 native: $(BUILD)/lib/libwina.so $(BUILD)/bin/wina
@@ -172,7 +174,7 @@ $(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
 # Fuzz targets and mutations read "files" from memory.
 MAPS    := $(call WRAP,wina_mapfile_open wina_mapfile_close wina_mapfile_release)
 ENGINE  ?= tests/fuzz/replay.c
-FUZZERS := load run tokenize config
+FUZZERS := load run tokenize config packed state
 CORPUS  := tests/fuzz/corpus
 TIME    ?= 600
 FUZZ_BUILD := build-fuzz
@@ -190,8 +192,10 @@ test-hostile: $(BUILD)/tests/mutations $(FUZZERS:%=$(BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do $(BUILD)/tests/fuzz_$$t $(CORPUS); done
 	$(BUILD)/tests/mutations $(CORPUS)/good.gguf 40
 	$(BUILD)/tests/mutations $(CORPUS)/mixture.gguf 80
+	$(PYTHON) tests/fuzz/fuzz_request.py replay tests/fuzz/requests
+	$(PYTHON) tests/fuzz/fuzz_request.py mutate 5000 tests/fuzz/requests
 
-SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
+SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
 asan:
 	$(call SANITIZED,-fsanitize=address$(comma)undefined) test-native test-hostile
 ubsan:
@@ -200,8 +204,33 @@ tsan:
 	$(call SANITIZED,-fsanitize=thread) test-native
 test-mutations:
 	$(MAKE) BUILD=build-asan HARDEN= build-asan/tests/mutations \
-	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
+	    CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
 	build-asan/tests/mutations $(CORPUS)/good.gguf
+
+# Lines and branches of the readers of files that C tests, kept inputs and bad files reach.
+COVER := gguf gguf_value config vocab special bpe spm merge pretok pretokmatch tokenizer
+COVER_FLAGS := -O1 -g -fprofile-instr-generate -fcoverage-mapping
+coverage:
+	@rm -rf build-cov/profile && mkdir -p build-cov/profile
+	$(MAKE) CC=clang BUILD=build-cov HARDEN= CFLAGS="$(COVER_FLAGS)" tests build-cov/tests/mutations \
+	    $(FUZZERS:%=build-cov/tests/fuzz_%)
+	$(PYTHON) tests/bad/make_bad.py build-cov/bad
+	@set -e; export LLVM_PROFILE_FILE=build-cov/profile/%p.raw; \
+	for t in $(TESTS:$(BUILD)/%=build-cov/%); do case $$t in *kernels|*threads) ;; *) $$t >/dev/null;; esac; done; \
+	for t in $(FUZZERS); do build-cov/tests/fuzz_$$t $(CORPUS) build-cov/bad; done; \
+	build-cov/tests/mutations $(CORPUS)/good.gguf 40
+	llvm-profdata merge -o build-cov/all.profdata build-cov/profile/*.raw
+	llvm-cov report build-cov/tests/fuzz_load $(TESTS:$(BUILD)/%=-object build-cov/%) \
+	    -instr-profile=build-cov/all.profdata $(COVER:%=native/src/%.c) 2>/dev/null
+
+# Minutes each: 200 kills of every writer; faults at every n; 10,000 times open and close.
+test-kills: native $(VENV)/.installed-dev
+	$(USE) PYWINA_KILL_ROUNDS=200 $(VENV)/bin/python -m pytest -q -s tests/bad/test_kill.py
+test-faults: native $(VENV)/.installed-dev $(BUILD)/tests/test_faults
+	$(BUILD)/tests/test_faults
+	$(USE) PYWINA_FAULT_STEP=1 $(VENV)/bin/python -m pytest -q -s tests/bad/test_faults.py
+test-lifecycle: native $(VENV)/.installed-dev
+	$(USE) PYWINA_LIFECYCLES=50000 $(VENV)/bin/python -m pytest -q tests/python/test_lifecycle.py
 
 fuzz:
 	@command -v clang >/dev/null || { echo "make fuzz needs clang with libFuzzer" >&2; exit 1; }
@@ -209,9 +238,14 @@ fuzz:
 	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link" \
 	    $(FUZZERS:%=$(FUZZ_BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do mkdir -p $(FUZZ_BUILD)/corpus-$$t; \
-	    $(FUZZ_BUILD)/tests/fuzz_$$t -max_total_time=$(TIME) -max_len=8192 -timeout=10 -rss_limit_mb=1024 \
+	    case $$t in packed) n=90000;; *) n=8192;; esac; \
+	    $(FUZZ_BUILD)/tests/fuzz_$$t -max_total_time=$(TIME) -max_len=$$n -timeout=10 -rss_limit_mb=1024 \
 	    -dict=tests/fuzz/gguf.dict -print_final_stats=1 -artifact_prefix=$(FUZZ_BUILD)/ \
 	    $(FUZZ_BUILD)/corpus-$$t $(CORPUS); done
+	@mkdir -p $(FUZZ_BUILD)/corpus-request; if $(VENV)/bin/python -c 'import atheris' 2>/dev/null; then \
+	    $(VENV)/bin/python tests/fuzz/fuzz_request.py atheris -max_total_time=$(TIME) -print_final_stats=1 \
+	    -dict=tests/fuzz/request.dict $(FUZZ_BUILD)/corpus-request tests/fuzz/requests; \
+	else echo "atheris is not installed: requests are not fuzzed"; fi
 
 # Under QEMU: all C tests and 48 tokens, or what takes under a minute.
 test-aarch64 test-riscv64: test-%: native
@@ -340,6 +374,15 @@ lint: $(VENV)/.installed-dev
 	@if command -v clang-format >/dev/null; then \
 	    clang-format --dry-run --Werror $$(git ls-files 'native/*.[ch]' 'tests/native/*.[ch]' 'tests/fuzz/*.[ch]'); \
 	else echo "clang-format is not installed: C is not checked"; fi
+
+# Bugs that compilers find: clang-tidy (.clang-tidy) over all but generated and vector code, and
+# gcc's warnings, sign conversions among them, as errors over everything.
+TIDY := $(filter-out %unicode_data.c %_avx2.c %_avx512.c,$(SRC)) $(wildcard native/cli/*.c)
+tidy:
+	@command -v clang-tidy >/dev/null || { echo "make tidy needs clang-tidy" >&2; exit 1; }
+	@set -e; for f in $(TIDY); do echo "$$f"; \
+	    clang-tidy -quiet $$f -- $(filter-out -W%,$(BASE)) 2>/dev/null; done
+	$(MAKE) BUILD=build-warn HARDEN= CFLAGS="-O1 -Werror" native tests
 
 clean:
 	rm -rf $(BUILD)

@@ -49,12 +49,14 @@ def _create(path: Path) -> tuple[int, str]:
         os.close(fd)
 
 
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
+@contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    """A descriptor of a folder."""
+    found = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        yield found
     finally:
-        os.close(folder)
+        os.close(found)
 
 
 @contextmanager
@@ -62,22 +64,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to, which becomes path at the end; after an exception there is nothing.
     FileError if the system fails."""
     try:
-        _remove_stale(path)
-        fd, name = _create(path)
-        try:
-            with open(fd, "wb") as file:
-                yield file
-                file.flush()
-                mask = os.umask(0)
-                os.umask(mask)
-                os.fchmod(fd, 0o666 & ~mask)
-                os.fsync(fd)
-                os.replace(name, path)  # under the lock: nobody may take it for stale before
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-        _sync_folder(path.parent)
+        # Opened first: a want of descriptors must not come after the renaming.
+        with _folder(path.parent) as folder:
+            _remove_stale(path)
+            fd, name = _create(path)
+            try:
+                with open(fd, "wb") as file:
+                    yield file
+                    file.flush()
+                    mask = os.umask(0)
+                    os.umask(mask)
+                    os.fchmod(fd, 0o666 & ~mask)
+                    os.fsync(fd)
+                    os.replace(name, path)  # under the lock: nobody may take it for stale before
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(name)
+                raise
+            os.fsync(folder)
     except OSError as error:
         raise FileError(f"cannot write {path}: {error}") from error
 

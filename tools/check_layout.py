@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wina",),  # the public header
     ("status",),
     ("mem", "mapfile", "threads", "unicode", "unicode_data"),
+    ("replace",),
     ("sparse",),
     ("dtype", "dequant", "piece", "pairmap"),
     ("quantize", "quantize_32", "quantize_k", "quantize_rows"),

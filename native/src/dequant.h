@@ -78,6 +78,7 @@ typedef struct wina_block_tq2_0 {
 /* Digit number i, 0..2, of a byte of TQ1_0. */
 static inline uint8_t wina_dequant_digit(uint8_t byte, int i) {
     static const uint8_t power[5] = {1, 3, 9, 27, 81};
+    /* NOLINTNEXTLINE(clang-analyzer-core*): i is what the comment above says */
     return (uint8_t)((uint8_t)(byte * power[i]) * 3 >> 8);
 }
 

@@ -10,6 +10,7 @@
 
 #include "mem.h"
 #include "packed.h"
+#include "replace.h"
 #include "status.h"
 
 enum { N_OWN_KEYS = 7, N_OWN_TENSORS = 3 };
@@ -242,25 +243,18 @@ static int32_t write_all(const plan *p, target *t) {
     for (uint64_t i = 0; i < g->n_tensors; i++)
         if (!p->packed[i])
             WINA_TRY(write_at(t, g->tensors[i].data, g->tensors[i].n_bytes, data + p->offsets[i]));
-    WINA_TRY(write_sums(p, t));
-    return fsync(t->fd) == 0 ? WINA_OK : fail_errno(t->path, "write it");
+    return write_sums(p, t);
 }
 
 static int32_t write_file(const plan *p, const char *path, target *t) {
-    char part[4096];
-    if (snprintf(part, sizeof part, "%s.%ld.part", path, (long)getpid()) >= (int)sizeof part)
-        return wina_fail(WINA_E_ARGUMENT, "the path of the packed file is too long");
-    t->path = part;
-    t->fd = open(part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (t->fd < 0)
-        return fail_errno(part, "create it");
+    wina_replace file;
+    WINA_TRY(wina_replace_begin(path, &file));
+    t->path = file.part;
+    t->fd = file.fd;
     int32_t status = write_all(p, t);
-    if (close(t->fd) != 0 && status == WINA_OK)
-        status = fail_errno(part, "write it");
-    if (status == WINA_OK && rename(part, path) != 0)
-        status = fail_errno(path, "replace it");
-    if (status != WINA_OK)
-        unlink(part);
+    if (status == WINA_OK)
+        return wina_replace_commit(&file);
+    wina_replace_abort(&file);
     return status;
 }
 

@@ -154,7 +154,7 @@ void wina_piece_tq1_0(const uint8_t *row, int32_t b, wina_piece *out) {
     const wina_block_tq1_0 *p = (const wina_block_tq1_0 *)row + b / 8;
     out->d = load_u16(p->d);
     for (int i = 0; i < 32; i++) {
-        const int at = b % 8 * 32 + i, second = at - 160, last = at - 240;
+        const int at = (b & 7) * 32 + i, second = at - 160, last = at - 240;
         out->q[i] = at < 160   ? wina_dequant_digit(p->qs[at % 32], at / 32)
                     : last < 0 ? wina_dequant_digit(p->qs[32 + second % 16], second / 16)
                                : wina_dequant_digit(p->qh[last % 4], last / 4);

@@ -199,7 +199,7 @@ static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int3
     WINA_TRY(wina_forward_run(s->backend, &f));
     if (f.logits)
         WINA_TRY(check_logits(f.logits, (int64_t)(n - f.logits_from) * n_vocab));
-    if (last && f.logits != s->logits)
+    if (last && f.logits && f.logits != s->logits)
         memcpy(s->logits, f.logits + (int64_t)(n - 1 - f.logits_from) * n_vocab,
                (size_t)n_vocab * sizeof *s->logits);
     s->stats.sparse_read += s->backend->counters.sparse_read;

@@ -110,7 +110,7 @@ int32_t wina_split_attach(wina_gguf *g, const char *path) {
                          name, whole.count, suffix);
     char *copy = NULL;
     WINA_TRY(wina_mem_create(n + 1, 1, "file name", &copy));
-    memcpy(copy, path, n);
+    memcpy(copy, path, n + 1);
     int32_t status =
         wina_mem_create(whole.count - 1, sizeof(wina_gguf *), "parts of the file", &g->parts);
     if (status == WINA_OK)

@@ -24,12 +24,13 @@ static void drop_partial_character(char *text, size_t n) {
         text[start] = '\0';
 }
 
+#undef wina_fail /* of the analyzer */
 int32_t wina_fail(int32_t status, const char *format, ...) {
     /* Not straight into error_text: the arguments may contain it. */
     char text[TEXT_BYTES];
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    int n = vsnprintf(text, sizeof text, format, args); /* NOLINT(clang-analyzer-valist*) */
     va_end(args);
     if (n < 0)
         text[0] = '\0';

@@ -10,6 +10,11 @@
  * status, so that a failing function ends in: return wina_fail(WINA_E_FORMAT, "..."); */
 int32_t wina_fail(int32_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* The analyzer, which sees one file at a time, must know that a failure is one. */
+#ifdef __clang_analyzer__
+#define wina_fail(status, ...) ((void)wina_fail(status, __VA_ARGS__), (status))
+#endif
+
 /* Forwards a failure. For functions that own nothing; others use goto for their one clean-up. */
 #define WINA_TRY(call)                                                                             \
     do {                                                                                           \

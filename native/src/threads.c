@@ -3,6 +3,7 @@
  * condition variable; `n_asleep` keeps the common case free of system calls. */
 #include "threads.h"
 
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -153,13 +154,14 @@ static int read_sys_number(const char *format, int cpu) {
     char path[128];
     snprintf(path, sizeof path, format, cpu);
     FILE *f = fopen(path, "r");
-    int value = -1;
+    char text[32] = "", *end = text;
     if (f) {
-        if (fscanf(f, "%d", &value) != 1)
-            value = -1;
+        if (!fgets(text, sizeof text, f))
+            text[0] = 0;
         fclose(f);
     }
-    return value;
+    const long value = strtol(text, &end, 10);
+    return end == text || value < -1 || value > INT_MAX ? -1 : (int)value;
 }
 
 int32_t wina_threads_cores(void) {
@@ -168,9 +170,9 @@ int32_t wina_threads_cores(void) {
         return 1;
     /* A core is a (package, core id) pair; hyperthreads share it. */
     int32_t n_cores = 0, n_cpus = 0;
-    int32_t seen[CPU_SETSIZE];
+    int64_t seen[CPU_SETSIZE];
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &set))
+        if (!CPU_ISSET((size_t)cpu, &set))
             continue;
         n_cpus++;
         int core = read_sys_number("/sys/devices/system/cpu/cpu%d/topology/core_id", cpu);
@@ -178,7 +180,8 @@ int32_t wina_threads_cores(void) {
             read_sys_number("/sys/devices/system/cpu/cpu%d/topology/physical_package_id", cpu);
         if (core < 0)
             continue;
-        int32_t id = (package << 16) ^ core;
+        /* The package is -1 where the system knows of none. */
+        int64_t id = (int64_t)package * 65536 + core;
         bool known = false;
         for (int32_t i = 0; i < n_cores && !known; i++)
             known = seen[i] == id;

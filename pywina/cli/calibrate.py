@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
     convert.check_paths(source, args.output)
     targets = _targets(args.target)
     if args.equal_bytes:
-        with load(source, n_ctx=1, n_threads=args.threads, backend="cpu") as model:
+        with load_shown(source, n_ctx=1, n_threads=args.threads, backend="cpu") as model:
             targets = tuple(round(at_equal_bytes(model, target), 6) for target in targets)
     settings = Settings(
         targets, args.allocate, args.norms, args.windows, args.size,

@@ -148,3 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has gone. Python flushes stdout once more at exit: let that succeed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(str(error), 2)
+    except MemoryError:
+        return _fail("out of memory", 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._replace import replacing
-from ..errors import ArgumentError, FormatError
+from ..errors import ArgumentError, FileError, FormatError
 
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY, _FLOAT32 = 8, 9, 6
@@ -115,8 +116,18 @@ class _Cursor:
             raise FormatError(f"{self.name} has a value of unknown type {kind}")
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, for reading; FileError if the system fails while it is open."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _pieces(path: Path, offset: int, n_bytes: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         file.seek(offset)
         while n_bytes > 0:
             piece = file.read(min(_CHUNK, n_bytes))
@@ -152,7 +163,7 @@ def _integer(raw: bytes | None) -> int:
 
 def read_part(path: Path) -> GgufFile:
     """The header of one file, part of a split one or not."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         at = _Cursor(file, str(path))
         if at.take(4) != b"GGUF" or at.number("I") not in (2, 3):
             raise FormatError(f"{path} is no GGUF file of version 2 or 3")

@@ -87,8 +87,13 @@ class Checkpoint:
         """A tensor as float32."""
         entry = self.entries[name]
         kind, _ = _DTYPES[entry.dtype]
-        raw = np.fromfile(entry.path, dtype=kind, count=entry.n_bytes // np.dtype(kind).itemsize,
-                          offset=entry.offset)  # fmt: skip
+        count = entry.n_bytes // np.dtype(kind).itemsize
+        try:
+            raw = np.fromfile(entry.path, dtype=kind, count=count, offset=entry.offset)
+        except OSError as error:
+            raise FileError(f"cannot read {entry.path}: {error}") from error
+        if raw.size != count:
+            raise FormatError(f"{entry.path} ends inside tensor {name}")
         if entry.dtype == "BF16":
             raw = (raw.astype(np.uint32) << 16).view(np.float32)
         return raw.astype(np.float32, copy=False).reshape(entry.shape)

@@ -449,8 +449,88 @@ def _vocabulary() -> Iterator[Case]:
         yield Case(f"vocab-byte-{name}", data, bad, "byte")
 
 
+def _traits() -> Iterator[Case]:
+    """What single architectures have besides, and what a calibration adds."""
+    bad = "FormatError"
+
+    def case(name: str, words: str, arch: str, key: str, raw: bytes) -> Case:
+        f = good()
+        f.keys = [(k.replace("llama.", f"{arch}.", 1), v) for k, v in f.keys]
+        f.set("general.architecture", value(STR, arch))
+        f.set(f"{arch}.{key}", raw)
+        return Case(f"trait-{name}", f.encode(), bad, words)
+
+    scales = [("gemma2", "attn_logit_softcapping"), ("gemma2", "final_logit_softcapping"),
+              ("granite", "embedding_scale"), ("granite", "residual_scale"),
+              ("granite", "logit_scale"),
+              ("granite", "attention.scale"), ("gemma3", "rope.freq_base_swa"),
+              ("phi3", "rope.scaling.attn_factor")]  # fmt: skip
+    for arch, key in scales:
+        for name, number in (("nan", NAN), ("inf", INF), ("0", 0.0)):
+            yield case(f"{arch}-{key}-{name}", "positive and finite", arch, key, value(F32, number))
+        yield case(f"{arch}-{key}-string", "", arch, key, value(STR, "1"))
+    window = "attention.sliding_window"
+    yield case("window-top", "must be in", "gemma3", window, value(U32, 2**32 - 1))
+
+    def linear(f: File, factor: float) -> None:
+        f.set("llama.rope.scaling.type", value(STR, "linear"))
+        f.set("llama.rope.scaling.factor", value(F32, factor))
+
+    for number in (0.0, NAN, -2.0):
+        data = _made(lambda f, n=number: linear(f, n))
+        yield Case(f"trait-linear-{number}", data, bad, "positive and finite")
+    missing = {"qwen2": "attn_q.bias", "qwen3": "attn_q_norm", "phi3": "attn_qkv",
+               "gemma2": "post_attention_norm", "olmo2": "post_attention_norm"}  # fmt: skip
+    for arch, words in missing.items():
+        f = good()
+        f.keys = [(k.replace("llama.", f"{arch}.", 1), v) for k, v in f.keys]
+        f.set("general.architecture", value(STR, arch))
+        yield Case(f"trait-{arch}-tensor-missing", f.encode(), bad, words)
+    for name, tensor in (
+        ("rope-freqs", "rope_freqs.weight"),
+        ("rotation", "blk.0.attn_rot.weight"),
+    ):
+        data = _made(lambda f, t=tensor: f.tensors.append((t, weights(8))))
+        yield Case(f"trait-{name}-shape", data, bad, tensor)
+
+    def tuned(name: str, words: str, **changes: bytes | None) -> Case:
+        f = good()
+        content: dict[str, bytes | None] = {
+            "targets": array(F32, [0.25, 0.5]), "kept": array(F32, [0.5] * 8),
+            **{f"norms_{g}": array(F32, [1.0] * 4) for g in ("qkv", "o", "gate_up", "down")},
+        }  # fmt: skip
+        for key, raw in (content | changes).items():
+            if raw is not None:
+                f.set(f"wina.{key.replace('norms_', 'norms.')}", raw)
+        return Case(f"tuning-{name}", f.encode(), bad, words)
+
+    yield tuned("targets-none", "must have 1..64", targets=array(F32, []))
+    yield tuned("targets-65", "must have 1..64", targets=array(F32, [i / 70 for i in range(1, 66)]))
+    yield tuned("targets-falling", "not above", targets=array(F32, [0.5, 0.25]))
+    yield tuned("targets-equal", "not above", targets=array(F32, [0.5, 0.5]))
+    yield tuned("targets-one", "must be in", targets=array(F32, [0.5, 1.0]))
+    yield tuned("targets-nan", "must be in", targets=array(F32, [0.5, NAN]))
+    yield tuned("targets-doubles", "must be array of f32", targets=array(F64, [0.25, 0.5]))
+    yield tuned("targets-alone", "needs wina.kept", kept=None)
+    yield tuned("kept-short", "must have 8", kept=array(F32, [0.5] * 7))
+    yield tuned("kept-long", "must have 8", kept=array(F32, [0.5] * 9))
+    yield tuned("kept-none", "must have 8", kept=array(F32, []))
+    yield tuned("kept-zero", "must be in", kept=array(F32, [0.5] * 7 + [0.0]))
+    yield tuned("kept-2", "must be in", kept=array(F32, [2.0] * 8))
+    yield tuned("kept-nan", "must be in", kept=array(F32, [NAN] * 8))
+    yield tuned("thresholds-inf", "must be in", thresholds=array(F32, [INF] * 8))
+    yield tuned("norms-negative", "must be in", norms_o=array(F32, [-1.0] * 4))
+    yield tuned("norms-nan", "must be in", norms_down=array(F32, [1, 1, 1, NAN]))
+    yield tuned("norms-short", "must have 4", norms_qkv=array(F32, [1.0] * 3))
+    yield tuned("norms-of-some-groups", "all groups", norms_o=None)
+    yield tuned("norms-scalar", "must be array of f32", norms_o=value(F32, 1.0))
+    yield tuned("exponents-5", "must be in", exponents=array(F32, [5.0, 1, 1, 1]))
+    yield tuned("exponents-nan", "must be in", exponents=array(F32, [NAN, 1, 1, 1]))
+    yield tuned("exponents-short", "must have 4", exponents=array(F32, [1.0]))
+
+
 def cases() -> list[Case]:
-    makers = (_cuts, _heads, _keys, _tensors, _shapes, _hyper, _vocabulary)
+    makers = (_cuts, _heads, _keys, _tensors, _shapes, _hyper, _vocabulary, _traits)
     return [case for make in makers for case in make()]
 
 

@@ -33,6 +33,11 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def wina_bin() -> Path:
+    return Path(os.environ.get("WINA_BIN") or Path(__file__).parents[2] / "build" / "bin" / "wina")
+
+
+@pytest.fixture
 def output(tmp_path: Path) -> Path:
     folder = tmp_path / "out"
     folder.mkdir()
@@ -144,6 +149,52 @@ def test_calibration_killed(tmp_path: Path, output: Path) -> None:
 
     counts = check_kills(command, target, is_valid)
     assert counts["absent"] + counts["old"] + counts["complete"] == ROUNDS
+
+
+def test_packing_killed(source: Path, output: Path, wina_bin: Path) -> None:
+    """What `wina pack` leaves when it is killed once stayed for ever."""
+    target = output / "out.gguf"
+    command = [wina_bin, "pack", "-m", source, "-o", target, "-t", "1"]
+    rng, counts = random.Random(6), dict.fromkeys(("absent", "old", "complete", "killed"), 0)
+    start = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    whole, complete = time.monotonic() - start, target.read_bytes()
+    for i in range(ROUNDS):
+        old = None if i % 2 else b"what was there before"
+        target.unlink(missing_ok=True)
+        if old is not None:
+            target.write_bytes(old)
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(0, 1.1 * whole))
+            process.kill()
+        counts["killed"] += process.returncode < 0
+        if not target.exists():
+            assert old is None
+            counts["absent"] += 1
+        elif target.read_bytes() == old:
+            counts["old"] += 1
+        else:
+            assert target.read_bytes() == complete
+            counts["complete"] += 1
+    (output / ".out.gguf.0123.tmp").write_bytes(b"left by a killed one")
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert [p.name for p in output.iterdir()] == ["out.gguf"]
+    assert target.read_bytes() == complete and counts["killed"] > 0
+    print(counts)
+
+
+def test_packing_beside_others(source: Path, output: Path, wina_bin: Path) -> None:
+    """Several `wina pack` of one target, and a live writer of the Python side that they spare."""
+    target = output / "out.gguf"
+    command = [wina_bin, "pack", "-m", source, "-o", target, "-t", "1"]
+    with replacing(target) as file:
+        file.write(b"not yet")
+        packers = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(4)]
+        assert [p.wait() for p in packers] == [0] * 4
+        with pywina.load(target, n_threads=1) as model:
+            assert model.info.packed
+    assert target.read_bytes() == b"not yet"
+    assert [p.name for p in output.iterdir()] == ["out.gguf"]
 
 
 def test_a_full_disk(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

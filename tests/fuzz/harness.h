@@ -1,6 +1,7 @@
 /* harness: models from bytes in memory, for the fuzz targets and the mutation test. Programs that
- * use it are linked with --wrap for the functions of mapfile, so that a "file" is a block from
- * malloc of exactly the file's size: reading one byte too far is an error that a sanitizer sees. */
+ * use it are linked with --wrap for the functions of mapfile, so that a "file" is a block on the
+ * heap of exactly the file's size: reading one byte too far is an error that a sanitizer sees. It
+ * starts at a border of 64 bytes, which packed files ask of a mapping. */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -23,8 +24,8 @@ int32_t __wrap_wina_mapfile_open(const char *path, wina_mapfile *out) {
     *out = (wina_mapfile){NULL, 0};
     if (harness_n == 0)
         return wina_fail(WINA_E_FORMAT, "%s: the file is empty", path);
-    uint8_t *copy = malloc(harness_n);
-    if (!copy)
+    void *copy = NULL;
+    if (posix_memalign(&copy, 64, harness_n) != 0)
         return wina_fail(WINA_E_MEMORY, "%s: out of memory", path);
     memcpy(copy, harness_data, harness_n);
     *out = (wina_mapfile){copy, harness_n};
@@ -69,6 +70,17 @@ static inline void harness_inspect(const wina_model *model) {
     wina_model_describe_rule(model, &rule, text, sizeof text);
 }
 
+/* The state of a session, saved and loaded again: it must fit. */
+static inline void harness_state(wina_session *session) {
+    size_t n = 0;
+    wina_session_save_state(session, NULL, 0, &n);
+    uint8_t *state = n ? malloc(n) : NULL;
+    if (state && wina_session_save_state(session, state, n, &n) == WINA_OK &&
+        wina_session_load_state(session, state, n) != WINA_OK)
+        abort();
+    free(state);
+}
+
 /* A prompt of one token and n greedy tokens after it, at 50% sparsity. Any status is fine. */
 static inline int32_t harness_run(const wina_model *model, int32_t n) {
     wina_session_params sp;
@@ -94,6 +106,8 @@ static inline int32_t harness_run(const wina_model *model, int32_t n) {
          status == WINA_OK && c.finish == WINA_FINISH_NONE;)
         status = wina_stream_next(stream, &c);
     wina_stream_free(stream);
+    if (session)
+        harness_state(session);
     wina_session_free(session);
     return status;
 }

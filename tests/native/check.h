@@ -43,6 +43,14 @@ static inline int check_emulated(void) {
     return getenv("WINA_EMULATED") != NULL;
 }
 
+/* Seconds that something may take which takes so many at most: sanitizers are slower. */
+static inline double check_time(double seconds) {
+#if defined(WINA_SANITIZED)
+    seconds *= 30;
+#endif
+    return check_emulated() ? 1e9 : seconds;
+}
+
 /* xorshift64*: the same random numbers everywhere. */
 static inline unsigned long long check_random(unsigned long long *state) {
     unsigned long long x = *state;

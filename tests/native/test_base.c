@@ -125,7 +125,8 @@ static void test_mem_big_returns(void) {
     uint8_t *held[N_HELD];
     for (int i = 0; i < ROUNDS; i++) {
         for (int k = 0; k < N_HELD; k++)
-            CHECK(wina_mem_create_big(N_BYTES + k * page, "block", &held[k]) == WINA_OK);
+            CHECK(wina_mem_create_big(N_BYTES + (uint64_t)(k * page), "block", &held[k]) ==
+                  WINA_OK);
         if (i == 0 && before > 0 && !check_emulated()) {
             long most = N_HELD * (N_BYTES / page + 1 + N_HELD);
             CHECK_MSG(n_mapped_pages() - before <= most, "%ld pages for %d blocks",

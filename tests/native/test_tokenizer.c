@@ -355,20 +355,15 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Encodes text, checks the time and that decoding gives the text back. Sanitizers are slower. */
+/* Encodes text, checks the time and that decoding gives the text back. */
 static void check_fast(const loaded *l, const char *name, const char *text, size_t n) {
-#ifdef __SANITIZE_ADDRESS__
-    const double limit = 10;
-#else
-    const double limit = 1;
-#endif
     int32_t *ids = malloc((n + 1) * sizeof *ids);
     char *back = malloc(n);
     size_t n_ids = 0, n_back = 0;
     double start = now();
     CHECK(wina_tokenizer_encode(l->tokenizer, text, n, 0, ids, n + 1, &n_ids) == WINA_OK);
     double seconds = now() - start;
-    CHECK_MSG(seconds < limit || check_emulated(), "%s: %zu bytes took %.2f s", name, n, seconds);
+    CHECK_MSG(seconds < check_time(1), "%s: %zu bytes took %.2f s", name, n, seconds);
     CHECK(wina_tokenizer_decode(l->tokenizer, ids, n_ids, 0, back, n, &n_back) == WINA_OK);
     CHECK_MSG(n_back == n && memcmp(text, back, n) == 0, "%s: other text comes back", name);
     printf("%s: %zu bytes, %zu tokens, %.3f s\n", name, n, n_ids, seconds);

@@ -74,6 +74,28 @@ def test_no_typed_text_becomes_a_control_token(model: pywina.Model) -> None:
             assert _controls(model, split) == wanted
 
 
+def test_every_control_token_is_text_when_typed(model: pywina.Model) -> None:
+    """All of the vocabulary, Gemma's unused ones too: alone, side by side, cut in every way into
+    two texts, and many to a message in each of its places."""
+    control = model.control_tokens
+    known, texts = set(control.values()), list(control)
+    for text in texts:
+        assert known.isdisjoint(model.tokenize(text)), text
+        cuts = [len(text) // 2] if text.startswith("<unused") else range(1, len(text))
+        for cut in cuts:
+            pieces = model.tokenize(text[:cut]) + model.tokenize(text[cut:])
+            assert known.isdisjoint(pieces), (text, cut)
+    wanted = _controls(model, _conversation(["a", "b", "c", "d"]))
+    for start in range(0, len(texts), 512):
+        some = texts[start : start + 512]
+        for between in ("", " ", "\n"):
+            assert known.isdisjoint(model.tokenize(between.join(some)))
+        for i in range(4):
+            contents: list[object] = ["a", "b", "c", "d"]
+            contents[i] = "".join(some)
+            assert _controls(model, _conversation(contents)) == wanted, (start, i)
+
+
 def test_no_tool_becomes_a_control_token(model: pywina.Model) -> None:
     messages = [{"role": "user", "content": "a"}]
 

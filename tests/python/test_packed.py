@@ -131,6 +131,16 @@ def _patched(path: Path, key: bytes, value: int) -> Path:
     return path
 
 
+def test_the_state_of_a_packed_model(packed: Path) -> None:
+    """Saving it once read the tensors that a packed file has no data of."""
+    with pywina.load(packed, n_threads=1, backend="cpu") as model:
+        first = model.generate("abc", max_tokens=4, temperature=0)
+        state = model.save_state()
+        model.load_state(state)
+        assert model.save_state() == state
+        assert model.generate("abc", max_tokens=4, temperature=0) == first
+
+
 def test_other_versions_are_named(packed: Path) -> None:
     other = Path(shutil.copy(packed, packed.with_name("other.gguf")))
     with pytest.raises(pywina.UnsupportedError, match=r"panel layout 7.*pack the original again"):
