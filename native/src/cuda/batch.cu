@@ -235,7 +235,7 @@ template <int LANES>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     attend_kernel(const __grid_constant__ wina_cuda_attend a, int pos0) {
     extern __shared__ __align__(16) uint8_t memory[];
-    attend_one<LANES>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), blockIdx.x, 0, 1,
+    attend_one<LANES>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), ATTEND_HEADS, blockIdx.x, 0, 1,
                       blockIdx.y, pos0 + blockIdx.y);
 }
 

@@ -61,6 +61,26 @@ static inline uint2 load_stream8(const void *p) {
 static inline uint32_t load_stream4(const void *p) {
     return *reinterpret_cast<const uint32_t *>(p);
 }
+#elif defined(WINA_TRY_NO_POLICY)
+static __device__ __forceinline__ uint4 load_stream16(const void *p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint2 load_stream8(const void *p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(p));
+    return v;
+}
+static __device__ __forceinline__ uint32_t load_stream4(const void *p) {
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
 #else
 static __device__ __forceinline__ uint64_t stream_policy() {
     uint64_t policy;
@@ -102,6 +122,24 @@ static __device__ __forceinline__ float from_fixed(long long v) {
 /* Sums are written by other multiprocessors: they are read from L2. */
 static __device__ __forceinline__ float load_fixed(const wina_cuda_fixed *p) {
     return from_fixed(__ldcg(reinterpret_cast<const long long *>(p)));
+}
+
+/* Copies 16 bytes of global memory, as L2 has them, to shared memory; wait_copies() waits for those
+ * that this thread started, and shows them to it alone. */
+static __device__ __forceinline__ void copy16(void *to, const void *from) {
+#ifdef WINA_CUDA_EMULATE
+    memcpy(to, from, 16);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+#endif
+}
+static __device__ __forceinline__ void wait_copies() {
+#ifndef WINA_CUDA_EMULATE
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 /* Starts moving n_bytes (a multiple of 16) at p to L2. One thread. */

@@ -23,6 +23,7 @@ typedef struct cuda_backend {
 
     int32_t shared_bytes;
     bool profile;             /* WINA_CUDA_PROFILE is set */
+    bool no_hints;            /* WINA_CUDA_HINTS=0: every selection counts all scores */
     wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
     bool batch;               /* the batch under way runs there */
     const float *entered;     /* (n_tokens, n_embd) in place of embeddings, or NULL */
@@ -53,6 +54,7 @@ typedef struct cuda_backend {
     uint32_t *arrived, *attend_arrived, *barrier;
     wina_cuda_phase *program[N_GRAPHS]; /* (max_phases) */
     wina_cuda_times *times;             /* (max_phases) */
+    wina_cuda_hint *hints;              /* by slot */
     wina_cuda_keep *keep;               /* by slot: (layer, group, list) */
     int32_t *kept, *kept_sum; /* by slot: inputs kept by the last token, by all of a batch */
     const float **slot_norms; /* host array by slot: device vectors (n_in), zeros after them */
@@ -221,6 +223,19 @@ static bool recorded(wina_backend *b) {
     return !c->batch && c->graphs[c->graph] != NULL;
 }
 
+static wina_cuda_ahead scales_of(const wina_cuda_panel *p) {
+    const uint64_t columns = 32 * p->col_bytes;
+    if (p->block_bytes == columns)
+        return (wina_cuda_ahead){0};
+    return (wina_cuda_ahead){.data = p->data,
+                             .super_bytes = p->super_bytes,
+                             .block_bytes = p->block_bytes,
+                             .super_head = p->super_head,
+                             .scales_at = (uint32_t)(p->super_head + columns),
+                             .scale_bytes = (uint32_t)(p->block_bytes - columns),
+                             .n_blocks = (p->n_cols + 31) / 32};
+}
+
 static void record(cuda_backend *c, wina_cuda_phase *phase) {
     const int32_t bytes = wina_cuda_plan_phase(phase, c->m->n_sms);
     if (bytes < 0)
@@ -228,6 +243,8 @@ static void record(cuda_backend *c, wina_cuda_phase *phase) {
     c->shared_bytes = bytes > c->shared_bytes ? bytes : c->shared_bytes;
     if (c->n_phases > 0 && phase->kind == WINA_CUDA_GEMV)
         c->phases[c->n_phases - 1].next_keep = phase->u.gemv.keep;
+    if (c->n_phases > 1 && phase->kind == WINA_CUDA_GEMV)
+        c->phases[c->n_phases - 2].ahead = scales_of(&phase->u.gemv.panel);
     if (c->n_phases < c->max_phases)
         c->phases[c->n_phases++] = *phase;
 }
@@ -247,6 +264,7 @@ static wina_cuda_gemv gemv_of(const cuda_backend *c, int32_t layer, wina_group g
                           .eps = c->base.model->config.rms_eps,
                           .norms = c->slot_norms[slot],
                           .keep = c->keep + slot,
+                          .hint = c->hints ? c->hints + slot : NULL,
                           .n_kept = c->kept + slot,
                           .overflow = c->kept + overflow_slot(c),
                           .partial = c->partial,
@@ -547,6 +565,9 @@ static uint64_t place_all(cuda_backend *c) {
         c->program[i] = place(c, &used, (uint64_t)c->max_phases * sizeof *c->program[i]);
     c->times = place(c, &used, (uint64_t)c->max_phases * sizeof *c->times);
     c->keep = place(c, &used, keep_bytes(c));
+    c->hints = place(c, &used, (uint64_t)n_slots(c) * sizeof *c->hints);
+    if (c->no_hints)
+        c->hints = NULL;
     c->kept = place(c, &used, kept_bytes(c));
     c->kept_sum = place(c, &used, kept_bytes(c));
     place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));
@@ -662,6 +683,8 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
     c->head_pad = (f->head_dim + 7) / 8 * 8;
     c->keep_is = -1;
     c->profile = getenv("WINA_CUDA_PROFILE") != NULL;
+    const char *hints = getenv("WINA_CUDA_HINTS");
+    c->no_hints = hints && strcmp(hints, "0") == 0;
     c->n_splits = (2 * m->n_sms + f->n_head_kv - 1) / f->n_head_kv;
     c->n_splits = c->n_splits > MAX_SPLITS ? MAX_SPLITS : c->n_splits;
     int32_t status = WINA_OK;

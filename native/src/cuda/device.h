@@ -69,6 +69,12 @@ typedef struct wina_cuda_keep {
     float threshold;
 } wina_cuda_keep;
 
+/* Where to look for a threshold first. It decides how long that takes, never what is found. */
+typedef struct wina_cuda_hint {
+    float center; /* a score, with the RMS norm's factor; 0: not known */
+    float width;  /* the threshold is probably in center (1 +- width) */
+} wina_cuda_hint;
+
 /* One projection of one token: rows [row0, row0 + n_rows) of a panel times the kept inputs. */
 typedef struct wina_cuda_gemv {
     wina_cuda_panel panel;
@@ -79,9 +85,10 @@ typedef struct wina_cuda_gemv {
     const float *in;      /* (n_cols), or NULL: fixed_in */
     const wina_cuda_fixed *fixed_in; /* (n_cols) */
     const float *gain; /* (n_cols) of the RMS norm applied to `in`, or NULL: as it is */
-    float eps;
+    float eps, per_input;       /* per_input: 1 / n_cols */
     const float *norms;         /* (n_cols) factors of the scores of a sparse token */
     const wina_cuda_keep *keep; /* NULL: all inputs. Constant while a graph runs */
+    wina_cuda_hint *hint;       /* where the last token's threshold was, or NULL */
     float *out;                 /* (n_rows) of STORE and SWIGLU */
     wina_cuda_fixed *sums;      /* (n_rows) of ADD */
     int32_t *overflow;          /* ADD: set to 1 by a sum that is too large or not finite */
@@ -91,6 +98,9 @@ typedef struct wina_cuda_gemv {
     /* set by wina_cuda_plan_phase */
     int32_t capacity;      /* list entries a block may hold */
     int32_t scratch_bytes; /* shared memory in front of the list */
+    int32_t low_bits;      /* of a row in the first plane of a column */
+    int32_t tile_rows;     /* rows that a block works on at a time, and */
+    int32_t n_tiles;       /* how many times that is all rows */
     int32_t aligned;       /* no block works on two tiles */
     int32_t in_shared;     /* the input fits in shared memory next to the scores */
 } wina_cuda_gemv;
@@ -138,9 +148,18 @@ typedef enum wina_cuda_phase_kind {
     WINA_CUDA_ACTIVATE
 } wina_cuda_phase_kind;
 
+/* Scales of a quantised panel, which are read whatever inputs are kept. */
+typedef struct wina_cuda_ahead {
+    const uint8_t *data; /* of the panel */
+    uint64_t super_bytes, block_bytes;
+    uint32_t super_head, scales_at, scale_bytes; /* of a super-block, in it, of a block */
+    int32_t n_blocks;                            /* 0: none */
+} wina_cuda_ahead;
+
 typedef struct wina_cuda_phase {
     int32_t kind;                    /* wina_cuda_phase_kind */
     const wina_cuda_keep *next_keep; /* of the next phase, or NULL */
+    wina_cuda_ahead ahead;           /* of the phase after the next */
     wina_cuda_fixed *zero;           /* (n_zero) sums of a later phase to be set to zero, or NULL */
     int32_t n_zero;
     int32_t stage; /* whose time this is: wina_group, or one of the following */

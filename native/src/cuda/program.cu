@@ -91,24 +91,6 @@ static __device__ __forceinline__ void run_gemv(const wina_cuda_gemv &g, wina_cu
     }
 }
 
-static __device__ __forceinline__ void prefetch(const wina_cuda_gemv &g, wina_cuda_keep keep) {
-    switch (g.panel.format) {
-    case WINA_CUDA_F32:
-        return prefetch_part<format_f32>(g, keep);
-    case WINA_CUDA_F16:
-    case WINA_CUDA_BF16:
-        return prefetch_part<format_f16>(g, keep);
-    case WINA_CUDA_Q8_0:
-        return prefetch_part<format_q8_0>(g, keep);
-    case WINA_CUDA_Q6_K:
-    case WINA_CUDA_Q4_K:
-    case WINA_CUDA_Q5_K:
-        return prefetch_part<format_q4_k>(g, keep);
-    default:
-        return prefetch_part<format_q4_0>(g, keep);
-    }
-}
-
 static __device__ __forceinline__ void run_attend(const wina_cuda_attend &a, int pos,
                                                   uint8_t *memory) {
     if (a.head_pad > 128)
@@ -162,8 +144,12 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
             barrier_arrive(p.barrier);
             if (next.kind == WINA_CUDA_GEMV) {
                 load_weights(next.u.gemv, keep, s.gemv.select, scores);
-                prefetch(next.u.gemv, keep);
+                if (!is_sparse(keep, next.u.gemv.panel.n_cols))
+                    prefetch_columns(next.u.gemv, own_tile(next.u.gemv.n_tiles));
             }
+#ifndef WINA_TRY_NO_SCALES_AHEAD
+            prefetch_scales(now.ahead);
+#endif
             barrier_wait(p.barrier, gridDim.x * (uint32_t)(i + 1));
         }
         if (p.times && blockIdx.x == 5 % gridDim.x && threadIdx.x == 0) {
@@ -195,21 +181,47 @@ int most_shared(void) {
 }
 
 struct shape {
-    int tile;
+    int tile, low_bits, granule; /* rows of a tile at most, and what they are a multiple of */
     list_kind list;
 };
 
 shape shape_of(int format) {
     switch (format) {
     case WINA_CUDA_F32:
-        return {format_f32::TILE, LIST_FLOAT};
+        return {format_f32::TILE, 32, 2 * format_f32::LANE_ROWS, LIST_FLOAT};
     case WINA_CUDA_F16:
     case WINA_CUDA_BF16:
-        return {format_f16::TILE, LIST_FLOAT};
+        return {format_f16::TILE, 16, 2 * format_f16::LANE_ROWS, LIST_FLOAT};
     case WINA_CUDA_Q6_K:
-        return {format_q6_k::TILE, LIST_PAIR16};
+        return {format_q6_k::TILE, 4, 64, LIST_PAIR16};
+    case WINA_CUDA_Q8_0:
+        return {format_q8_0::TILE, 8, 64, LIST_PAIR32};
     default:
-        return {format_q8_0::TILE, LIST_PAIR32};
+        return {format_q4_0::TILE, 4, 64, LIST_PAIR32};
+    }
+}
+
+/* Cuts rows into tiles with blocks of their own, as many for each, if that keeps nearly all of the
+ * device busy; else into the largest tiles, and the work of all tiles into equal parts. A block
+ * that works on two tiles pays for its start and end twice. */
+void choose_tiles(wina_cuda_gemv *g, const shape &k, int n_sms) {
+    const int n_units = (g->n_rows + k.granule - 1) / k.granule;
+    double best = 1e30;
+    for (int units = k.tile / k.granule; units * k.granule >= 128; units--) {
+        const int n_tiles = (n_units + units - 1) / units;
+        if (n_tiles > n_sms)
+            continue;
+        const double cost = (double)units / (n_sms / n_tiles);
+        if (cost < best) {
+            best = cost;
+            g->tile_rows = units * k.granule;
+            g->n_tiles = n_tiles;
+        }
+    }
+    g->aligned = best * n_sms * 14 <= n_units * 16.0;
+    if (!g->aligned) {
+        g->tile_rows = k.tile;
+        g->n_tiles = (g->n_rows + k.tile - 1) / k.tile;
     }
 }
 
@@ -228,18 +240,19 @@ extern "C" int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms) {
         return -1;
     const shape k = shape_of(g->panel.format);
     const int n = g->panel.n_cols, n_blocks = (n + 31) / 32;
-    const int n_tiles = (g->n_rows + k.tile - 1) / k.tile;
+    g->low_bits = k.low_bits;
+    g->per_input = 1.0f / (float)n;
+    choose_tiles(g, k, n_sms);
     const int64_t most = k.list == LIST_FLOAT    ? n
                          : k.list == LIST_PAIR32 ? n / 2 + n / 64 + 1
                                                  : n / 2 + n / 32 + 2;
-    const int64_t share = most * n_tiles / n_sms + most * n_tiles / n_sms / 8 + LIST_LEAST_WORK + 2;
+    const int64_t part = g->aligned ? most / (n_sms / g->n_tiles) : most * g->n_tiles / n_sms;
+    const int64_t share = part + part / 8 + LIST_LEAST_WORK + 2;
     const int sums = GEMV_WARPS * k.tile * (int)sizeof(float);
-    /* A block that works on two tiles pays for it twice; one tile each loses where the blocks
-     * cannot be shared out evenly. */
-    g->aligned = g->epilogue == WINA_CUDA_ADD && n_tiles <= n_sms &&
-                 n_sms / n_tiles * n_tiles * 16 >= n_sms * 15;
     g->capacity = (int)(share < most ? share : most);
-    const int list = g->capacity * (int)sizeof(uint2) + (4 * n_blocks + 1) * (int)sizeof(float);
+    const int entry = k.list == LIST_FLOAT ? (int)sizeof(list_entry<LIST_FLOAT>::type)
+                                           : (int)sizeof(list_entry<LIST_PAIR32>::type);
+    const int list = g->capacity * entry + (4 * n_blocks + 1) * (int)sizeof(float);
     for (g->in_shared = 1;; g->in_shared = 0) {
         const int scratch = (g->in_shared ? 2 : 1) * ((n + 3) / 4 * 4) * (int)sizeof(float);
         g->scratch_bytes = scratch > sums ? scratch : sums;

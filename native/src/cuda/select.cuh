@@ -4,6 +4,8 @@
  * to all. Scores are not negative, so their order is that of their bits. The n_keep-th largest is
  * found exactly: a histogram of bits below the largest score (2048 bins, 256 per power of two)
  * gives the bin it is in; its few members are ranked, or the bin is divided again if they are many.
+ * The first histogram takes only the scores near the last token's threshold and counts those above,
+ * which costs few atomics; if the threshold is not there, one of all scores follows.
  * Equal scores at the threshold are kept in rising order of the inputs.
  *
  * Loops are unrolled little: every step of a token runs through this code once, and long code is
@@ -20,7 +22,15 @@ enum {
     SELECT_RANKED = 64 /* most candidates that are ranked against each other */
 };
 
+/* A tile of rows and the thread blocks that work on it. */
+struct tile_share {
+    int tile, first_block, n_blocks;
+};
+
 struct select_shared {
+    uint32_t above[SELECT_WARPS];
+    float hint_center, hint_width;
+    tile_share own; /* of a step whose tiles have their own thread blocks */
     uint32_t bins[SELECT_BINS];
     uint32_t candidates[SELECT_RANKED];
     uint32_t warp[SELECT_WARPS];
@@ -57,8 +67,8 @@ static __device__ __forceinline__ uint32_t sum_before(const uint32_t *values, ui
 }
 
 /* Finds the bin in which the n-th entry falls, counted from bin 0: s.bin, s.before (entries in
- * lower bins), s.in_bin. Leaves the bins at zero. All threads; ends with a barrier. */
-static __device__ __forceinline__ void find_bin(select_shared &s, uint32_t n) {
+ * lower bins), s.in_bin; or false. Leaves the bins at zero. All threads; ends with a barrier. */
+static __device__ __forceinline__ bool find_bin(select_shared &s, uint32_t n) {
     const int t = threadIdx.x;
     uint4 c = *reinterpret_cast<const uint4 *>(&s.bins[4 * t]);
     *reinterpret_cast<uint4 *>(&s.bins[4 * t]) = make_uint4(0, 0, 0, 0);
@@ -81,6 +91,7 @@ static __device__ __forceinline__ void find_bin(select_shared &s, uint32_t n) {
         s.in_bin = in_bin;
     }
     __syncthreads();
+    return n > 0 && n <= total;
 }
 
 /* The n-th largest of at most SELECT_RANKED candidates; every warp computes it for itself. Places
@@ -125,22 +136,44 @@ static __device__ __forceinline__ void each_score(const uint32_t *scores, int n,
 }
 
 /* Threshold of the n_keep (1 <= n_keep <= n) largest of n scores in shared memory; top is the
- * largest. All threads; scores and cleared bins must be behind a barrier. */
+ * largest; it is looked for in [low, high] first. All threads; scores and cleared bins must be
+ * behind a barrier. */
 static __device__ __forceinline__ select_threshold threshold(select_shared &s,
                                                              const uint32_t *scores, int n,
-                                                             uint32_t top, int n_keep) {
-    uint32_t low = 0, high = top; /* the threshold lies in [low, high] */
+                                                             uint32_t top, int n_keep,
+                                                             uint32_t low, uint32_t high) {
     uint32_t shift = 15, left = (uint32_t)n_keep, m;
+    bool guess = high < top; /* [low, high] may be wrong */
+    if (guess) {
+        shift = (uint32_t)max(22 - __clz((int)(high - low)), 0);
+    } else
+        low = 0, high = top;
 #pragma unroll 1
     for (;;) {
         const uint32_t last = high >> shift;
         const bool cut = last - (low >> shift) >= SELECT_BINS;
+        uint32_t above = 0;
         each_score(scores, n, [&](uint32_t score) {
+            above += score > high;
             if (score >= low && score <= high)
                 atomicAdd(&s.bins[min(last - (score >> shift), (uint32_t)SELECT_BINS - 1)], 1u);
         });
+        if (guess) {
+            above = __reduce_add_sync(0xffffffffu, above);
+            if ((threadIdx.x & 31) == 0)
+                s.above[threadIdx.x >> 5] = above;
+        }
         __syncthreads();
-        find_bin(s, left);
+        if (guess) {
+            sum_before(s.above, &above);
+            left = above < left ? left - above : 0;
+        }
+        if (!find_bin(s, left)) { /* only a guess can miss */
+            low = 0, high = top, shift = 15, left = (uint32_t)n_keep;
+            guess = false;
+            continue;
+        }
+        guess = false;
         left -= s.before;
         m = s.in_bin;
         const uint32_t bin = s.bin, mask = (1u << shift) - 1;

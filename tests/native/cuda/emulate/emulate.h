@@ -107,6 +107,9 @@ static inline int __float2int_rn(float f) {
 static inline int __ffs(uint32_t v) {
     return __builtin_ffs((int)v);
 }
+static inline int __clz(int v) {
+    return v ? __builtin_clz((unsigned)v) : 32;
+}
 static inline int __popc(uint32_t v) {
     return __builtin_popcount(v);
 }
