@@ -119,6 +119,13 @@ static __device__ __forceinline__ float from_fixed(long long v) {
     const float high = (float)(int32_t)(v >> 32), low = (float)(uint32_t)v;
     return fmaf(high, (float)(4294967296.0 / WINA_CUDA_ONE), low * (float)(1.0 / WINA_CUDA_ONE));
 }
+/* The gate's activation: silu, or gelu in its tanh form (0.5 (1 + tanh(u)) is the logistic function
+ * of 2 u). */
+static __device__ __forceinline__ float activated(float v, bool gelu) {
+    const float u = gelu ? 1.5957691216f * fmaf(0.044715f * v, v * v, v) : v;
+    return v / (1.0f + expf(-u));
+}
+
 /* Sums are written by other multiprocessors: they are read from L2. */
 static __device__ __forceinline__ float load_fixed(const wina_cuda_fixed *p) {
     return from_fixed(__ldcg(reinterpret_cast<const long long *>(p)));

@@ -59,7 +59,8 @@ typedef struct cuda_backend {
     int32_t *kept, *kept_sum; /* by slot: inputs kept by the last token, by all of a batch */
     const float **slot_norms; /* host array by slot: device vectors (n_in), zeros after them */
     uint64_t norms_floats;
-    float *angles;   /* (n_ctx, rope_dim / 2, 2) */
+    wina_cuda_fixed *exit; /* (n_embd) what a block adds, where that is changed on the way */
+    float *angles[2];      /* (n_ctx, rope_dim / 2, 2), of layers without and with a window */
     uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_pad) */
     int32_t head_pad, n_splits;
     uint8_t *arena;
@@ -270,19 +271,21 @@ static wina_cuda_gemv gemv_of(const cuda_backend *c, int32_t layer, wina_group g
                           .partial = c->partial,
                           .arrived = c->arrived};
     out.n_rows = out.n_valid = out.panel.n_rows;
+    out.out_scale = 1.0f;
+    wina_cuda_fixed *residual = wina_config_has_exit(&c->base.model->config) ? c->exit : c->x;
     switch (group) {
     case WINA_GROUP_QKV:
         out.fixed_in = c->x, out.gain = l->attn_norm;
         out.sums = c->qkv[layer & 1], out.epilogue = WINA_CUDA_ADD;
         break;
     case WINA_GROUP_O:
-        out.in = c->att, out.sums = c->x, out.epilogue = WINA_CUDA_ADD;
+        out.in = c->att, out.sums = residual, out.epilogue = WINA_CUDA_ADD;
         break;
     case WINA_GROUP_GATE_UP:
         out.fixed_in = c->x, out.gain = l->ffn_norm, out.out = c->gate_up;
         break;
     case WINA_GROUP_DOWN:
-        out.in = c->ff, out.sums = c->x, out.epilogue = WINA_CUDA_ADD;
+        out.in = c->ff, out.sums = residual, out.epilogue = WINA_CUDA_ADD;
         break;
     }
     if (group == WINA_GROUP_O || group == WINA_GROUP_DOWN)
@@ -297,7 +300,32 @@ static bool is_fused(const cuda_backend *c, int32_t layer) {
 
 static void record_gemv(cuda_backend *c, const wina_cuda_gemv *g, int32_t stage) {
     wina_cuda_phase phase = {.kind = WINA_CUDA_GEMV, .stage = stage, .u.gemv = *g};
+    const bool reads_residual = stage == WINA_GROUP_QKV || stage == WINA_GROUP_GATE_UP;
+    if (reads_residual && wina_config_has_exit(&c->base.model->config)) {
+        phase.zero = c->exit; /* what the block adds was taken before */
+        phase.n_zero = c->base.model->config.n_embd;
+    }
     record(c, &phase);
+}
+
+/* What a block adds to the residual stream, normed or scaled. */
+static void record_leave(cuda_backend *c, int32_t layer, wina_group group) {
+    const wina_config *f = &c->base.model->config;
+    const wina_site site = group == WINA_GROUP_O ? WINA_SITE_ATTN : WINA_SITE_FFN;
+    wina_cuda_phase phase = {.kind = WINA_CUDA_LEAVE,
+                             .stage = WINA_CUDA_STAGE_ACTIVATE,
+                             .u.leave = {.add = c->exit,
+                                         .x = c->x,
+                                         .gain = c->m->layers[layer].exit_norms[site],
+                                         .eps = f->rms_eps,
+                                         .scale = f->residual_scale,
+                                         .n = f->n_embd,
+                                         .overflow = c->kept + overflow_slot(c)}};
+    record(c, &phase);
+}
+
+static bool uses_gelu(const cuda_backend *c) {
+    return c->base.model->config.arch->activation == WINA_ACT_GELU;
 }
 
 static void project(wina_backend *b, int32_t layer, wina_group group) {
@@ -314,6 +342,7 @@ static void project(wina_backend *b, int32_t layer, wina_group group) {
         g.n_rows = g.up_row0;
         g.n_valid = b->model->config.n_ff;
         g.out = c->ff;
+        g.gelu = uses_gelu(c);
         g.epilogue = WINA_CUDA_SWIGLU;
         record_gemv(c, &g, (int32_t)group);
         return;
@@ -334,6 +363,9 @@ static void project(wina_backend *b, int32_t layer, wina_group group) {
             g.out += row0;
         record_gemv(c, &g, (int32_t)group);
     }
+    if ((group == WINA_GROUP_O || group == WINA_GROUP_DOWN) &&
+        wina_config_has_exit(&b->model->config))
+        record_leave(c, layer, group);
 }
 
 /* Rotation and the store to the cache are the first step of attention. */
@@ -353,9 +385,11 @@ static wina_cuda_attend describe_attention(const cuda_backend *c) {
                               .n_head_kv = f->n_head_kv,
                               .head_dim = f->head_dim,
                               .head_pad = c->head_pad,
-                              .rope_dim = f->rope_dim,
                               .interleaved = f->arch->rope == WINA_ROPE_INTERLEAVED,
-                              .angles = c->angles,
+                              .scale = f->attn_scale,
+                              .cap = f->attn_softcap,
+                              .norm_all = f->arch->qk_norm == WINA_QK_NORM_ALL,
+                              .eps = f->rms_eps,
                               .k = c->k,
                               .v = c->v,
                               .n_ctx = c->n_ctx,
@@ -366,23 +400,35 @@ static wina_cuda_attend describe_attention(const cuda_backend *c) {
                               .n_tokens = 1};
 }
 
+static void set_layer(const cuda_backend *c, int32_t layer, wina_cuda_attend *a) {
+    const wina_config *f = &c->base.model->config;
+    const bool windowed = wina_config_has_window(f, layer);
+    a->window = windowed ? f->window : 0;
+    a->angles = c->angles[windowed];
+    a->rope_dim = wina_config_has_rope(f, layer) ? f->rope_dim : 0;
+    a->q_norm = c->m->layers[layer].q_norm;
+    a->k_norm = c->m->layers[layer].k_norm;
+}
+
 static void attend(wina_backend *b, int32_t layer) {
     cuda_backend *c = cuda_of(b);
     const wina_config *f = &b->model->config;
     const int64_t at = (int64_t)(layer - c->m->first) * f->n_head_kv * c->n_ctx * c->head_pad;
+    wina_cuda_attend a = describe_attention(c);
+    set_layer(c, layer, &a);
+    a.k += at;
+    a.v += at;
     if (c->batch) {
-        note(c, wina_cuda_prompt_attend(c->prompt, layer), "prompt");
+        note(c, wina_cuda_prompt_attend(c->prompt, a), "prompt");
         return;
     }
+    a.sums = c->qkv[layer & 1];
+    a.bias = c->m->layers[layer].groups[WINA_GROUP_QKV].bias;
     wina_cuda_phase phase = {.kind = WINA_CUDA_ATTEND,
                              .stage = WINA_CUDA_STAGE_ATTEND,
                              .zero = c->qkv[~layer & 1], /* free since the layer before */
                              .n_zero = b->model->weights.layers[layer].groups[WINA_GROUP_QKV].n_out,
-                             .u.attend = describe_attention(c)};
-    phase.u.attend.sums = c->qkv[layer & 1];
-    phase.u.attend.bias = c->m->layers[layer].groups[WINA_GROUP_QKV].bias;
-    phase.u.attend.k += at;
-    phase.u.attend.v += at;
+                             .u.attend = a};
     record(c, &phase);
 }
 
@@ -394,7 +440,8 @@ static void swiglu(wina_backend *b, int32_t layer) {
                              .u.swiglu = {.gate = c->gate_up,
                                           .up = c->gate_up + g->projections[1].row0,
                                           .out = c->ff,
-                                          .n = b->model->config.n_ff}};
+                                          .n = b->model->config.n_ff,
+                                          .gelu = uses_gelu(c)}};
     if (!c->batch && !is_fused(c, layer))
         record(c, &phase);
 }
@@ -407,6 +454,8 @@ static void record_head(cuda_backend *c) {
                         .fixed_in = c->x,
                         .gain = c->m->output_norm,
                         .eps = f->rms_eps,
+                        .out_scale = f->logit_scale,
+                        .out_cap = f->logit_softcap,
                         .out = c->logits,
                         .partial = c->partial,
                         .arrived = c->arrived};
@@ -457,6 +506,13 @@ static void finish_recording(cuda_backend *c) {
 
 /* ---- running ------------------------------------------------------------------------------ */
 
+static void embed(cuda_backend *c, int32_t token) {
+    const wina_config *f = &c->base.model->config;
+    c->m->host->embed(&c->base.model->weights, token, c->host_step->x);
+    for (int32_t i = 0; i < f->n_embd && f->embd_scale != 1.0f; i++)
+        c->host_step->x[i] *= f->embd_scale;
+}
+
 static void run_token(cuda_backend *c, int32_t i) {
     const bool sparse = is_sparse(c, i);
     c->host_step->pos = c->pos + i;
@@ -464,7 +520,7 @@ static void run_token(cuda_backend *c, int32_t i) {
     if (c->entered)
         memcpy(c->host_step->x, c->entered + (size_t)i * n_embd, n_embd * sizeof(float));
     else
-        c->m->host->embed(&c->base.model->weights, c->tokens[i], c->host_step->x);
+        embed(c, c->tokens[i]);
     use_budgets(c, sparse);
     note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
     note(c, cudaStreamSynchronize(c->stream), "running");
@@ -571,7 +627,9 @@ static uint64_t place_all(cuda_backend *c) {
     c->kept = place(c, &used, kept_bytes(c));
     c->kept_sum = place(c, &used, kept_bytes(c));
     place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));
-    c->angles = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
+    for (int i = 0; i < (f->window ? 2 : 1); i++)
+        c->angles[i] = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
+    c->exit = place(c, &used, (uint64_t)f->n_embd * sizeof *c->exit);
     c->k = place(c, &used, cache);
     c->v = place(c, &used, cache);
     return used;
@@ -580,7 +638,7 @@ static uint64_t place_all(cuda_backend *c) {
 static int32_t create_buffers(cuda_backend *c) {
     const wina_cuda_host *host = c->m->host;
     const wina_model *model = c->base.model;
-    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 3 + 1) + 1;
+    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 3 + 1 + 2) + 1;
     c->phases = calloc((size_t)c->max_phases, sizeof *c->phases);
     if (!c->phases)
         return host->fail(WINA_E_MEMORY, "out of memory: session");
@@ -622,7 +680,10 @@ static int32_t create_buffers(cuda_backend *c) {
         if (!c->residual)
             return host->fail(WINA_E_MEMORY, "out of memory: session");
     }
-    return wina_cuda_upload_angles(c->m, c->n_ctx, c->angles);
+    int32_t status = wina_cuda_upload_angles(c->m, c->n_ctx, false, c->angles[0]);
+    if (status == WINA_OK && model->config.window)
+        status = wina_cuda_upload_angles(c->m, c->n_ctx, true, c->angles[1]);
+    return status;
 }
 
 static void backend_free(wina_backend *b) {
@@ -694,9 +755,8 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
     if (status == WINA_OK)
         status = create_buffers(c);
     if (status == WINA_OK) {
-        const wina_cuda_attend a = describe_attention(c);
         const wina_cuda_lists lists = {c->keep, c->slot_norms, c->kept, c->kept_sum};
-        status = wina_cuda_prompt_create(m, &a, &lists, n_batch, c->stream, &c->prompt);
+        status = wina_cuda_prompt_create(m, &lists, n_batch, c->stream, &c->prompt);
     }
     c->base.n_bytes += wina_cuda_prompt_bytes(c->prompt);
     if (status != WINA_OK) {

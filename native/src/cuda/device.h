@@ -89,6 +89,8 @@ typedef struct wina_cuda_gemv {
     const float *norms;         /* (n_cols) factors of the scores of a sparse token */
     const wina_cuda_keep *keep; /* NULL: all inputs. Constant while a graph runs */
     wina_cuda_hint *hint;       /* where the last token's threshold was, or NULL */
+    int32_t gelu;               /* SWIGLU: gelu in place of silu */
+    float out_scale, out_cap;   /* STORE: out = cap tanh(scale sum / cap), without the cap if 0 */
     float *out;                 /* (n_rows) of STORE and SWIGLU */
     wina_cuda_fixed *sums;      /* (n_rows) of ADD */
     int32_t *overflow;          /* ADD: set to 1 by a sum that is too large or not finite */
@@ -121,7 +123,12 @@ typedef struct wina_cuda_attend {
     int64_t qkv_stride;
     int32_t k_row0, v_row0;
     int32_t n_head, n_head_kv, head_dim, head_pad;
-    int32_t rope_dim;
+    int32_t rope_dim;    /* 0: nothing is rotated */
+    float scale, cap;    /* scores are q k scale, then cap tanh(score / cap) unless cap is 0 */
+    int32_t window;      /* positions that are seen, this one included; 0: all */
+    const float *q_norm, *k_norm; /* gains of norms of one token's q and k, or NULL */
+    int32_t norm_all;    /* norms over all heads, gains (heads, head_dim); else (head_dim) */
+    float eps;
     int32_t interleaved; /* rotary pairs (2i, 2i + 1), else (i, i + rope_dim / 2) */
     const float *angles; /* (n_ctx, rope_dim / 2, 2) cos, sin */
     uint16_t *k, *v;     /* of this layer */
@@ -137,15 +144,26 @@ typedef struct wina_cuda_attend {
 typedef struct wina_cuda_swiglu {
     const float *gate, *up;
     float *out;
-    int32_t n;
+    int32_t n, gelu;
 } wina_cuda_swiglu;
+
+/* x (n) += scale * rms_norm(add) gain; without a gain there is no norm. */
+typedef struct wina_cuda_leave {
+    const wina_cuda_fixed *add;
+    wina_cuda_fixed *x;
+    const float *gain;
+    float eps, scale;
+    int32_t n;
+    int32_t *overflow;
+} wina_cuda_leave;
 
 /* A program: the steps of one token, run by one kernel that fills the device, with a barrier of
  * all its blocks after each step. */
 typedef enum wina_cuda_phase_kind {
     WINA_CUDA_GEMV,
     WINA_CUDA_ATTEND,
-    WINA_CUDA_ACTIVATE
+    WINA_CUDA_ACTIVATE,
+    WINA_CUDA_LEAVE
 } wina_cuda_phase_kind;
 
 /* Scales of a quantised panel, which are read whatever inputs are kept. */
@@ -167,6 +185,7 @@ typedef struct wina_cuda_phase {
         wina_cuda_gemv gemv;
         wina_cuda_attend attend;
         wina_cuda_swiglu swiglu;
+        wina_cuda_leave leave;
     } u;
 } wina_cuda_phase;
 

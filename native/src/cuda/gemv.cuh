@@ -208,7 +208,11 @@ static __device__ __forceinline__ void finish_row(const wina_cuda_gemv &g, int r
                                                   float up) {
     if (row >= g.n_valid)
         return;
-    g.out[row] = g.epilogue == WINA_CUDA_SWIGLU ? sum / (1.0f + expf(-sum)) * up : sum;
+    if (g.epilogue == WINA_CUDA_SWIGLU)
+        sum = activated(sum, g.gelu) * up;
+    else
+        sum *= g.out_scale;
+    g.out[row] = g.out_cap > 0.0f ? g.out_cap * tanhf(sum / g.out_cap) : sum;
 }
 
 /* A part of a row's sum that others add to as well. */

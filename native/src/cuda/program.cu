@@ -101,12 +101,38 @@ static __device__ __forceinline__ void run_attend(const wina_cuda_attend &a, int
         attend_run<8>(a, pos, memory);
 }
 
-/* out = silu(gate) * up */
 static __device__ __forceinline__ void run_swiglu(const wina_cuda_swiglu &w) {
     for (int i = blockIdx.x * PROGRAM_THREADS + threadIdx.x; i < w.n;
          i += gridDim.x * PROGRAM_THREADS) {
         const float gate = __ldcg(w.gate + i);
-        w.out[i] = gate / (1.0f + expf(-gate)) * __ldcg(w.up + i);
+        w.out[i] = activated(gate, w.gelu) * __ldcg(w.up + i);
+    }
+}
+
+/* Every block finds the norm for itself and adds its part. sums: (PROGRAM_THREADS / 32) of shared
+ * memory. */
+static __device__ __noinline__ void run_leave(const wina_cuda_leave &w, float *sums) {
+    const int lane = threadIdx.x & 31;
+    float factor = w.scale;
+    if (w.gain) {
+        float squares = 0.0f;
+        for (int i = threadIdx.x; i < w.n; i += PROGRAM_THREADS) {
+            const float v = load_fixed(w.add + i);
+            squares = fmaf(v, v, squares);
+        }
+        squares = warp_sum(squares);
+        if (lane == 0)
+            sums[threadIdx.x >> 5] = squares;
+        __syncthreads();
+        squares = warp_sum(lane < PROGRAM_THREADS / 32 ? sums[lane] : 0.0f);
+        factor *= rsqrtf(squares / (float)w.n + w.eps);
+    }
+    for (int i = blockIdx.x * PROGRAM_THREADS + threadIdx.x; i < w.n;
+         i += gridDim.x * PROGRAM_THREADS) {
+        const float v = load_fixed(w.add + i) * factor * (w.gain ? __ldg(w.gain + i) : 1.0f);
+        if (!(fabsf(v) < WINA_CUDA_MOST))
+            *w.overflow = 1;
+        w.x[i] = __ldcg(reinterpret_cast<const long long *>(w.x + i)) + to_fixed(v);
     }
 }
 
@@ -135,6 +161,8 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
             run_gemv(now.u.gemv, keep, s.gemv, memory, s.marks);
         else if (now.kind == WINA_CUDA_ATTEND)
             run_attend(now.u.attend, pos, memory);
+        else if (now.kind == WINA_CUDA_LEAVE)
+            run_leave(now.u.leave, s.gemv.select.warp_sum);
         else
             run_swiglu(now.u.swiglu);
         mark(s.marks, 7);
