@@ -37,29 +37,21 @@ static __device__ __forceinline__ float element(const wina_cuda_attend &a, int64
 struct turning {
     float own, other;
     float2 angle; /* cos, sin */
-    float square; /* of the element before its gain */
 };
 
 static __device__ __forceinline__ turning load_turning(const wina_cuda_attend &a, int64_t head,
-                                                       int i, const float *angles, bool turns,
-                                                       const float *gain) {
-    turning t = {0.0f, 0.0f, {1.0f, 0.0f}, 0.0f};
+                                                       int i, const float *angles, bool turns) {
+    turning t = {0.0f, 0.0f, {1.0f, 0.0f}};
     if (i >= a.head_dim)
         return t;
     t.own = element(a, head, i);
-    t.square = t.own * t.own;
-    if (gain)
-        t.own *= __ldg(gain + i);
     if (!turns || i >= a.rope_dim)
         return t;
     const int half = a.rope_dim / 2;
     const bool second = a.interleaved ? i & 1 : i >= half;
     const int pair = a.interleaved ? i / 2 : second ? i - half : i;
     const int distance = a.interleaved ? 1 : half;
-    const int partner = second ? i - distance : i + distance;
-    t.other = element(a, head, partner);
-    if (gain)
-        t.other *= __ldg(gain + partner);
+    t.other = element(a, head, second ? i - distance : i + distance);
     t.angle = __ldg(reinterpret_cast<const float2 *>(angles) + pair);
     if (!second)
         t.angle.y = -t.angle.y;
@@ -72,11 +64,6 @@ static __device__ __forceinline__ float turned(const turning &t) {
 
 static __device__ __forceinline__ const float *angles_of(const wina_cuda_attend &a, int pos) {
     return a.angles + (int64_t)pos * a.rope_dim;
-}
-
-/* Rotation and norms of one token are done here; those of a batch were done before. */
-static __device__ __forceinline__ bool turning_token(const wina_cuda_attend &a) {
-    return a.n_tokens == 1;
 }
 
 /* First position that is seen from pos. */
@@ -114,7 +101,7 @@ static __device__ __forceinline__ void add_position(state &st, const float (&q)[
     if (!exists)
         return;
     if (cap > 0.0f)
-        score = cap * tanhf(score / cap);
+        score = cap - __fdividef(2.0f * cap, 1.0f + __expf(__fdividef(2.0f, cap) * score));
     const float max = fmaxf(st.max, score);
     const float keep = __expf(st.max - max), p = __expf(score - max);
     st.max = max;
@@ -152,41 +139,9 @@ template <int LANES> struct attend_shared {
     float q[ATTEND_HEADS][WIDTH]; /* rotated and scaled */
     float o[GROUPS][WIDTH];       /* (heads, groups) */
     float max[GROUPS], sum[GROUPS], weight[GROUPS];
-    float squares[2][32]; /* of q and of k, by warps of elements */
     float all_max[ATTEND_HEADS], all_sum[ATTEND_HEADS];
     bool last;
 };
-
-/* Sums of squares over all heads of q and k: s.squares by warp. */
-template <int LANES>
-static __device__ __forceinline__ void square_all(const wina_cuda_attend &a,
-                                                  attend_shared<LANES> &s, int64_t row) {
-    for (int k = 0; k < 2; k++) {
-        const int n = (k ? a.n_head_kv : a.n_head) * a.head_dim;
-        float sum = 0.0f;
-        for (int i = threadIdx.x; i < n; i += ATTEND_THREADS) {
-            const float v = element(a, row + (k ? a.k_row0 : 0), i);
-            sum = fmaf(v, v, sum);
-        }
-        sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0)
-            s.squares[k][threadIdx.x / 32] = sum;
-    }
-}
-
-/* The norm's factor of a head of q (k 0) or k (1), from what is in s.squares: n warps from the
- * first one on. */
-template <int LANES>
-static __device__ __forceinline__ float norm_factor(const wina_cuda_attend &a,
-                                                    const attend_shared<LANES> &s, int k,
-                                                    int head) {
-    const int n = a.norm_all ? ATTEND_THREADS / 32 : LANES * 8 / 32;
-    const int width = a.norm_all ? (k ? a.n_head_kv : a.n_head) * a.head_dim : a.head_dim;
-    float sum = 0.0f;
-    for (int i = 0; i < n; i++)
-        sum += s.squares[k][a.norm_all ? i : head * n + i];
-    return rsqrtf(sum / (float)width + a.eps);
-}
 
 /* Queries of the block's heads, rotated and scaled (heads that do not exist repeat the last); the
  * new key and value into the cache, if this block is to store them. */
@@ -198,60 +153,34 @@ load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, in
     static_assert(ATTEND_HEADS * WIDTH % ATTEND_THREADS == 0 || LANES < 16, "whole rounds");
     constexpr int N = ROUNDS > 0 ? ROUNDS : 1,
                   KV = (2 * WIDTH + ATTEND_THREADS - 1) / ATTEND_THREADS;
-    const float *q_gain = turning_token(a) ? a.q_norm : nullptr;
-    const float *k_gain = turning_token(a) ? a.k_norm : nullptr;
     const float *angles = angles_of(a, pos);
-    const bool turns = turning_token(a);
+    const bool turns = a.n_tokens == 1;
     turning q[N], kv[KV];
 #pragma unroll
     for (int r = 0; r < N; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS, h = i / WIDTH, d = i % WIDTH;
-        const int at = (head0 + min(h, n_heads - 1)) * a.head_dim;
-        q[r] = load_turning(a, row + at, h < heads ? d : a.head_dim, angles, turns,
-                            q_gain && a.norm_all ? q_gain + at : q_gain);
+        const int64_t head = row + (head0 + min(h, n_heads - 1)) * a.head_dim;
+        q[r] = load_turning(a, head, h < heads ? d : a.head_dim, angles, turns);
     }
 #pragma unroll
     for (int r = 0; r < KV; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS, d = i % WIDTH;
         const bool key = i < WIDTH;
-        const int at = kv_head * a.head_dim;
-        kv[r] = load_turning(a, row + (key ? a.k_row0 : a.v_row0) + at,
-                             stores && i < 2 * WIDTH ? d : a.head_dim, angles, key,
-                             !key                     ? nullptr
-                             : k_gain && a.norm_all ? k_gain + at
-                                                      : k_gain);
-    }
-    if (q_gain) {
-        const int warp = threadIdx.x / 32;
-        if (a.norm_all)
-            square_all<LANES>(a, s, row);
-        else {
-#pragma unroll
-            for (int r = 0; r < N; r++) {
-                const float sum = warp_sum(q[r].square);
-                if (threadIdx.x % 32 == 0 && r * ATTEND_THREADS / 32 + warp < 32)
-                    s.squares[0][r * ATTEND_THREADS / 32 + warp] = sum;
-            }
-            const float sum = warp_sum(kv[0].square);
-            if (threadIdx.x % 32 == 0)
-                s.squares[1][warp] = sum;
-        }
-        __syncthreads();
+        const int64_t head = row + (key ? a.k_row0 : a.v_row0) + kv_head * a.head_dim;
+        kv[r] = load_turning(a, head, stores && i < 2 * WIDTH ? d : a.head_dim, angles, key);
     }
 #pragma unroll
     for (int r = 0; r < N; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS;
         if (i < ATTEND_HEADS * WIDTH)
-            s.q[i / WIDTH][i % WIDTH] =
-                turned(q[r]) * a.scale * (q_gain ? norm_factor<LANES>(a, s, 0, i / WIDTH) : 1.0f);
+            s.q[i / WIDTH][i % WIDTH] = turned(q[r]) * a.scale;
     }
 #pragma unroll
     for (int r = 0; r < KV; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS, d = i % WIDTH;
-        const float factor = k_gain && i < WIDTH ? norm_factor<LANES>(a, s, 1, 0) : 1.0f;
         if (stores && i < 2 * WIDTH && d < a.head_pad)
             (i < WIDTH ? a.k : a.v)[cache_row(a, kv_head, pos) + d] =
-                __half_as_ushort(__float2half_rn(turned(kv[r]) * factor));
+                __half_as_ushort(__float2half_rn(turned(kv[r])));
     }
 }
 

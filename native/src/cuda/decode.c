@@ -410,6 +410,22 @@ static void set_layer(const cuda_backend *c, int32_t layer, wina_cuda_attend *a)
     a->k_norm = c->m->layers[layer].k_norm;
 }
 
+static void record_qk_norm(cuda_backend *c, int32_t layer, const wina_cuda_attend *a) {
+    wina_cuda_phase phase = {.kind = WINA_CUDA_QK_NORM,
+                             .stage = WINA_CUDA_STAGE_ATTEND,
+                             .u.qk_norm = {.sums = c->qkv[layer & 1],
+                                           .bias = a->bias,
+                                           .q_norm = a->q_norm,
+                                           .k_norm = a->k_norm,
+                                           .norm_all = a->norm_all,
+                                           .k_row0 = a->k_row0,
+                                           .n_head = a->n_head,
+                                           .n_head_kv = a->n_head_kv,
+                                           .head_dim = a->head_dim,
+                                           .eps = a->eps}};
+    record(c, &phase);
+}
+
 static void attend(wina_backend *b, int32_t layer) {
     cuda_backend *c = cuda_of(b);
     const wina_config *f = &b->model->config;
@@ -424,6 +440,8 @@ static void attend(wina_backend *b, int32_t layer) {
     }
     a.sums = c->qkv[layer & 1];
     a.bias = c->m->layers[layer].groups[WINA_GROUP_QKV].bias;
+    if (a.q_norm)
+        record_qk_norm(c, layer, &a);
     wina_cuda_phase phase = {.kind = WINA_CUDA_ATTEND,
                              .stage = WINA_CUDA_STAGE_ATTEND,
                              .zero = c->qkv[~layer & 1], /* free since the layer before */
@@ -638,7 +656,7 @@ static uint64_t place_all(cuda_backend *c) {
 static int32_t create_buffers(cuda_backend *c) {
     const wina_cuda_host *host = c->m->host;
     const wina_model *model = c->base.model;
-    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 3 + 1 + 2) + 1;
+    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 1 + 3 + 1 + 2) + 1;
     c->phases = calloc((size_t)c->max_phases, sizeof *c->phases);
     if (!c->phases)
         return host->fail(WINA_E_MEMORY, "out of memory: session");

@@ -126,7 +126,7 @@ typedef struct wina_cuda_attend {
     int32_t rope_dim;    /* 0: nothing is rotated */
     float scale, cap;    /* scores are q k scale, then cap tanh(score / cap) unless cap is 0 */
     int32_t window;      /* positions that are seen, this one included; 0: all */
-    const float *q_norm, *k_norm; /* gains of norms of one token's q and k, or NULL */
+    const float *q_norm, *k_norm; /* gains of the norms of q and k of a batch, or NULL */
     int32_t norm_all;    /* norms over all heads, gains (heads, head_dim); else (head_dim) */
     float eps;
     int32_t interleaved; /* rotary pairs (2i, 2i + 1), else (i, i + rope_dim / 2) */
@@ -147,6 +147,15 @@ typedef struct wina_cuda_swiglu {
     int32_t n, gelu;
 } wina_cuda_swiglu;
 
+/* Norms of q and k of one token, in place: of every head, or (norm_all) over all heads. */
+typedef struct wina_cuda_qk_norm {
+    wina_cuda_fixed *sums;         /* as in wina_cuda_attend, and the following */
+    const float *bias;             /* or NULL; part of what is normed */
+    const float *q_norm, *k_norm;
+    int32_t norm_all, k_row0, n_head, n_head_kv, head_dim;
+    float eps;
+} wina_cuda_qk_norm;
+
 /* x (n) += scale * rms_norm(add) gain; without a gain there is no norm. */
 typedef struct wina_cuda_leave {
     const wina_cuda_fixed *add;
@@ -163,7 +172,8 @@ typedef enum wina_cuda_phase_kind {
     WINA_CUDA_GEMV,
     WINA_CUDA_ATTEND,
     WINA_CUDA_ACTIVATE,
-    WINA_CUDA_LEAVE
+    WINA_CUDA_LEAVE,
+    WINA_CUDA_QK_NORM
 } wina_cuda_phase_kind;
 
 /* Scales of a quantised panel, which are read whatever inputs are kept. */
@@ -186,6 +196,7 @@ typedef struct wina_cuda_phase {
         wina_cuda_attend attend;
         wina_cuda_swiglu swiglu;
         wina_cuda_leave leave;
+        wina_cuda_qk_norm qk_norm;
     } u;
 } wina_cuda_phase;
 

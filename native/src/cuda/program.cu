@@ -109,10 +109,42 @@ static __device__ __forceinline__ void run_swiglu(const wina_cuda_swiglu &w) {
     }
 }
 
-/* Every block finds the norm for itself and adds its part. sums: (PROGRAM_THREADS / 32) of shared
- * memory. */
-static __device__ __noinline__ void run_leave(const wina_cuda_leave &w, float *sums) {
+/* Sum over the block; every thread receives it. sums: (PROGRAM_THREADS / 32) of shared memory,
+ * free again at the next barrier. */
+static __device__ __forceinline__ float block_sum(float v, float *sums) {
     const int lane = threadIdx.x & 31;
+    v = warp_sum(v);
+    if (lane == 0)
+        sums[threadIdx.x >> 5] = v;
+    __syncthreads();
+    return warp_sum(lane < PROGRAM_THREADS / 32 ? sums[lane] : 0.0f);
+}
+
+/* A block per head, or per all heads. */
+static __device__ __noinline__ void run_qk_norm(const wina_cuda_qk_norm &w, float *sums) {
+    const int n_q = w.norm_all ? 1 : w.n_head, n_k = w.norm_all ? 1 : w.n_head_kv;
+    for (int h = blockIdx.x; h < n_q + n_k; h += gridDim.x) {
+        const bool key = h >= n_q;
+        const int n = w.head_dim * (key ? w.n_head_kv / n_k : w.n_head / n_q);
+        const int row0 = key ? w.k_row0 + (h - n_q) * n : h * n;
+        const float *gain = key ? w.k_norm : w.q_norm;
+        float squares = 0.0f;
+        for (int i = threadIdx.x; i < n; i += PROGRAM_THREADS) {
+            const float v = load_fixed(w.sums + row0 + i) + (w.bias ? w.bias[row0 + i] : 0.0f);
+            squares = fmaf(v, v, squares);
+        }
+        const float factor = rsqrtf(block_sum(squares, sums) / (float)n + w.eps);
+        for (int i = threadIdx.x; i < n; i += PROGRAM_THREADS) {
+            const float bias = w.bias ? w.bias[row0 + i] : 0.0f;
+            const float v = load_fixed(w.sums + row0 + i) + bias;
+            w.sums[row0 + i] = to_fixed(v * factor * __ldg(gain + i) - bias);
+        }
+        __syncthreads();
+    }
+}
+
+/* Every block finds the norm for itself and adds its part. sums: as for block_sum(). */
+static __device__ __noinline__ void run_leave(const wina_cuda_leave &w, float *sums) {
     float factor = w.scale;
     if (w.gain) {
         float squares = 0.0f;
@@ -120,12 +152,7 @@ static __device__ __noinline__ void run_leave(const wina_cuda_leave &w, float *s
             const float v = load_fixed(w.add + i);
             squares = fmaf(v, v, squares);
         }
-        squares = warp_sum(squares);
-        if (lane == 0)
-            sums[threadIdx.x >> 5] = squares;
-        __syncthreads();
-        squares = warp_sum(lane < PROGRAM_THREADS / 32 ? sums[lane] : 0.0f);
-        factor *= rsqrtf(squares / (float)w.n + w.eps);
+        factor *= rsqrtf(block_sum(squares, sums) / (float)w.n + w.eps);
     }
     for (int i = blockIdx.x * PROGRAM_THREADS + threadIdx.x; i < w.n;
          i += gridDim.x * PROGRAM_THREADS) {
@@ -163,6 +190,8 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
             run_attend(now.u.attend, pos, memory);
         else if (now.kind == WINA_CUDA_LEAVE)
             run_leave(now.u.leave, s.gemv.select.warp_sum);
+        else if (now.kind == WINA_CUDA_QK_NORM)
+            run_qk_norm(now.u.qk_norm, s.gemv.select.warp_sum);
         else
             run_swiglu(now.u.swiglu);
         mark(s.marks, 7);
