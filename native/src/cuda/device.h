@@ -85,7 +85,7 @@ typedef struct wina_cuda_gemv {
     const float *in;      /* (n_cols), or NULL: fixed_in */
     const wina_cuda_fixed *fixed_in; /* (n_cols) */
     const float *gain; /* (n_cols) of the RMS norm applied to `in`, or NULL: as it is */
-    float eps, per_input;       /* per_input: 1 / n_cols */
+    float eps;
     const float *norms;         /* (n_cols) factors of the scores of a sparse token */
     const wina_cuda_keep *keep; /* NULL: all inputs. Constant while a graph runs */
     wina_cuda_hint *hint;       /* where the last token's threshold was, or NULL */

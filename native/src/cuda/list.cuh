@@ -195,7 +195,8 @@ static __device__ __forceinline__ void load_weights(const wina_cuda_gemv &g, win
     float *gains = weights + (n + 3) / 4 * 4;
     select_clear(s);
     if (threadIdx.x == 0) {
-        s.own = own_tile(g.n_tiles);
+        if (g.aligned)
+            s.own = own_tile(g.n_tiles);
         float2 hint = make_float2(0.0f, 0.0f);
         if (norms && g.hint)
             hint = __ldcg(reinterpret_cast<const float2 *>(g.hint));
@@ -258,7 +259,7 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
     __syncthreads();
     squares = warp_sum(lane < SELECT_WARPS ? s.warp_sum[lane] : 0.0f);
     *top = __reduce_max_sync(0xffffffffu, lane < SELECT_WARPS ? s.warp_max[lane] : 0);
-    *factor = g.gain ? rsqrtf(fmaf(squares, g.per_input, g.eps)) : 1.0f;
+    *factor = g.gain ? rsqrtf(squares / (float)n + g.eps) : 1.0f;
 }
 
 /* The threshold that a sparse token's kept inputs reach; scores lack the RMS norm's factor. All

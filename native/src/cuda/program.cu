@@ -298,7 +298,6 @@ extern "C" int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms) {
     const shape k = shape_of(g->panel.format);
     const int n = g->panel.n_cols, n_blocks = (n + 31) / 32;
     g->low_bits = k.low_bits;
-    g->per_input = 1.0f / (float)n;
     choose_tiles(g, k, n_sms);
     const int64_t most = k.list == LIST_FLOAT    ? n
                          : k.list == LIST_PAIR32 ? n / 2 + n / 64 + 1

@@ -28,11 +28,11 @@ struct tile_share {
 };
 
 struct select_shared {
+    alignas(16) uint32_t bins[SELECT_BINS];
+    alignas(16) uint32_t candidates[SELECT_RANKED];
     uint32_t above[SELECT_WARPS];
     float hint_center, hint_width;
     tile_share own; /* of a step whose tiles have their own thread blocks */
-    uint32_t bins[SELECT_BINS];
-    uint32_t candidates[SELECT_RANKED];
     uint32_t warp[SELECT_WARPS];
     float warp_sum[SELECT_WARPS];
     uint32_t warp_max[SELECT_WARPS];
@@ -168,7 +168,9 @@ static __device__ __forceinline__ select_threshold threshold(select_shared &s,
             sum_before(s.above, &above);
             left = above < left ? left - above : 0;
         }
-        if (!find_bin(s, left)) { /* only a guess can miss */
+        if (!find_bin(s, left)) {
+            if (!guess) /* scores that are not numbers: the result is an error anyway */
+                return {0, 0, 0};
             low = 0, high = top, shift = 15, left = (uint32_t)n_keep;
             guess = false;
             continue;
