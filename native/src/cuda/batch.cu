@@ -277,7 +277,7 @@ __global__ void rope_kernel(const __grid_constant__ wina_cuda_attend a, int pos0
     const int h = key ? blockIdx.x - a.n_head : blockIdx.x;
     float *row = a.qkv + t * a.qkv_stride;
     const int64_t head = t * a.qkv_stride + (key ? a.k_row0 : 0) + (int64_t)h * a.head_dim;
-    const float rotated = turned(load_turning(a, head, i, angles_of(a, pos), true, nullptr));
+    const float rotated = turned(load_turning(a, head, i, angles_of(a, pos), true));
     __syncthreads();
     if (!key) {
         if (i < a.head_dim)

@@ -22,6 +22,7 @@ typedef struct cuda_backend {
     int32_t n_phases, max_phases;
 
     int32_t shared_bytes;
+    uint32_t formats; /* of the panels, as bits */
     bool profile;             /* WINA_CUDA_PROFILE is set */
     bool no_hints;            /* WINA_CUDA_HINTS=0: every selection counts all scores */
     wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
@@ -221,6 +222,7 @@ static bool recorded(wina_backend *b) {
     cuda_backend *c = cuda_of(b);
     c->n_phases = 0;
     c->shared_bytes = 0;
+    c->formats = 0;
     return !c->batch && c->graphs[c->graph] != NULL;
 }
 
@@ -242,6 +244,8 @@ static void record(cuda_backend *c, wina_cuda_phase *phase) {
     if (bytes < 0)
         note(c, cudaErrorInvalidConfiguration, "a projection too wide for this GPU");
     c->shared_bytes = bytes > c->shared_bytes ? bytes : c->shared_bytes;
+    if (phase->kind == WINA_CUDA_GEMV)
+        c->formats |= 1u << phase->u.gemv.panel.format;
     if (c->n_phases > 0 && phase->kind == WINA_CUDA_GEMV)
         c->phases[c->n_phases - 1].next_keep = phase->u.gemv.keep;
     if (c->n_phases > 1 && phase->kind == WINA_CUDA_GEMV)
@@ -495,6 +499,7 @@ static void finish_recording(cuda_backend *c) {
                            .step = c->step,
                            .first_keep = c->phases[0].u.gemv.keep,
                            .n_phases = c->n_phases,
+                           .formats = c->formats,
                            .shared_bytes = c->shared_bytes,
                            .barrier = c->barrier,
                            .times = c->profile ? c->times : NULL};

@@ -219,6 +219,7 @@ typedef struct wina_cuda_program {
     const wina_cuda_step *step;
     const wina_cuda_keep *first_keep; /* of the first phase */
     int32_t n_phases;
+    uint32_t formats;       /* of its panels, as bits */
     int32_t shared_bytes;   /* the most that a phase needs: wina_cuda_plan_phase */
     uint32_t *barrier;      /* zero when the program starts */
     wina_cuda_times *times; /* (n_phases) sums, or NULL */

@@ -63,32 +63,36 @@ static __device__ __forceinline__ void put_phase(wina_cuda_phase &to, uint32_t w
         reinterpret_cast<uint32_t *>(&to)[threadIdx.x] = word;
 }
 
+/* Formats as bits. A kernel with few of them is compiled better: the code of all formats in one
+ * kernel makes every one of them save and restore registers that another uses. */
+static constexpr uint32_t bit_of(int format) {
+    return 1u << format;
+}
+enum : uint32_t {
+    FORMATS_Q4_K = bit_of(WINA_CUDA_Q4_K) | bit_of(WINA_CUDA_Q6_K),
+    FORMATS_ALL = bit_of(WINA_CUDA_N_FORMATS) - 1
+};
+
+/* The instance of the panel's format, of those that FORMATS has. */
+template <uint32_t FORMATS>
 static __device__ __forceinline__ void run_gemv(const wina_cuda_gemv &g, wina_cuda_keep keep,
                                                 gemv_shared &s, uint8_t *memory, long long *marks) {
-    switch (g.panel.format) {
-    case WINA_CUDA_F32:
-        return gemv_run<format_f32>(g, keep, s, memory, marks);
-    case WINA_CUDA_F16:
-        return gemv_run<format_f16>(g, keep, s, memory, marks);
-    case WINA_CUDA_BF16:
-        return gemv_run<format_bf16>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q8_0:
-        return gemv_run<format_q8_0>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q4_0:
-        return gemv_run<format_q4_0>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q4_1:
-        return gemv_run<format_q4_1>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q5_0:
-        return gemv_run<format_q5_0>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q5_1:
-        return gemv_run<format_q5_1>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q4_K:
-        return gemv_run<format_q4_k>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q5_K:
-        return gemv_run<format_q5_k>(g, keep, s, memory, marks);
-    default:
-        return gemv_run<format_q6_k>(g, keep, s, memory, marks);
-    }
+#define RUN(NAME, FORMAT)                                                                          \
+    if constexpr ((FORMATS & bit_of(NAME)) != 0)                                                   \
+        if (FORMATS == bit_of(NAME) || g.panel.format == NAME)                                     \
+            return gemv_run<FORMAT>(g, keep, s, memory, marks);
+    RUN(WINA_CUDA_F16, format_f16)
+    RUN(WINA_CUDA_Q8_0, format_q8_0)
+    RUN(WINA_CUDA_Q4_0, format_q4_0)
+    RUN(WINA_CUDA_Q4_K, format_q4_k)
+    RUN(WINA_CUDA_Q6_K, format_q6_k)
+    RUN(WINA_CUDA_Q5_K, format_q5_k)
+    RUN(WINA_CUDA_BF16, format_bf16)
+    RUN(WINA_CUDA_F32, format_f32)
+    RUN(WINA_CUDA_Q4_1, format_q4_1)
+    RUN(WINA_CUDA_Q5_0, format_q5_0)
+    RUN(WINA_CUDA_Q5_1, format_q5_1)
+#undef RUN
 }
 
 static __device__ __forceinline__ void run_attend(const wina_cuda_attend &a, int pos,
@@ -163,6 +167,7 @@ static __device__ __noinline__ void run_leave(const wina_cuda_leave &w, float *s
     }
 }
 
+template <uint32_t FORMATS>
 __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
     program_kernel(const __grid_constant__ wina_cuda_program p) {
     WINA_CUDA_DYNAMIC(memory);
@@ -185,7 +190,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
              k += gridDim.x * PROGRAM_THREADS)
             now.zero[k] = 0;
         if (now.kind == WINA_CUDA_GEMV)
-            run_gemv(now.u.gemv, keep, s.gemv, memory, s.marks);
+            run_gemv<FORMATS>(now.u.gemv, keep, s.gemv, memory, s.marks);
         else if (now.kind == WINA_CUDA_ATTEND)
             run_attend(now.u.attend, pos, memory);
         else if (now.kind == WINA_CUDA_LEAVE)
@@ -225,14 +230,35 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
 
 namespace {
 
+typedef void (*program_function)(wina_cuda_program);
+struct instance {
+    uint32_t formats;
+    program_function kernel;
+};
+const instance INSTANCES[] = { /* the last one can run all */
+#ifndef WINA_CUDA_EMULATE
+    {bit_of(WINA_CUDA_F16), program_kernel<bit_of(WINA_CUDA_F16)>},
+    {bit_of(WINA_CUDA_Q8_0), program_kernel<bit_of(WINA_CUDA_Q8_0)>},
+    {bit_of(WINA_CUDA_Q4_0), program_kernel<bit_of(WINA_CUDA_Q4_0)>},
+    {FORMATS_Q4_K, program_kernel<FORMATS_Q4_K>},
+#endif
+    {FORMATS_ALL, program_kernel<FORMATS_ALL>}};
+
+const instance &instance_for(uint32_t formats) {
+    const instance *i = INSTANCES;
+    while (formats & ~i->formats)
+        i++;
+    return *i;
+}
+
 int most_shared(void) {
     int device = 0, most = 0;
     cudaFuncAttributes attributes = {};
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
             cudaSuccess ||
-        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(program_kernel)) !=
-            cudaSuccess)
+        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(
+                                               instance_for(FORMATS_ALL).kernel)) != cudaSuccess)
         return 0;
     return most - (int)attributes.sharedSizeBytes;
 }
@@ -320,8 +346,14 @@ extern "C" int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms) {
 }
 
 extern "C" cudaError_t wina_cuda_program_prepare(void) {
-    return cudaFuncSetAttribute(reinterpret_cast<const void *>(program_kernel),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared());
+    for (const instance &i : INSTANCES) {
+        const cudaError_t e =
+            cudaFuncSetAttribute(reinterpret_cast<const void *>(i.kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared());
+        if (e != cudaSuccess)
+            return e;
+    }
+    return cudaSuccess;
 }
 
 extern "C" cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,
@@ -336,7 +368,7 @@ extern "C" cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int3
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, program_kernel, *p);
+    return cudaLaunchKernelEx(&config, instance_for(p->formats).kernel, *p);
 }
 
 extern "C" uint64_t wina_cuda_gemv_scratch(int32_t n_sms) {
