@@ -65,7 +65,7 @@ static __device__ __forceinline__ void put_phase(wina_cuda_phase &to, uint32_t w
 
 /* Formats as bits. A kernel with few of them is compiled better: the code of all formats in one
  * kernel makes every one of them save and restore registers that another uses. */
-static constexpr uint32_t bit_of(int format) {
+static constexpr __host__ __device__ uint32_t bit_of(int format) {
     return 1u << format;
 }
 enum : uint32_t {
