@@ -328,16 +328,13 @@ template <class V, class S, list_kind KIND, int U> struct format_quant {
     static constexpr int LOW_BITS = V::LOW_BITS, SCALE_WIDTH = S::WIDTH;
 };
 
-typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, 4> format_q8_0;
-#ifndef WINA_TRY_UNROLL
-#define WINA_TRY_UNROLL 4
-#endif
-typedef format_quant<values<4, 0>, scales_d<8>, LIST_PAIR32, WINA_TRY_UNROLL> format_q4_0;
-typedef format_quant<values<4, 0>, scales_dm, LIST_PAIR32, 4> format_q4_1;
-typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 4> format_q5_0;
-typedef format_quant<values<4, 1>, scales_dm, LIST_PAIR32, 4> format_q5_1;
-typedef format_quant<values<4, 0>, scales_k_dm, LIST_PAIR32, 4> format_q4_k;
-typedef format_quant<values<4, 1>, scales_k_dm, LIST_PAIR32, 4> format_q5_k;
-typedef format_quant<values<4, 2>, scales_k_d16, LIST_PAIR16, 4> format_q6_k;
+typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, 3> format_q8_0;
+typedef format_quant<values<4, 0>, scales_d<8>, LIST_PAIR32, 4> format_q4_0;
+typedef format_quant<values<4, 0>, scales_dm, LIST_PAIR32, 3> format_q4_1;
+typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 2> format_q5_0;
+typedef format_quant<values<4, 1>, scales_dm, LIST_PAIR32, 2> format_q5_1;
+typedef format_quant<values<4, 0>, scales_k_dm, LIST_PAIR32, 3> format_q4_k;
+typedef format_quant<values<4, 1>, scales_k_dm, LIST_PAIR32, 2> format_q5_k;
+typedef format_quant<values<4, 2>, scales_k_d16, LIST_PAIR16, 2> format_q6_k;
 
 #endif

@@ -50,6 +50,24 @@ static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, 
     uint4 v[F::UNROLL];
     float x[F::UNROLL];
     int left = end - e;
+#ifdef WINA_TRY_BATCHES
+    for (; left > 0; left -= F::UNROLL, entries += F::UNROLL) {
+#pragma unroll
+        for (int k = 0; k < F::UNROLL; k++) {
+            x[k] = 0.0f;
+            v[k] = make_uint4(0, 0, 0, 0);
+            if (k < left) {
+                const uint2 entry = entries[k];
+                v[k] = load_stream16(base + (uint64_t)entry.x * 32);
+                x[k] = __uint_as_float(entry.y);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < F::UNROLL; k++)
+            F::add(acc, v[k], x[k]);
+    }
+    return;
+#endif
 #pragma unroll
     for (int k = 0; k < F::UNROLL; k++) {
         x[k] = 0.0f;
@@ -131,6 +149,40 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
     };
 
     pair_batch now = next_batch<F>(l, entry, e, end, 0, e);
+#ifdef WINA_TRY_BATCHES
+    for (int stop = e; e < end;) {
+        now = next_batch<F>(l, entry, e, end, 0, e);
+        stop = now.stop;
+        load_scales(scale, now.sub);
+#pragma unroll
+        for (int k = 0; k < F::LANE_ROWS; k++)
+            dots[k] = 0;
+        sum = 0;
+#pragma unroll 1
+        for (; e < stop; e += U, entry += U) {
+#pragma unroll
+            for (int k = 0; k < U; k++)
+                if (e + k < stop)
+                    load_slot(k);
+#pragma unroll
+            for (int k = 0; k < U; k++)
+                if (e + k < stop) {
+                    dp2a_low(sum, x[k], 0x0101);
+                    dot_pair<V>(dots, a[k], b[k], lane, x[k]);
+                }
+        }
+        entry -= e - stop;
+        e = stop;
+        const float xs = l.scale[now.sub * SUB / 32];
+#pragma unroll
+        for (int j = 0; j < V::WORDS; j++) {
+            const bool upper = V::UPPER > 1 && j >= 2;
+            S::flush(scale[j], &dots[4 * j], upper ? sum * V::UPPER : sum,
+                     upper ? xs * (1.0f / V::UPPER) : xs, &acc[4 * j]);
+        }
+    }
+    return;
+#endif
     load_scales(scale, now.sub);
 #pragma unroll
     for (int k = 0; k < U; k++)
