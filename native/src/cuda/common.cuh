@@ -143,6 +143,16 @@ static __device__ __forceinline__ void copy16(void *to, const void *from) {
                  : "memory");
 #endif
 }
+static __device__ __forceinline__ void copy8(void *to, const void *from) {
+#ifdef WINA_CUDA_EMULATE
+    memcpy(to, from, 8);
+#else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(to)),
+                 "l"(from)
+                 : "memory");
+#endif
+}
 static __device__ __forceinline__ void wait_copies() {
 #ifndef WINA_CUDA_EMULATE
     asm volatile("cp.async.wait_all;" ::: "memory");

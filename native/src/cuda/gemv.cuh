@@ -19,6 +19,7 @@ enum { GEMV_THREADS = SELECT_THREADS, GEMV_WARPS = GEMV_THREADS / 32, GEMV_MOST_
 
 struct gemv_shared {
     select_shared select;
+    list_view view; /* not in registers: the sums need all there are */
     bool last;
 };
 
@@ -414,6 +415,25 @@ static __device__ __forceinline__ void prefetch_scales(const wina_cuda_ahead &a)
         prefetch_l2(super, a.super_head);
 }
 
+/* The block's interval, tile by tile. */
+template <class F>
+static __device__ __forceinline__ void run_tiles(const wina_cuda_gemv &g, gemv_shared &s, float *red,
+                                                 const list_view &l, long long *marks) {
+#pragma unroll 1
+    for (int at = l.begin; at < l.end;) {
+        int t = s.select.own.tile, e = at;
+        if (!g.aligned) {
+            t = at / l.n;
+            e -= t * l.n;
+        }
+        const int end = min(e + l.end - at, l.n);
+        if (at != l.begin)
+            __syncthreads(); /* red is read until here */
+        do_tile<F>(g, s, red, l, t, e, end, marks);
+        at += end - e;
+    }
+}
+
 /* Shared memory: the scores and the input, later the sums of the warps (16, TILE); then the list.
  */
 template <class F>
@@ -428,20 +448,8 @@ static __device__ __noinline__ void gemv_run(const wina_cuda_gemv &g, wina_cuda_
     l.start = reinterpret_cast<int *>(l.masks + n_blocks);
     l.todo = l.start + n_blocks + 1;
     l.scale = reinterpret_cast<float *>(l.todo + n_blocks);
-    make_list<F::LIST>(g, keep, s.select, red, l, marks);
-#pragma unroll 1
-    for (int at = l.begin; at < l.end;) {
-        int t = s.select.own.tile, e = at;
-        if (!g.aligned) {
-            t = at / l.n;
-            e -= t * l.n;
-        }
-        const int end = min(e + l.end - at, l.n);
-        if (at != l.begin)
-            __syncthreads(); /* red is read until here */
-        do_tile<F>(g, s, red, l, t, e, end, marks);
-        at += end - e;
-    }
+    make_list<F::LIST>(g, keep, s.select, red, l, s.view, marks);
+    run_tiles<F>(g, s, red, s.view, marks);
 }
 
 #endif

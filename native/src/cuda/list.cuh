@@ -383,12 +383,12 @@ static __device__ __forceinline__ void count_dense(const wina_cuda_gemv &g, sele
     __syncthreads();
 }
 
-/* Fills l from the phase's input; scores: what load_weights left. All threads; ends with a
+/* Fills l, and then `out` in shared memory, from the phase's input; scores: what load_weights left. All threads; ends with a
  * barrier. */
 template <list_kind KIND>
 static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_cuda_keep keep,
                                                  select_shared &s, float *scores, list_view &l,
-                                                 long long *marks) {
+                                                 list_view &out, long long *marks) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = g.panel.n_cols;
     const float *input = scores + (n + 3) / 4 * 4;
     uint32_t *bits = reinterpret_cast<uint32_t *>(scores);
@@ -423,6 +423,8 @@ static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_c
                                   (g.gain ? __ldg(g.gain + i) : 1.0f);
         store_block<KIND>(l, g.panel, length, b, l.masks[b], h * factor);
     }
+    if (threadIdx.x == 0)
+        out = l;
     __syncthreads();
     mark(marks, 4);
 }

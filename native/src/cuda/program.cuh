@@ -18,7 +18,9 @@ static_assert((int)PROGRAM_THREADS == (int)ATTEND_THREADS, "one block size for a
 
 struct program_shared {
     gemv_shared gemv;
-    wina_cuda_phase phases[2]; /* under way, next */
+    alignas(16) wina_cuda_phase phases[2]; /* under way, next */
+    wina_cuda_keep keeps[2];               /* of them */
+    int pos;
     long long marks[WINA_CUDA_N_MARKS + 1];
 };
 
@@ -52,18 +54,24 @@ static __device__ __forceinline__ void barrier_wait(const uint32_t *barrier, uin
     __syncthreads();
 }
 
-/* A phase's parameters, a word per thread, on their way to shared memory. */
-enum { PHASE_WORDS = sizeof(wina_cuda_phase) / 4 };
-static_assert((int)PHASE_WORDS <= (int)PROGRAM_THREADS, "a word per thread");
+/* Parameters of a phase on their way to shared memory: registers that wait for them would have to
+ * be saved, because a phase needs all there are. They are there after wait_copies() and a barrier. */
+enum { PHASE_WORDS = sizeof(wina_cuda_phase) / 8 };
+static_assert(sizeof(wina_cuda_phase) % 8 == 0 && (int)PHASE_WORDS < (int)PROGRAM_THREADS,
+              "a word per thread, and one for keep");
 
-static __device__ __forceinline__ uint32_t fetch_phase(const wina_cuda_phase *from) {
-    return threadIdx.x < PHASE_WORDS ? __ldg(reinterpret_cast<const uint32_t *>(from) + threadIdx.x)
-                                     : 0;
-}
-
-static __device__ __forceinline__ void put_phase(wina_cuda_phase &to, uint32_t word) {
+static __device__ __forceinline__ void fetch_phase(wina_cuda_phase &to, const wina_cuda_phase *from,
+                                                   wina_cuda_keep &keep,
+                                                   const wina_cuda_keep *keep_from) {
     if (threadIdx.x < PHASE_WORDS)
-        reinterpret_cast<uint32_t *>(&to)[threadIdx.x] = word;
+        copy8(reinterpret_cast<uint64_t *>(&to) + threadIdx.x,
+              reinterpret_cast<const uint64_t *>(from) + threadIdx.x);
+    if (threadIdx.x == PHASE_WORDS) {
+        if (keep_from)
+            copy8(&keep, keep_from);
+        else
+            keep = {INT32_MAX, 0.0f};
+    }
 }
 
 /* Formats as bits. A kernel with few of them is compiled better: the code of all formats in one
@@ -173,26 +181,27 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
     WINA_CUDA_DYNAMIC(memory);
     WINA_CUDA_SHARED(program_shared, s);
     float *scores = reinterpret_cast<float *>(memory);
-    put_phase(s.phases[0], fetch_phase(p.phases));
+    fetch_phase(s.phases[0], p.phases, s.keeps[0], p.first_keep);
+    if (threadIdx.x == 0)
+        s.pos = p.step->pos;
+    wait_copies();
     __syncthreads();
-    const int pos = p.step->pos;
-    wina_cuda_keep keep = load_keep(p.first_keep);
     if (s.phases[0].kind == WINA_CUDA_GEMV)
-        load_weights(s.phases[0].u.gemv, keep, s.gemv.select, scores);
+        load_weights(s.phases[0].u.gemv, s.keeps[0], s.gemv.select, scores);
     __syncthreads();
+#pragma unroll 1
     for (int i = 0; i < p.n_phases; i++) {
         const wina_cuda_phase &now = s.phases[i & 1], &next = s.phases[~i & 1];
-        const bool more = i + 1 < p.n_phases;
         mark(s.marks, 0);
-        const uint32_t word = more ? fetch_phase(p.phases + i + 1) : 0;
-        const wina_cuda_keep next_keep = load_keep(now.next_keep);
+        if (i + 1 < p.n_phases)
+            fetch_phase(s.phases[~i & 1], p.phases + i + 1, s.keeps[~i & 1], now.next_keep);
         for (int k = blockIdx.x * PROGRAM_THREADS + threadIdx.x; k < now.n_zero;
              k += gridDim.x * PROGRAM_THREADS)
             now.zero[k] = 0;
         if (now.kind == WINA_CUDA_GEMV)
-            run_gemv<FORMATS>(now.u.gemv, keep, s.gemv, memory, s.marks);
+            run_gemv<FORMATS>(now.u.gemv, s.keeps[i & 1], s.gemv, memory, s.marks);
         else if (now.kind == WINA_CUDA_ATTEND)
-            run_attend(now.u.attend, pos, memory);
+            run_attend(now.u.attend, s.pos, memory);
         else if (now.kind == WINA_CUDA_LEAVE)
             run_leave(now.u.leave, s.gemv.select.warp_sum);
         else if (now.kind == WINA_CUDA_QK_NORM)
@@ -200,13 +209,12 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
         else
             run_swiglu(now.u.swiglu);
         mark(s.marks, 7);
-        if (more) {
-            put_phase(s.phases[~i & 1], word);
-            keep = next_keep;
+        if (i + 1 < p.n_phases) {
+            wait_copies();
             barrier_arrive(p.barrier);
             if (next.kind == WINA_CUDA_GEMV) {
-                load_weights(next.u.gemv, keep, s.gemv.select, scores);
-                if (!is_sparse(keep, next.u.gemv.panel.n_cols))
+                load_weights(next.u.gemv, s.keeps[~i & 1], s.gemv.select, scores);
+                if (!is_sparse(s.keeps[~i & 1], next.u.gemv.panel.n_cols))
                     prefetch_columns(next.u.gemv, own_tile(next.u.gemv.n_tiles));
             }
 #ifndef WINA_TRY_NO_SCALES_AHEAD
