@@ -208,6 +208,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
             run_qk_norm(now.u.qk_norm, s.gemv.select.warp_sum);
         else
             run_swiglu(now.u.swiglu);
+        const bool is_gemv = now.kind == WINA_CUDA_GEMV; /* `now` is overwritten soon */
         mark(s.marks, 7);
         if (i + 1 < p.n_phases) {
             wait_copies();
@@ -224,7 +225,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
         }
         if (p.times && blockIdx.x == 5 % gridDim.x && threadIdx.x == 0) {
             long long *sum = p.times[i].marks;
-            if (now.kind == WINA_CUDA_GEMV)
+            if (is_gemv)
                 for (int k = 0; k < 7; k++)
                     sum[k] += s.marks[k + 1] - s.marks[k];
             else
