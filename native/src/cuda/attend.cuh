@@ -244,10 +244,9 @@ static __device__ __forceinline__ void join_pieces(const wina_cuda_attend &a, co
 
 /* The block's result: the output itself if the sequence is one piece, else a partial one. */
 template <int LANES>
-static __device__ __forceinline__ void store_result(const wina_cuda_attend &a,
-                                                    const attend_shared<LANES> &s, int groups,
-                                                    int n_heads, bool whole, float *out,
-                                                    float *part) {
+static __device__ __forceinline__ void
+store_result(const wina_cuda_attend &a, const attend_shared<LANES> &s, int groups, int n_heads,
+             bool whole, float *out, float *part) {
     const int d = threadIdx.x % (LANES * 8), pad = a.head_pad;
 #pragma unroll 1
     for (int h = threadIdx.x / (LANES * 8); h < n_heads; h += ATTEND_THREADS / (LANES * 8)) {
@@ -314,8 +313,7 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
 #pragma unroll
         for (int u = 0; u < ATTEND_UNROLL; u++) {
             const int next = p + (ATTEND_UNROLL + u) * step;
-            add_position<LANES>(st, q, slots.key[u], slots.value[u], p + u * step < end,
-                                a.cap);
+            add_position<LANES>(st, q, slots.key[u], slots.value[u], p + u * step < end, a.cap);
             if (next < end && in_head)
                 load_slot(slots, u, keys, values, next, a.head_pad);
         }

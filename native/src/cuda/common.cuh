@@ -3,7 +3,8 @@
 #define WINA_CUDA_COMMON_CUH
 
 #include <cstdint>
-#ifndef WINA_CUDA_EMULATE /* there, the command line includes tests/native/cuda/emulate/emulate.h */
+#ifndef WINA_CUDA_EMULATE /* there, the command line includes tests/native/cuda/emulate/emulate.h  \
+                           */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
@@ -12,7 +13,7 @@
 
 #ifndef WINA_CUDA_EMULATE
 /* A kernel's dynamic shared memory, and a structure in static shared memory. */
-#define WINA_CUDA_DYNAMIC(name) extern __shared__ __align__(16) uint8_t name[]
+#define WINA_CUDA_DYNAMIC(name)      extern __shared__ __align__(16) uint8_t name[]
 #define WINA_CUDA_SHARED(type, name) __shared__ type name
 #endif
 
@@ -137,20 +138,20 @@ static __device__ __forceinline__ void copy16(void *to, const void *from) {
 #ifdef WINA_CUDA_EMULATE
     memcpy(to, from, 16);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+        "l"(from)
+        : "memory");
 #endif
 }
 static __device__ __forceinline__ void copy8(void *to, const void *from) {
 #ifdef WINA_CUDA_EMULATE
     memcpy(to, from, 8);
 #else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(
-                     (uint32_t)__cvta_generic_to_shared(to)),
-                 "l"(from)
-                 : "memory");
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 8;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+        "l"(from)
+        : "memory");
 #endif
 }
 static __device__ __forceinline__ void wait_copies() {

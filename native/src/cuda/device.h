@@ -123,11 +123,11 @@ typedef struct wina_cuda_attend {
     int64_t qkv_stride;
     int32_t k_row0, v_row0;
     int32_t n_head, n_head_kv, head_dim, head_pad;
-    int32_t rope_dim;    /* 0: nothing is rotated */
-    float scale, cap;    /* scores are q k scale, then cap tanh(score / cap) unless cap is 0 */
-    int32_t window;      /* positions that are seen, this one included; 0: all */
+    int32_t rope_dim; /* 0: nothing is rotated */
+    float scale, cap; /* scores are q k scale, then cap tanh(score / cap) unless cap is 0 */
+    int32_t window;   /* positions that are seen, this one included; 0: all */
     const float *q_norm, *k_norm; /* gains of the norms of q and k of a batch, or NULL */
-    int32_t norm_all;    /* norms over all heads, gains (heads, head_dim); else (head_dim) */
+    int32_t norm_all; /* norms over all heads, gains (heads, head_dim); else (head_dim) */
     float eps;
     int32_t interleaved; /* rotary pairs (2i, 2i + 1), else (i, i + rope_dim / 2) */
     const float *angles; /* (n_ctx, rope_dim / 2, 2) cos, sin */
@@ -149,8 +149,8 @@ typedef struct wina_cuda_swiglu {
 
 /* Norms of q and k of one token, in place: of every head, or (norm_all) over all heads. */
 typedef struct wina_cuda_qk_norm {
-    wina_cuda_fixed *sums;         /* as in wina_cuda_attend, and the following */
-    const float *bias;             /* or NULL; part of what is normed */
+    wina_cuda_fixed *sums; /* as in wina_cuda_attend, and the following */
+    const float *bias;     /* or NULL; part of what is normed */
     const float *q_norm, *k_norm;
     int32_t norm_all, k_row0, n_head, n_head_kv, head_dim;
     float eps;

@@ -14,7 +14,7 @@ typedef struct wina_cuda_group {
 
 typedef struct wina_cuda_layer {
     wina_cuda_group groups[WINA_N_GROUPS];
-    const float *attn_norm, *ffn_norm; /* (n_embd), or NULL: none */
+    const float *attn_norm, *ffn_norm;                       /* (n_embd), or NULL: none */
     const float *exit_norms[WINA_N_SITES], *q_norm, *k_norm; /* as in wina_layer */
 } wina_cuda_layer;
 

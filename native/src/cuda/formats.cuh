@@ -228,7 +228,7 @@ static __device__ __forceinline__ uint32_t load_word(const uint8_t *p) {
 /* Each kind: load() fetches what word j of a lane needs at position `at` of the block's scales;
  * flush() adds xs * (scaled sums) to the row sums. sum: of the activations of these inputs. */
 template <int OFFSET> struct scales_d {
-    static constexpr int WIDTH = 2; /* bytes of a row's first scale */
+    static constexpr int WIDTH = 2;     /* bytes of a row's first scale */
     static constexpr bool SMALL = true; /* there is room for those of the next block as well */
     struct raw {
         uint2 d;

@@ -390,7 +390,8 @@ static __device__ __forceinline__ void prefetch_columns(const wina_cuda_gemv &g,
         tile = from / p.n_cols;
         from -= tile * p.n_cols;
     }
-    const uint32_t chunk = (uint32_t)min(g.tile_rows, g.n_rows - tile * g.tile_rows) * g.low_bits / 8;
+    const uint32_t chunk =
+        (uint32_t)min(g.tile_rows, g.n_rows - tile * g.tile_rows) * g.low_bits / 8;
     const uint8_t *rows = p.data + (uint64_t)(g.row0 + tile * g.tile_rows) * g.low_bits / 8;
     const uint64_t up = (uint64_t)g.up_row0 * g.low_bits / 8;
     to = min(to, from + (int)(WINA_CUDA_COLUMNS_AHEAD / (up ? 2 * chunk : chunk)));
@@ -417,8 +418,8 @@ static __device__ __forceinline__ void prefetch_scales(const wina_cuda_ahead &a)
 
 /* The block's interval, tile by tile. */
 template <class F>
-static __device__ __forceinline__ void run_tiles(const wina_cuda_gemv &g, gemv_shared &s, float *red,
-                                                 const list_view &l, long long *marks) {
+static __device__ __forceinline__ void run_tiles(const wina_cuda_gemv &g, gemv_shared &s,
+                                                 float *red, const list_view &l, long long *marks) {
 #pragma unroll 1
     for (int at = l.begin; at < l.end;) {
         int t = s.select.own.tile, e = at;
@@ -443,8 +444,8 @@ static __device__ __noinline__ void gemv_run(const wina_cuda_gemv &g, wina_cuda_
     float *red = reinterpret_cast<float *>(memory);
     list_view l;
     l.entries = memory + g.scratch_bytes;
-    l.masks = reinterpret_cast<uint32_t *>(
-        l.entries + g.capacity * sizeof(typename list_entry<F::LIST>::type));
+    l.masks = reinterpret_cast<uint32_t *>(l.entries +
+                                           g.capacity * sizeof(typename list_entry<F::LIST>::type));
     l.start = reinterpret_cast<int *>(l.masks + n_blocks);
     l.todo = l.start + n_blocks + 1;
     l.scale = reinterpret_cast<float *>(l.todo + n_blocks);

@@ -14,21 +14,17 @@
 
 /* Entry: floats: (offset of the column / 32, the float); pairs: (offsets of two columns / 8, their
  * activations of 16 bits each, the sub-block). */
-template <list_kind KIND> struct list_entry {
-    typedef uint4 type;
-};
-template <> struct list_entry<LIST_FLOAT> {
-    typedef uint2 type;
-};
+template <list_kind KIND> struct list_entry { typedef uint4 type; };
+template <> struct list_entry<LIST_FLOAT> { typedef uint2 type; };
 
 struct list_view {
     uint8_t *entries; /* (capacity) entry e is at place_of(e) */
-    uint32_t *masks; /* (n_blocks) kept inputs of a block of 32 */
-    int *start;      /* (n_blocks + 1) entries before each block of 32 inputs */
-    int *todo;       /* (n_blocks) blocks that have entries in this thread block's interval */
-    float *scale;    /* pairs: (n_blocks) */
-    int n;           /* entries in the whole list */
-    int first;       /* of this block */
+    uint32_t *masks;  /* (n_blocks) kept inputs of a block of 32 */
+    int *start;       /* (n_blocks + 1) entries before each block of 32 inputs */
+    int *todo;        /* (n_blocks) blocks that have entries in this thread block's interval */
+    float *scale;     /* pairs: (n_blocks) */
+    int n;            /* entries in the whole list */
+    int first;        /* of this block */
     /* The work, n_tiles * n entries in tile-major order, is cut into equal parts: the first n_long
      * thread blocks take part + 1 entries, the others part, until there is no more. Where every
      * tile has its own thread blocks, this holds inside of a tile, for n_sharers of them. */
@@ -383,8 +379,8 @@ static __device__ __forceinline__ void count_dense(const wina_cuda_gemv &g, sele
     __syncthreads();
 }
 
-/* Fills l, and then `out` in shared memory, from the phase's input; scores: what load_weights left. All threads; ends with a
- * barrier. */
+/* Fills l, and then `out` in shared memory, from the phase's input; scores: what load_weights left.
+ * All threads; ends with a barrier. */
 template <list_kind KIND>
 static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_cuda_keep keep,
                                                  select_shared &s, float *scores, list_view &l,

@@ -28,8 +28,8 @@ int most_shared(void) {
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
             cudaSuccess ||
-        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(kernel_for(FORMATS_ALL))) !=
-            cudaSuccess)
+        cudaFuncGetAttributes(
+            &attributes, reinterpret_cast<const void *>(kernel_for(FORMATS_ALL))) != cudaSuccess)
         return 0;
     return most - (int)attributes.sharedSizeBytes;
 }

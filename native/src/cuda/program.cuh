@@ -55,7 +55,8 @@ static __device__ __forceinline__ void barrier_wait(const uint32_t *barrier, uin
 }
 
 /* Parameters of a phase on their way to shared memory: registers that wait for them would have to
- * be saved, because a phase needs all there are. They are there after wait_copies() and a barrier. */
+ * be saved, because a phase needs all there are. They are there after wait_copies() and a barrier.
+ */
 enum { PHASE_WORDS = sizeof(wina_cuda_phase) / 8 };
 static_assert(sizeof(wina_cuda_phase) % 8 == 0 && (int)PHASE_WORDS < (int)PROGRAM_THREADS,
               "a word per thread, and one for keep");

@@ -140,8 +140,8 @@ static __device__ __forceinline__ void each_score(const uint32_t *scores, int n,
  * behind a barrier. */
 static __device__ __forceinline__ select_threshold threshold(select_shared &s,
                                                              const uint32_t *scores, int n,
-                                                             uint32_t top, int n_keep,
-                                                             uint32_t low, uint32_t high) {
+                                                             uint32_t top, int n_keep, uint32_t low,
+                                                             uint32_t high) {
     uint32_t shift = 15, left = (uint32_t)n_keep, m;
     bool guess = high < top; /* [low, high] may be wrong */
     if (guess) {

@@ -17,7 +17,7 @@ typedef struct fake_spec {
     int32_t n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab, n_ctx;
     bool bias, halves;
     int32_t kind; /* of fake_kind: how the model differs from plain llama and qwen2 ones */
-    bool fast; /* panels filled with a repeated pool: for timing */
+    bool fast;    /* panels filled with a repeated pool: for timing */
 } fake_spec;
 
 static inline float fake_normal(unsigned long long *state) {
@@ -217,8 +217,15 @@ static inline wina_rules fake_rules(const wina_model *m, float sparsity, int32_t
 }
 
 /* Like the architectures that have these traits. */
-typedef enum fake_kind { FAKE_PLAIN, FAKE_QWEN3, FAKE_GEMMA2, FAKE_GEMMA3, FAKE_OLMO2, FAKE_SMOLLM3,
-                         FAKE_N_KINDS } fake_kind;
+typedef enum fake_kind {
+    FAKE_PLAIN,
+    FAKE_QWEN3,
+    FAKE_GEMMA2,
+    FAKE_GEMMA3,
+    FAKE_OLMO2,
+    FAKE_SMOLLM3,
+    FAKE_N_KINDS
+} fake_kind;
 static const char *const FAKE_NAMES[] = {"plain", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3"};
 static const wina_arch FAKE_ARCHS[] = {
     [FAKE_QWEN3] = {.name = "qwen3", .rope = WINA_ROPE_HALVES, .qk_norm = WINA_QK_NORM_HEAD},

@@ -93,7 +93,7 @@ int main(int argc, char **argv) {
             at = NULL; /* "F16" is in "BF16" */
         if (!at || (at[strlen(name)] && at[strlen(name)] != ','))
             continue;
-        fake_spec spec = {ALL[t],           32,    4096,  14336, 32, 8, 128, 32000,
+        fake_spec spec = {ALL[t],           32,    4096,  14336,      32,  8, 128, 32000,
                           depth + N_PROMPT, false, false, FAKE_PLAIN, true};
         double start = now();
         wina_model *m = fake_model(&spec, 3);
