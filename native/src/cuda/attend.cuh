@@ -352,10 +352,8 @@ static __device__ __noinline__ void attend_run(const wina_cuda_attend &a, int po
     const int n = pos + 1 - first_seen(a, pos);
     const int n_pieces = min(a.n_splits, (n + ATTEND_LEAST - 1) / ATTEND_LEAST);
     int heads = ATTEND_HEADS;
-#ifndef WINA_TRY_FOUR_HEADS
     while (heads > LEAST && attend_groups(a, heads / 2) * n_pieces <= (int)gridDim.x)
         heads /= 2;
-#endif
     const int n_groups = attend_groups(a, heads);
     for (int i = blockIdx.x; i < n_groups * n_pieces; i += gridDim.x) {
         attend_one<LANES>(a, s, heads, i % n_groups, i / n_groups, n_pieces, 0, pos);

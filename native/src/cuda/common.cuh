@@ -62,26 +62,6 @@ static inline uint2 load_stream8(const void *p) {
 static inline uint32_t load_stream4(const void *p) {
     return *reinterpret_cast<const uint32_t *>(p);
 }
-#elif defined(WINA_TRY_NO_POLICY)
-static __device__ __forceinline__ uint4 load_stream16(const void *p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint2 load_stream8(const void *p) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
-                 : "=r"(v.x), "=r"(v.y)
-                 : "l"(p));
-    return v;
-}
-static __device__ __forceinline__ uint32_t load_stream4(const void *p) {
-    uint32_t v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
-    return v;
-}
 #else
 static __device__ __forceinline__ uint64_t stream_policy() {
     uint64_t policy;

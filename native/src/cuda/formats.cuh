@@ -228,8 +228,7 @@ static __device__ __forceinline__ uint32_t load_word(const uint8_t *p) {
 /* Each kind: load() fetches what word j of a lane needs at position `at` of the block's scales;
  * flush() adds xs * (scaled sums) to the row sums. sum: of the activations of these inputs. */
 template <int OFFSET> struct scales_d {
-    static constexpr int WIDTH = 2;     /* bytes of a row's first scale */
-    static constexpr bool SMALL = true; /* there is room for those of the next block as well */
+    static constexpr int WIDTH = 2; /* bytes of a row's first scale */
     struct raw {
         uint2 d;
     };
@@ -250,7 +249,6 @@ template <int OFFSET> struct scales_d {
 
 struct scales_dm {
     static constexpr int WIDTH = 2;
-    static constexpr bool SMALL = false;
     struct raw {
         uint2 d, m;
     };
@@ -272,7 +270,6 @@ struct scales_dm {
 
 struct scales_k_dm {
     static constexpr int WIDTH = 1;
-    static constexpr bool SMALL = false;
     struct raw {
         uint2 d, m;
         uint32_t s, t;
@@ -299,7 +296,6 @@ struct scales_k_dm {
 
 struct scales_k_d16 {
     static constexpr int WIDTH = 1;
-    static constexpr bool SMALL = false;
     struct raw {
         uint2 d;
         uint32_t s;
@@ -328,13 +324,16 @@ template <class V, class S, list_kind KIND, int U> struct format_quant {
     static constexpr int LOW_BITS = V::LOW_BITS, SCALE_WIDTH = S::WIDTH;
 };
 
-typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, 3> format_q8_0;
+#ifndef WINA_TRY_Q8
+#define WINA_TRY_Q8 4
+#endif
+typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, WINA_TRY_Q8> format_q8_0;
 typedef format_quant<values<4, 0>, scales_d<8>, LIST_PAIR32, 4> format_q4_0;
-typedef format_quant<values<4, 0>, scales_dm, LIST_PAIR32, 3> format_q4_1;
-typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 2> format_q5_0;
-typedef format_quant<values<4, 1>, scales_dm, LIST_PAIR32, 2> format_q5_1;
+typedef format_quant<values<4, 0>, scales_dm, LIST_PAIR32, 4> format_q4_1;
+typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 3> format_q5_0;
+typedef format_quant<values<4, 1>, scales_dm, LIST_PAIR32, 3> format_q5_1;
 typedef format_quant<values<4, 0>, scales_k_dm, LIST_PAIR32, 3> format_q4_k;
-typedef format_quant<values<4, 1>, scales_k_dm, LIST_PAIR32, 2> format_q5_k;
-typedef format_quant<values<4, 2>, scales_k_d16, LIST_PAIR16, 2> format_q6_k;
+typedef format_quant<values<4, 1>, scales_k_dm, LIST_PAIR32, 3> format_q5_k;
+typedef format_quant<values<4, 2>, scales_k_d16, LIST_PAIR16, 3> format_q6_k;
 
 #endif

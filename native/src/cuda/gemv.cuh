@@ -51,24 +51,6 @@ static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, 
     uint4 v[F::UNROLL];
     float x[F::UNROLL];
     int left = end - e;
-#ifdef WINA_TRY_BATCHES
-    for (; left > 0; left -= F::UNROLL, entries += F::UNROLL) {
-#pragma unroll
-        for (int k = 0; k < F::UNROLL; k++) {
-            x[k] = 0.0f;
-            v[k] = make_uint4(0, 0, 0, 0);
-            if (k < left) {
-                const uint2 entry = entries[k];
-                v[k] = load_stream16(base + (uint64_t)entry.x * 32);
-                x[k] = __uint_as_float(entry.y);
-            }
-        }
-#pragma unroll
-        for (int k = 0; k < F::UNROLL; k++)
-            F::add(acc, v[k], x[k]);
-    }
-    return;
-#endif
 #pragma unroll
     for (int k = 0; k < F::UNROLL; k++) {
         x[k] = 0.0f;
@@ -96,25 +78,8 @@ static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, 
     }
 }
 
-/* The next pairs of one sub-block. */
-struct pair_batch {
-    int sub, stop; /* entry after the last one of the sub-block that this warp has */
-    int n;
-};
-
-template <class F>
-static __device__ __forceinline__ pair_batch next_batch(const list_view &l, const uint4 *entry,
-                                                        int e, int end, int sub, int stop) {
-    pair_batch b = {sub, stop, 0};
-    if (e == stop && e < end) {
-        b.sub = (int)entry->w;
-        b.stop = min(end, end_of_sub<F::LIST>(l, b.sub));
-    }
-    b.n = min(b.stop - e, (int)F::UNROLL);
-    return b;
-}
-
-/* The same for a quantised format: sub-block after sub-block, slots as above. */
+/* The same for a quantised format: sub-block after sub-block, UNROLL pairs loaded and then
+ * multiplied at a time. */
 template <class F>
 static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, const list_view &l,
                                                       lane_rows rows, int e, int end,
@@ -128,43 +93,31 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
     const uint8_t *own = data + V::low_at(strip, lane);
     const int high = V::high_from_low(strip, lane, n_rows);
     const uint4 *entry = reinterpret_cast<const uint4 *>(l.entries) + place_of(l, e);
-    if (!rows.exists || e >= end)
+    if (!rows.exists)
         return;
-    typename V::raw a[U], b[U];
-    typename S::raw scale[V::WORDS], next_scale[V::WORDS];
-    int x[U], dots[F::LANE_ROWS] = {0}, sum = 0;
-
-    const auto load_scales = [&](typename S::raw *to, int sub) {
+#pragma unroll 1
+    while (e < end) {
+        const int sub = (int)entry->w, stop = min(end, end_of_sub<F::LIST>(l, sub));
         const int block = sub * SUB / 32;
         const uint8_t *super = data + (uint64_t)(block >> 3) * g.panel.super_bytes;
         const uint8_t *scales = data + (uint64_t)column_at<8>(g.panel, block, 32) * 8;
+        typename S::raw scale[V::WORDS];
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++)
-            to[j] = S::load(scales, super, n_rows, rows.row0 + V::scale_at(lane, j), sub);
-    };
-    const auto load_slot = [&](int k) {
-        const uint4 pair = entry[k];
-        x[k] = (int)pair.z;
-        a[k] = V::load(own + (uint64_t)pair.x * 8, high);
-        b[k] = V::load(own + (uint64_t)pair.y * 8, high);
-    };
-
-    pair_batch now = next_batch<F>(l, entry, e, end, 0, e);
-#ifdef WINA_TRY_BATCHES
-    for (int stop = e; e < end;) {
-        now = next_batch<F>(l, entry, e, end, 0, e);
-        stop = now.stop;
-        load_scales(scale, now.sub);
-#pragma unroll
-        for (int k = 0; k < F::LANE_ROWS; k++)
-            dots[k] = 0;
-        sum = 0;
+            scale[j] = S::load(scales, super, n_rows, rows.row0 + V::scale_at(lane, j), sub);
+        int dots[F::LANE_ROWS] = {0}, sum = 0;
 #pragma unroll 1
         for (; e < stop; e += U, entry += U) {
+            typename V::raw a[U], b[U];
+            int x[U];
 #pragma unroll
             for (int k = 0; k < U; k++)
-                if (e + k < stop)
-                    load_slot(k);
+                if (e + k < stop) {
+                    const uint4 pair = entry[k];
+                    x[k] = (int)pair.z;
+                    a[k] = V::load(own + (uint64_t)pair.x * 8, high);
+                    b[k] = V::load(own + (uint64_t)pair.y * 8, high);
+                }
 #pragma unroll
             for (int k = 0; k < U; k++)
                 if (e + k < stop) {
@@ -174,60 +127,13 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
         }
         entry -= e - stop;
         e = stop;
-        const float xs = l.scale[now.sub * SUB / 32];
+        const float xs = l.scale[block];
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++) {
             const bool upper = V::UPPER > 1 && j >= 2;
             S::flush(scale[j], &dots[4 * j], upper ? sum * V::UPPER : sum,
                      upper ? xs * (1.0f / V::UPPER) : xs, &acc[4 * j]);
         }
-    }
-    return;
-#endif
-    load_scales(scale, now.sub);
-#pragma unroll
-    for (int k = 0; k < U; k++)
-        if (k < now.n)
-            load_slot(k);
-#pragma unroll 1
-    for (;;) {
-        e += now.n;
-        entry += now.n;
-        const bool ends = e == now.stop, more = e < end;
-        const pair_batch next = next_batch<F>(l, entry, e, end, now.sub, now.stop);
-        if (S::SMALL && ends && more)
-            load_scales(next_scale, next.sub);
-#pragma unroll
-        for (int k = 0; k < U; k++) {
-            if (k < now.n) {
-                dp2a_low(sum, x[k], 0x0101);
-                dot_pair<V>(dots, a[k], b[k], lane, x[k]);
-            }
-            if (k < next.n)
-                load_slot(k);
-        }
-        if (ends) {
-            const float xs = l.scale[now.sub * SUB / 32];
-#pragma unroll
-            for (int j = 0; j < V::WORDS; j++) {
-                const bool upper = V::UPPER > 1 && j >= 2;
-                S::flush(scale[j], &dots[4 * j], upper ? sum * V::UPPER : sum,
-                         upper ? xs * (1.0f / V::UPPER) : xs, &acc[4 * j]);
-            }
-            if (!more)
-                return;
-#pragma unroll
-            for (int k = 0; k < F::LANE_ROWS; k++)
-                dots[k] = 0;
-            sum = 0;
-            if (S::SMALL) {
-#pragma unroll
-                for (int j = 0; j < V::WORDS; j++)
-                    scale[j] = next_scale[j];
-            } else
-                load_scales(scale, next.sub);
-        }
-        now = next;
     }
 }
 

@@ -274,7 +274,7 @@ static __device__ __forceinline__ select_threshold find_threshold(wina_cuda_keep
                                    __float_as_uint(center * (1.0f - width)),
                                    center > 0.0f ? __float_as_uint(center * (1.0f + width)) : top);
     if (t.n_equal_kept != t.n_equal)
-        drop_surplus(scores, n, t);
+        drop_surplus(s, scores, n, t);
     return t;
 }
 

@@ -219,9 +219,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
                 if (!is_sparse(s.keeps[~i & 1], next.u.gemv.panel.n_cols))
                     prefetch_columns(next.u.gemv, own_tile(next.u.gemv.n_tiles));
             }
-#ifndef WINA_TRY_NO_SCALES_AHEAD
             prefetch_scales(now.ahead);
-#endif
             barrier_wait(p.barrier, gridDim.x * (uint32_t)(i + 1));
         }
         if (p.times && blockIdx.x == 5 % gridDim.x && threadIdx.x == 0) {

@@ -207,23 +207,32 @@ static __device__ __forceinline__ uint32_t kept_of(const uint32_t *scores, int n
     return __ballot_sync(0xffffffffu, i < n && scores[i] >= threshold);
 }
 
-/* Rare: more scores equal the threshold than there is room for. One warp sets the surplus to zero,
- * which is below any threshold but zero; a threshold of zero is raised for those that stay. All
- * threads; ends with a barrier. */
-static __device__ __forceinline__ void drop_surplus(uint32_t *scores, int n, select_threshold &t) {
-    const int lane = threadIdx.x & 31;
-    __syncthreads(); /* scores may still be read */
-    if (threadIdx.x < 32) {
-        int rank = 0;
+/* Rare: more scores equal the threshold than there is room for. The surplus is set to zero, which
+ * is below any threshold but zero; a threshold of zero is raised for those that stay. Every warp
+ * has a stretch of the scores. All threads; ends with a barrier. */
+static __device__ __forceinline__ void drop_surplus(select_shared &s, uint32_t *scores, int n,
+                                                    select_threshold &t) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int part = (n + 32 * SELECT_WARPS - 1) / (32 * SELECT_WARPS) * 32;
+    const int first = min(warp * part, n), last = min(first + part, n);
+    uint32_t rank = 0, total;
 #pragma unroll 1
-        for (int i = lane; i - lane < n; i += 32) {
-            const bool equal = i < n && scores[i] == t.bits;
-            const uint32_t who = __ballot_sync(0xffffffffu, equal);
-            const bool stays = rank + __popc(who & ((1u << lane) - 1)) < t.n_equal_kept;
-            if (equal)
-                scores[i] = stays ? max(t.bits, 1u) : 0;
-            rank += __popc(who);
-        }
+    for (int i = first + lane; i - lane < last; i += 32)
+        rank += i < last && scores[i] == t.bits;
+    rank = __reduce_add_sync(0xffffffffu, rank);
+    __syncthreads(); /* s.above may still be read, and scores */
+    if (lane == 0)
+        s.above[warp] = rank;
+    __syncthreads();
+    rank = sum_before(s.above, &total);
+#pragma unroll 1
+    for (int i = first + lane; i - lane < last; i += 32) {
+        const bool equal = i < last && scores[i] == t.bits;
+        const uint32_t who = __ballot_sync(0xffffffffu, equal);
+        const int own = (int)rank + __popc(who & ((1u << lane) - 1));
+        if (equal)
+            scores[i] = own < t.n_equal_kept ? max(t.bits, 1u) : 0;
+        rank += (uint32_t)__popc(who);
     }
     t.bits = max(t.bits, 1u);
     __syncthreads();
