@@ -324,10 +324,7 @@ template <class V, class S, list_kind KIND, int U> struct format_quant {
     static constexpr int LOW_BITS = V::LOW_BITS, SCALE_WIDTH = S::WIDTH;
 };
 
-#ifndef WINA_TRY_Q8
-#define WINA_TRY_Q8 4
-#endif
-typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, WINA_TRY_Q8> format_q8_0;
+typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, 4> format_q8_0;
 typedef format_quant<values<4, 0>, scales_d<8>, LIST_PAIR32, 4> format_q4_0;
 typedef format_quant<values<4, 0>, scales_dm, LIST_PAIR32, 4> format_q4_1;
 typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 3> format_q5_0;
