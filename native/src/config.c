@@ -207,24 +207,6 @@ static int32_t read_scales(reader *r, wina_config *c) {
     return WINA_OK;
 }
 
-const char *wina_config_trait(const wina_config *c) {
-    const wina_arch *a = c->arch;
-    return c->n_expert                                         ? "a mixture of experts"
-           : a->qk_norm                                        ? "norms of q and k"
-           : a->post_norm                                      ? "norms after blocks"
-           : a->rope_step                                      ? "layers without rotation"
-           : a->fused                                          ? "fused matrices"
-           : a->activation                                     ? "gelu"
-           : c->window                                         ? "a sliding window"
-           : a->multipliers                                    ? "multipliers"
-           : c->n_ctx_short                                    ? "long and short rotation factors"
-           : c->rope_gain != 1.0f                              ? "a gain of the rotation"
-           : c->attn_softcap > 0                               ? "capped attention scores"
-           : c->logit_softcap > 0                              ? "capped logits"
-           : c->attn_scale != 1.0f / sqrtf((float)c->head_dim) ? "a scale of attention"
-                                                               : NULL;
-}
-
 /* Settings of routers under which the weights would mean something else. */
 static int32_t refuse_routers(reader *r) {
     uint32_t gating = 1; /* llama.cpp's number of softmax */

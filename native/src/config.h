@@ -101,10 +101,6 @@ static inline bool wina_config_has_rope(const wina_config *c, int32_t layer) {
 static inline bool wina_config_has_exit(const wina_config *c) {
     return c->arch->post_norm || c->residual_scale != 1.0f;
 }
-/* NULL, or the first trait beyond the plain llama and qwen2 graph: what a backend without it
- * refuses. */
-const char *wina_config_trait(const wina_config *c);
-
 /* Reads and checks everything but the tensors (see weights.h). */
 int32_t wina_config_read(const wina_gguf *gguf, wina_config *out);
 

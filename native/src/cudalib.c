@@ -121,10 +121,8 @@ static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t
 }
 
 static int32_t place(wina_model *model, int32_t first, bool partly) {
-    const char *trait = wina_config_trait(&model->config);
-    if (trait)
-        return wina_fail(WINA_E_UNSUPPORTED, "CUDA: %s models have %s, which only the CPU runs yet",
-                         model->config.arch->name, trait);
+    if (model->config.n_expert)
+        return wina_fail(WINA_E_UNSUPPORTED, "CUDA: mixtures of experts run on the CPU only");
     for (int32_t i = 0; i < model->weights.n_layer; i++)
         for (int site = 0; site < WINA_N_SITES; site++)
             if (model->weights.layers[i].rotations[site].n_panels)

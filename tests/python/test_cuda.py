@@ -39,6 +39,10 @@ def emulated() -> Path:
     [
         ("F16 36 x 52, sparsity 0", {}),  # dense and half, odd widths
         ("Q6_K, sparsity 0.65, projections", {}),
+        ("like gemma2, heads of 64, sparsity 0.5", {}),  # gelu, windows, caps, norms after blocks
+        ("like gemma3, heads of 96", {}),  # norms of q and k by heads, two bases of angles
+        ("like olmo2, heads of 64", {}),  # over all heads, none before blocks
+        ("like smollm3, heads of 64", {}),  # layers without rotation, multipliers
         ("chain", {}),  # layers on the CPU and on a GPU
         ("chain", {"EMULATE_GPUS": "3", "EMULATE_FREE_MB": "401"}),  # a layer on each
     ],

@@ -66,6 +66,11 @@ static __device__ __forceinline__ const float *angles_of(const wina_cuda_attend 
     return a.angles + (int64_t)pos * a.rope_dim;
 }
 
+/* First position that is seen from pos. */
+static __device__ __forceinline__ int first_seen(const wina_cuda_attend &a, int pos) {
+    return a.window > 0 && pos >= a.window ? pos + 1 - a.window : 0;
+}
+
 static __device__ __forceinline__ int64_t cache_row(const wina_cuda_attend &a, int kv_head,
                                                     int pos) {
     return ((int64_t)kv_head * a.n_ctx + pos) * a.head_pad;
@@ -83,7 +88,7 @@ static __device__ __forceinline__ void to_floats8(uint4 v, float (&f)[8]) {
 /* One position: the score, then the running softmax. */
 template <int LANES>
 static __device__ __forceinline__ void add_position(state &st, const float (&q)[8], uint4 key,
-                                                    uint4 value, bool exists) {
+                                                    uint4 value, bool exists, float cap) {
     float k[8], v[8], score = 0.0f;
     to_floats8(key, k);
     to_floats8(value, v);
@@ -95,6 +100,8 @@ static __device__ __forceinline__ void add_position(state &st, const float (&q)[
         score += __shfl_xor_sync(0xffffffffu, score, offset);
     if (!exists)
         return;
+    if (cap > 0.0f)
+        score = cap - __fdividef(2.0f * cap, 1.0f + __expf(__fdividef(2.0f, cap) * score));
     const float max = fmaxf(st.max, score);
     const float keep = __expf(st.max - max), p = __expf(score - max);
     st.max = max;
@@ -104,41 +111,34 @@ static __device__ __forceinline__ void add_position(state &st, const float (&q)[
         st.o[i] = fmaf(st.o[i], keep, p * v[i]);
 }
 
-/* Positions [begin, end) by the groups of one head, of which this is number `group`. */
-template <int LANES>
-static __device__ __forceinline__ void attend_piece(const wina_cuda_attend &a, int kv_head,
-                                                    const float (&q)[8], int group, int begin,
-                                                    int end, state &st) {
-    constexpr int GROUPS = ATTEND_THREADS / LANES / ATTEND_HEADS;
-    const int lane = threadIdx.x % LANES;
-    const uint16_t *keys = a.k + cache_row(a, kv_head, 0) + lane * 8;
-    const uint16_t *values = a.v + cache_row(a, kv_head, 0) + lane * 8;
-    const bool in_head = lane * 8 < a.head_pad;
-#pragma unroll 1
-    for (int p = begin + group; p - group < end; p += GROUPS * ATTEND_UNROLL) {
-        uint4 key[ATTEND_UNROLL], value[ATTEND_UNROLL];
-#pragma unroll
-        for (int u = 0; u < ATTEND_UNROLL; u++) {
-            const int at = p + u * GROUPS;
-            key[u] = value[u] = make_uint4(0, 0, 0, 0);
-            if (at < end && in_head) {
-                key[u] = *reinterpret_cast<const uint4 *>(keys + (int64_t)at * a.head_pad);
-                value[u] = *reinterpret_cast<const uint4 *>(values + (int64_t)at * a.head_pad);
-            }
-        }
-#pragma unroll
-        for (int u = 0; u < ATTEND_UNROLL; u++)
-            add_position<LANES>(st, q, key[u], value[u], p + u * GROUPS < end);
-    }
+/* What a group reads: ATTEND_UNROLL positions at a time, each slot loaded again as soon as it has
+ * been used. */
+struct attend_slots {
+    uint4 key[ATTEND_UNROLL], value[ATTEND_UNROLL];
+};
+
+/* Slot u of position `at`, which must be in the cache. */
+static __device__ __forceinline__ void load_slot(attend_slots &s, int u, const uint16_t *keys,
+                                                 const uint16_t *values, int64_t at, int pad) {
+    s.key[u] = *reinterpret_cast<const uint4 *>(keys + at * pad);
+    s.value[u] = *reinterpret_cast<const uint4 *>(values + at * pad);
+}
+
+/* How a block's groups are shared out: `heads` (a power of two) query heads, `groups` each. */
+struct attend_shape {
+    int heads, groups;
+};
+
+template <int LANES> static __device__ __forceinline__ attend_shape shape_for(int heads) {
+    return {heads, ATTEND_THREADS / LANES / heads};
 }
 
 /* Shared memory of a block. */
 template <int LANES> struct attend_shared {
-    static constexpr int GROUPS = ATTEND_THREADS / LANES / ATTEND_HEADS, WIDTH = LANES * 8;
+    static constexpr int GROUPS = ATTEND_THREADS / LANES, WIDTH = LANES * 8;
     float q[ATTEND_HEADS][WIDTH]; /* rotated and scaled */
-    float o[ATTEND_HEADS][GROUPS][WIDTH];
-    float max[ATTEND_HEADS][GROUPS], sum[ATTEND_HEADS][GROUPS];
-    float weight[ATTEND_HEADS][GROUPS];
+    float o[GROUPS][WIDTH];       /* (heads, groups) */
+    float max[GROUPS], sum[GROUPS], weight[GROUPS];
     float all_max[ATTEND_HEADS], all_sum[ATTEND_HEADS];
     bool last;
 };
@@ -148,12 +148,11 @@ template <int LANES> struct attend_shared {
 template <int LANES>
 static __device__ __forceinline__ void
 load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, int head0,
-             int n_heads, int kv_head, int pos, bool stores) {
+             int n_heads, int heads, int kv_head, int pos, bool stores) {
     constexpr int WIDTH = LANES * 8, ROUNDS = ATTEND_HEADS * WIDTH / ATTEND_THREADS;
     static_assert(ATTEND_HEADS * WIDTH % ATTEND_THREADS == 0 || LANES < 16, "whole rounds");
     constexpr int N = ROUNDS > 0 ? ROUNDS : 1,
                   KV = (2 * WIDTH + ATTEND_THREADS - 1) / ATTEND_THREADS;
-    const float scale = rsqrtf((float)a.head_dim);
     const float *angles = angles_of(a, pos);
     const bool turns = a.n_tokens == 1;
     turning q[N], kv[KV];
@@ -161,7 +160,7 @@ load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, in
     for (int r = 0; r < N; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS, h = i / WIDTH, d = i % WIDTH;
         const int64_t head = row + (head0 + min(h, n_heads - 1)) * a.head_dim;
-        q[r] = load_turning(a, head, h < ATTEND_HEADS ? d : a.head_dim, angles, turns);
+        q[r] = load_turning(a, head, h < heads ? d : a.head_dim, angles, turns);
     }
 #pragma unroll
     for (int r = 0; r < KV; r++) {
@@ -174,7 +173,7 @@ load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, in
     for (int r = 0; r < N; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS;
         if (i < ATTEND_HEADS * WIDTH)
-            s.q[i / WIDTH][i % WIDTH] = turned(q[r]) * scale;
+            s.q[i / WIDTH][i % WIDTH] = turned(q[r]) * a.scale;
     }
 #pragma unroll
     for (int r = 0; r < KV; r++) {
@@ -189,28 +188,27 @@ load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, in
  * without positions have max = -inf and weight 0. */
 template <int LANES>
 static __device__ __forceinline__ void join_groups(attend_shared<LANES> &s, const state &st,
-                                                   int head, int group) {
-    constexpr int GROUPS = attend_shared<LANES>::GROUPS;
-    static_assert(GROUPS <= 32, "a lane per group");
-    float *o = &s.o[head][group][threadIdx.x % LANES * 8];
+                                                   attend_shape shape, int head, int group) {
+    const int at = head * shape.groups + group;
+    float *o = &s.o[at][threadIdx.x % LANES * 8];
     float4_at(o) = make_float4(st.o[0], st.o[1], st.o[2], st.o[3]);
     float4_at(o + 4) = make_float4(st.o[4], st.o[5], st.o[6], st.o[7]);
     if (threadIdx.x % LANES == 0) {
-        s.max[head][group] = st.max;
-        s.sum[head][group] = st.sum;
+        s.max[at] = st.max;
+        s.sum[at] = st.sum;
     }
     __syncthreads();
-    const int h = threadIdx.x / 32, g = threadIdx.x % 32;
-    if (h < ATTEND_HEADS) { /* a warp per head */
-        const float own = g < GROUPS ? s.max[h][g] : -INFINITY;
+    const int h = threadIdx.x / 32, g = threadIdx.x % 32, k = h * shape.groups + g;
+    if (h < shape.heads) { /* a warp per head, a lane per group */
+        const float own = g < shape.groups ? s.max[k] : -INFINITY;
         float max = own;
 #pragma unroll
         for (int offset = 16; offset; offset >>= 1)
             max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, offset));
         const float w = __expf(own - max);
-        const float total = warp_sum(g < GROUPS ? w * s.sum[h][g] : 0.0f);
-        if (g < GROUPS)
-            s.weight[h][g] = w;
+        const float total = warp_sum(g < shape.groups ? w * s.sum[k] : 0.0f);
+        if (g < shape.groups)
+            s.weight[k] = w;
         if (g == 0) {
             s.all_max[h] = max;
             s.all_sum[h] = total;
@@ -246,17 +244,16 @@ static __device__ __forceinline__ void join_pieces(const wina_cuda_attend &a, co
 
 /* The block's result: the output itself if the sequence is one piece, else a partial one. */
 template <int LANES>
-static __device__ __forceinline__ void store_result(const wina_cuda_attend &a,
-                                                    const attend_shared<LANES> &s, int n_heads,
-                                                    bool whole, float *out, float *part) {
-    constexpr int GROUPS = attend_shared<LANES>::GROUPS;
+static __device__ __forceinline__ void
+store_result(const wina_cuda_attend &a, const attend_shared<LANES> &s, int groups, int n_heads,
+             bool whole, float *out, float *part) {
     const int d = threadIdx.x % (LANES * 8), pad = a.head_pad;
 #pragma unroll 1
     for (int h = threadIdx.x / (LANES * 8); h < n_heads; h += ATTEND_THREADS / (LANES * 8)) {
         float o = 0.0f;
 #pragma unroll 8
-        for (int g = 0; g < GROUPS; g++)
-            o = fmaf(s.weight[h][g], s.o[h][g][d], o);
+        for (int g = h * groups; g < (h + 1) * groups; g++)
+            o = fmaf(s.weight[g], s.o[g][d], o);
         float *p = part + (int64_t)h * a.n_splits * (pad + 2);
         if (whole && d < a.head_dim)
             out[h * a.head_dim + d] = o / s.all_sum[h];
@@ -272,31 +269,60 @@ static __device__ __forceinline__ void store_result(const wina_cuda_attend &a,
 /* One piece of the sequence for one head group of one token. */
 template <int LANES>
 static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
-                                                  attend_shared<LANES> &s, int group, int piece,
-                                                  int n_pieces, int token, int pos) {
-    const int ratio = a.n_head / a.n_head_kv, per_kv = (ratio + ATTEND_HEADS - 1) / ATTEND_HEADS;
+                                                  attend_shared<LANES> &s, int heads, int group,
+                                                  int piece, int n_pieces, int token, int pos) {
+    const attend_shape shape = shape_for<LANES>(heads);
+    const int ratio = a.n_head / a.n_head_kv, per_kv = (ratio + heads - 1) / heads;
     const int kv_head = group / per_kv;
-    const int head0 = kv_head * ratio + (group - kv_head * per_kv) * ATTEND_HEADS;
-    const int n_heads = min(ATTEND_HEADS, (kv_head + 1) * ratio - head0);
+    const int head0 = kv_head * ratio + (group - kv_head * per_kv) * heads;
+    const int n_heads = min(heads, (kv_head + 1) * ratio - head0);
     const int n = pos + 1;
-    const int begin = (int)((int64_t)n * piece / n_pieces);
-    const int end = (int)((int64_t)n * (piece + 1) / n_pieces);
+    const int first = first_seen(a, pos);
+    const int begin = first + (int)((int64_t)(n - first) * piece / n_pieces);
+    const int end = first + (int)((int64_t)(n - first) * (piece + 1) / n_pieces);
     const int64_t row = token * a.qkv_stride;
-    load_queries<LANES>(a, s, row, head0, n_heads, kv_head, pos, a.n_tokens == 1 && end == n);
+    const int lane = threadIdx.x % LANES, step = shape.groups;
+    const int own_head = threadIdx.x / LANES % heads, own_group = threadIdx.x / LANES / heads;
+    const uint16_t *keys = a.k + cache_row(a, kv_head, 0) + lane * 8;
+    const uint16_t *values = a.v + cache_row(a, kv_head, 0) + lane * 8;
+    const bool in_head = lane * 8 < a.head_pad;
+    /* The positions before this one are there already. */
+    const int known = a.n_tokens == 1 ? min(end, pos) : end;
+    attend_slots slots;
+    int p = begin + own_group;
+#pragma unroll
+    for (int u = 0; u < ATTEND_UNROLL; u++) {
+        slots.key[u] = slots.value[u] = make_uint4(0, 0, 0, 0);
+        if (p + u * step < known && in_head)
+            load_slot(slots, u, keys, values, p + u * step, a.head_pad);
+    }
+    load_queries<LANES>(a, s, row, head0, n_heads, heads, kv_head, pos,
+                        a.n_tokens == 1 && end == n);
     __syncthreads();
-    const int own_head = threadIdx.x / LANES % ATTEND_HEADS;
-    const int own_group = threadIdx.x / LANES / ATTEND_HEADS;
     float q[8];
     state st = {-INFINITY, 0.0f, {0, 0, 0, 0, 0, 0, 0, 0}};
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        q[i] = s.q[own_head][threadIdx.x % LANES * 8 + i];
-    attend_piece<LANES>(a, kv_head, q, own_group, begin, end, st);
-    join_groups<LANES>(s, st, own_head, own_group);
+        q[i] = s.q[own_head][lane * 8 + i];
+#pragma unroll
+    for (int u = 0; u < ATTEND_UNROLL; u++)
+        if (p + u * step >= known && p + u * step < end && in_head)
+            load_slot(slots, u, keys, values, p + u * step, a.head_pad);
+#pragma unroll 1
+    for (; p - own_group < end; p += ATTEND_UNROLL * step)
+#pragma unroll
+        for (int u = 0; u < ATTEND_UNROLL; u++) {
+            const int next = p + (ATTEND_UNROLL + u) * step;
+            add_position<LANES>(st, q, slots.key[u], slots.value[u], p + u * step < end, a.cap);
+            if (next < end && in_head)
+                load_slot(slots, u, keys, values, next, a.head_pad);
+        }
+    join_groups<LANES>(s, st, shape, own_head, own_group);
     const int64_t head = (int64_t)token * a.n_head + head0;
     float *parts = a.partial + head * a.n_splits * (a.head_pad + 2);
     float *out = a.out + head * a.head_dim;
-    store_result<LANES>(a, s, n_heads, n_pieces == 1, out, parts + piece * (a.head_pad + 2));
+    store_result<LANES>(a, s, shape.groups, n_heads, n_pieces == 1, out,
+                        parts + piece * (a.head_pad + 2));
     if (n_pieces == 1)
         return;
     __threadfence();
@@ -311,20 +337,26 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
         join_pieces<LANES>(a, parts, n_pieces, n_heads, out);
 }
 
-static __device__ __forceinline__ int attend_groups(const wina_cuda_attend &a) {
+static __device__ __forceinline__ int attend_groups(const wina_cuda_attend &a, int heads) {
     const int ratio = a.n_head / a.n_head_kv;
-    return a.n_head_kv * ((ratio + ATTEND_HEADS - 1) / ATTEND_HEADS);
+    return a.n_head_kv * ((ratio + heads - 1) / heads);
 }
 
-/* All of one token's attention, shared by the blocks of the grid. */
+/* All of one token's attention, shared by the blocks of the grid: fewer heads per block, and more
+ * blocks, as long as there are blocks. */
 template <int LANES>
 static __device__ __noinline__ void attend_run(const wina_cuda_attend &a, int pos,
                                                uint8_t *memory) {
+    constexpr int LEAST = ATTEND_THREADS / LANES > 32 ? ATTEND_THREADS / LANES / 32 : 1;
     attend_shared<LANES> &s = *reinterpret_cast<attend_shared<LANES> *>(memory);
-    const int n = pos + 1, n_groups = attend_groups(a);
+    const int n = pos + 1 - first_seen(a, pos);
     const int n_pieces = min(a.n_splits, (n + ATTEND_LEAST - 1) / ATTEND_LEAST);
+    int heads = ATTEND_HEADS;
+    while (heads > LEAST && attend_groups(a, heads / 2) * n_pieces <= (int)gridDim.x)
+        heads /= 2;
+    const int n_groups = attend_groups(a, heads);
     for (int i = blockIdx.x; i < n_groups * n_pieces; i += gridDim.x) {
-        attend_one<LANES>(a, s, i % n_groups, i / n_groups, n_pieces, 0, pos);
+        attend_one<LANES>(a, s, heads, i % n_groups, i / n_groups, n_pieces, 0, pos);
         __syncthreads();
     }
 }

@@ -94,9 +94,10 @@ __global__ void decode_kernel(const __grid_constant__ wina_cuda_panel p, int row
         typedef typename F::value V;
         typedef typename F::scale S;
         const uint8_t *scales = block + p.col_bytes * 32;
+        const uint32_t strip = (uint32_t)(row0 + tile) / 64 + lane / 4;
+        const int high = V::high_from_low(strip, lane, (uint32_t)p.n_rows);
         uint32_t words[V::WORDS];
-        V::unpack(V::load(col, (uint32_t)(row0 + tile) / 64 + lane / 4, lane, p.n_rows), lane,
-                  words);
+        V::unpack(V::load(col + V::low_at(strip, lane), high), lane, words);
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++) {
             const int q[4] = {(int)(words[j] & 255), (int)(words[j] >> 8 & 255),
@@ -198,15 +199,74 @@ __global__ void scale_kernel(float *out, int64_t out_stride, const float *y, int
         out[t * out_stride + i] = y[t * y_stride + i] * scale[t] + (bias ? bias[i] : 0.0f);
 }
 
-/* out = silu(gate) * up, both in y * scale; up starts at up_row0. */
+/* y = cap tanh(y scale / cap), without the cap if it is 0 */
+__global__ void cap_kernel(float *y, int64_t stride, float scale, float cap, int n) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
+    if (i >= n)
+        return;
+    const float v = y[t * stride + i] * scale;
+    y[t * stride + i] = cap > 0.0f ? cap * tanhf(v / cap) : v;
+}
+
+enum { NORM_THREADS = 256 };
+
+/* Sum over a block of NORM_THREADS; every thread receives it. */
+static __device__ __forceinline__ float block_sum(float v) {
+    __shared__ float sums[NORM_THREADS / 32];
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0)
+        sums[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = 0.0f;
+    for (int i = 0; i < NORM_THREADS / 32; i++)
+        v += sums[i];
+    return v;
+}
+
+/* x += gain rms_norm(y scale) factor; without a gain there is no norm. A block per token. */
+__global__ void leave_kernel(float *x, int64_t x_stride, const float *y, int64_t y_stride,
+                             const float *scale, const float *gain, float eps, float factor,
+                             int n) {
+    const int t = blockIdx.x;
+    const float own = scale[t];
+    if (gain) {
+        float squares = 0.0f;
+        for (int i = threadIdx.x; i < n; i += NORM_THREADS) {
+            const float v = y[t * y_stride + i] * own;
+            squares = fmaf(v, v, squares);
+        }
+        factor *= rsqrtf(block_sum(squares) / (float)n + eps);
+    }
+    for (int i = threadIdx.x; i < n; i += NORM_THREADS)
+        x[t * x_stride + i] += y[t * y_stride + i] * own * factor * (gain ? gain[i] : 1.0f);
+}
+
+/* Norms of q and k in place. Grid: (heads of q and k, or q and k if all heads share a norm,
+ * tokens). */
+__global__ void qk_norm_kernel(const __grid_constant__ wina_cuda_attend a) {
+    const int n_q = a.norm_all ? 1 : a.n_head, n_k = a.norm_all ? 1 : a.n_head_kv;
+    const bool key = (int)blockIdx.x >= n_q;
+    const int width = a.head_dim * (key ? a.n_head_kv / n_k : a.n_head / n_q);
+    float *v = a.qkv + blockIdx.y * a.qkv_stride + (key ? a.k_row0 : 0) +
+               (int64_t)(key ? blockIdx.x - n_q : blockIdx.x) * width;
+    const float *gain = key ? a.k_norm : a.q_norm;
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < width; i += NORM_THREADS)
+        squares = fmaf(v[i], v[i], squares);
+    const float factor = rsqrtf(block_sum(squares) / (float)width + a.eps);
+    for (int i = threadIdx.x; i < width; i += NORM_THREADS)
+        v[i] *= factor * gain[i];
+}
+
+/* out = activated(gate) * up, both in y * scale; up starts at up_row0. */
 __global__ void gate_kernel(float *out, int64_t out_stride, const float *y, int64_t y_stride,
-                            const float *scale, int up_row0, int n) {
+                            const float *scale, int up_row0, bool gelu, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x, t = blockIdx.y;
     if (i >= n)
         return;
     const float gate = y[t * y_stride + i] * scale[t],
                 up = y[t * y_stride + up_row0 + i] * scale[t];
-    out[t * out_stride + i] = gate / (1.0f + expf(-gate)) * up;
+    out[t * out_stride + i] = activated(gate, gelu) * up;
 }
 
 /* Queries are rotated in place, keys and values go to the cache. Grid: (heads of q and k, tokens),
@@ -235,8 +295,8 @@ template <int LANES>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     attend_kernel(const __grid_constant__ wina_cuda_attend a, int pos0) {
     extern __shared__ __align__(16) uint8_t memory[];
-    attend_one<LANES>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), blockIdx.x, 0, 1,
-                      blockIdx.y, pos0 + blockIdx.y);
+    attend_one<LANES>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), ATTEND_HEADS,
+                      blockIdx.x, 0, 1, blockIdx.y, pos0 + blockIdx.y);
 }
 
 /* ---- launchers ---------------------------------------------------------------------------- */
@@ -337,9 +397,25 @@ extern "C" cudaError_t wina_cuda_batch_scale(float *out, int64_t out_stride, con
 
 extern "C" cudaError_t wina_cuda_batch_gate(float *out, int64_t out_stride, const float *y,
                                             int64_t y_stride, const float *scale, int32_t up_row0,
-                                            int32_t n, int32_t n_tokens, cudaStream_t stream) {
+                                            int32_t n, int32_t gelu, int32_t n_tokens,
+                                            cudaStream_t stream) {
     gate_kernel<<<elements(n, n_tokens), 256, 0, stream>>>(out, out_stride, y, y_stride, scale,
-                                                           up_row0, n);
+                                                           up_row0, gelu != 0, n);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t wina_cuda_batch_leave(float *x, int64_t x_stride, const float *y,
+                                             int64_t y_stride, const float *scale,
+                                             const float *gain, float eps, float factor, int32_t n,
+                                             int32_t n_tokens, cudaStream_t stream) {
+    leave_kernel<<<n_tokens, NORM_THREADS, 0, stream>>>(x, x_stride, y, y_stride, scale, gain, eps,
+                                                        factor, n);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t wina_cuda_batch_cap(float *y, int64_t stride, float scale, float cap,
+                                           int32_t n, int32_t n_tokens, cudaStream_t stream) {
+    cap_kernel<<<elements(n, n_tokens), 256, 0, stream>>>(y, stride, scale, cap, n);
     return cudaGetLastError();
 }
 
@@ -353,6 +429,9 @@ static cudaError_t attend(const wina_cuda_attend *a, int pos, cudaStream_t strea
 
 extern "C" cudaError_t wina_cuda_batch_attend(const wina_cuda_attend *a, int32_t pos,
                                               cudaStream_t stream) {
+    if (a->q_norm)
+        qk_norm_kernel<<<dim3(a->norm_all ? 2 : a->n_head + a->n_head_kv, a->n_tokens),
+                         NORM_THREADS, 0, stream>>>(*a);
     rope_kernel<<<dim3(a->n_head + a->n_head_kv, a->n_tokens), WINA_CUDA_MAX_HEAD, 0, stream>>>(
         *a, pos);
     const cudaError_t e = cudaGetLastError();

@@ -32,7 +32,8 @@ cudaError_t wina_cuda_decode_launch(const wina_cuda_panel *p, int32_t row0, int3
 cudaError_t wina_cuda_matmul_launch(const uint16_t *a, int64_t lda, const uint16_t *w, int64_t ldw,
                                     float *y, int64_t ldy, int32_t m, int32_t n, int32_t k,
                                     cudaStream_t stream);
-/* x += y scale;  out = y scale + bias;  out = silu(y) y[up_row0..] (both times scale) */
+/* x += y scale;  out = y scale + bias;  out = silu(y) y[up_row0..] (both times scale; or gelu);
+ * x += gain rms_norm(y scale) factor;  y = cap tanh(y scale / cap) */
 cudaError_t wina_cuda_batch_add(float *x, int64_t x_stride, const float *y, int64_t y_stride,
                                 const float *scale, int32_t n, int32_t n_tokens,
                                 cudaStream_t stream);
@@ -40,8 +41,13 @@ cudaError_t wina_cuda_batch_scale(float *out, int64_t out_stride, const float *y
                                   const float *scale, const float *bias, int32_t n,
                                   int32_t n_tokens, cudaStream_t stream);
 cudaError_t wina_cuda_batch_gate(float *out, int64_t out_stride, const float *y, int64_t y_stride,
-                                 const float *scale, int32_t up_row0, int32_t n, int32_t n_tokens,
-                                 cudaStream_t stream);
+                                 const float *scale, int32_t up_row0, int32_t n, int32_t gelu,
+                                 int32_t n_tokens, cudaStream_t stream);
+cudaError_t wina_cuda_batch_leave(float *x, int64_t x_stride, const float *y, int64_t y_stride,
+                                  const float *scale, const float *gain, float eps, float factor,
+                                  int32_t n, int32_t n_tokens, cudaStream_t stream);
+cudaError_t wina_cuda_batch_cap(float *y, int64_t stride, float scale, float cap, int32_t n,
+                                int32_t n_tokens, cudaStream_t stream);
 /* Rotation, cache and attention of tokens at positions pos and on; a->n_tokens > 1. */
 cudaError_t wina_cuda_batch_attend(const wina_cuda_attend *a, int32_t pos, cudaStream_t stream);
 

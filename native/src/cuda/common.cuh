@@ -3,7 +3,8 @@
 #define WINA_CUDA_COMMON_CUH
 
 #include <cstdint>
-#ifndef WINA_CUDA_EMULATE /* there, the command line includes tests/native/cuda/emulate/emulate.h */
+#ifndef WINA_CUDA_EMULATE /* there, the command line includes tests/native/cuda/emulate/emulate.h  \
+                           */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #endif
@@ -12,7 +13,7 @@
 
 #ifndef WINA_CUDA_EMULATE
 /* A kernel's dynamic shared memory, and a structure in static shared memory. */
-#define WINA_CUDA_DYNAMIC(name) extern __shared__ __align__(16) uint8_t name[]
+#define WINA_CUDA_DYNAMIC(name)      extern __shared__ __align__(16) uint8_t name[]
 #define WINA_CUDA_SHARED(type, name) __shared__ type name
 #endif
 
@@ -99,9 +100,44 @@ static __device__ __forceinline__ float from_fixed(long long v) {
     const float high = (float)(int32_t)(v >> 32), low = (float)(uint32_t)v;
     return fmaf(high, (float)(4294967296.0 / WINA_CUDA_ONE), low * (float)(1.0 / WINA_CUDA_ONE));
 }
+/* The gate's activation: silu, or gelu in its tanh form (0.5 (1 + tanh(u)) is the logistic function
+ * of 2 u). */
+static __device__ __forceinline__ float activated(float v, bool gelu) {
+    const float u = gelu ? 1.5957691216f * fmaf(0.044715f * v, v * v, v) : v;
+    return v / (1.0f + expf(-u));
+}
+
 /* Sums are written by other multiprocessors: they are read from L2. */
 static __device__ __forceinline__ float load_fixed(const wina_cuda_fixed *p) {
     return from_fixed(__ldcg(reinterpret_cast<const long long *>(p)));
+}
+
+/* Copies 16 bytes of global memory, as L2 has them, to shared memory; wait_copies() waits for those
+ * that this thread started, and shows them to it alone. */
+static __device__ __forceinline__ void copy16(void *to, const void *from) {
+#ifdef WINA_CUDA_EMULATE
+    memcpy(to, from, 16);
+#else
+    asm volatile(
+        "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+        "l"(from)
+        : "memory");
+#endif
+}
+static __device__ __forceinline__ void copy8(void *to, const void *from) {
+#ifdef WINA_CUDA_EMULATE
+    memcpy(to, from, 8);
+#else
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 8;" ::"r"((uint32_t)__cvta_generic_to_shared(to)),
+        "l"(from)
+        : "memory");
+#endif
+}
+static __device__ __forceinline__ void wait_copies() {
+#ifndef WINA_CUDA_EMULATE
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 /* Starts moving n_bytes (a multiple of 16) at p to L2. One thread. */

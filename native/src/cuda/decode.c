@@ -6,107 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "decode_state.h"
 #include "profile.h"
-#include "prompt.h"
-
-enum { N_GRAPHS = 2, MAX_SPLITS = 16 };
-
-typedef struct cuda_backend {
-    wina_backend base;
-    wina_cuda_model *m;
-    int32_t n_ctx;
-    cudaStream_t stream;
-    cudaGraphExec_t graphs[N_GRAPHS]; /* masks of groups, of projections */
-    int32_t graph;                    /* of the token under way */
-    wina_cuda_phase *phases;          /* (max_phases) being recorded */
-    int32_t n_phases, max_phases;
-
-    int32_t shared_bytes;
-    bool profile;             /* WINA_CUDA_PROFILE is set */
-    wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
-    bool batch;               /* the batch under way runs there */
-    const float *entered;     /* (n_tokens, n_embd) in place of embeddings, or NULL */
-    float *residual; /* (n_batch, n_embd) what the last layer left, if the head is elsewhere */
-    int32_t n_batch;
-
-    /* the batch under way */
-    const int32_t *tokens;
-    int32_t n_tokens, pos, n_dense;
-    const wina_rules *rules;
-    uint64_t version; /* of the rules that host_keep[1] and norms hold */
-    int32_t keep_is;  /* what `keep` holds: 0 dense, 1 sparse, -1 nothing */
-
-    /* page-locked host memory */
-    wina_cuda_step *host_step;
-    float *host_logits;                 /* (n_vocab padded) */
-    wina_cuda_fixed *host_words;        /* (n_embd) like x, if the head is elsewhere */
-    wina_cuda_keep *host_keep[2];       /* dense, sparse: like keep */
-    int32_t *host_kept, *host_kept_sum; /* like kept */
-    float *host_norms;                  /* pageable: (norms_floats) */
-
-    /* device memory */
-    wina_cuda_step *step, *mapped_step;
-    wina_cuda_fixed *x;      /* (n_embd) */
-    wina_cuda_fixed *qkv[2]; /* (n_out of qkv) of even and odd layers */
-    float *att, *gate_up, *ff, *logits;
-    float *partial, *attend_partial;
-    uint32_t *arrived, *attend_arrived, *barrier;
-    wina_cuda_phase *program[N_GRAPHS]; /* (max_phases) */
-    wina_cuda_times *times;             /* (max_phases) */
-    wina_cuda_keep *keep;               /* by slot: (layer, group, list) */
-    int32_t *kept, *kept_sum; /* by slot: inputs kept by the last token, by all of a batch */
-    const float **slot_norms; /* host array by slot: device vectors (n_in), zeros after them */
-    uint64_t norms_floats;
-    float *angles;   /* (n_ctx, rope_dim / 2, 2) */
-    uint16_t *k, *v; /* (n_layer, n_head_kv, n_ctx, head_pad) */
-    int32_t head_pad, n_splits;
-    uint8_t *arena;
-} cuda_backend;
-
-static cuda_backend *cuda_of(wina_backend *b) {
-    return (cuda_backend *)b;
-}
-
-static void note(cuda_backend *c, cudaError_t e, const char *what) {
-    if (e != cudaSuccess && c->base.status == WINA_OK)
-        c->base.status = wina_cuda_fail(c->m->host, e, what);
-}
-
-/* Behind the numbers of kept inputs: 1 if a sum was too large. */
-static int32_t overflow_slot(const cuda_backend *c) {
-    return wina_cuda_slot(c->base.model->config.n_layer, 0, 0);
-}
-
-/* The logits are computed here, not by another part of a chain. */
-static bool has_head(const cuda_backend *c) {
-    return c->m->end == c->base.model->config.n_layer;
-}
-
-static bool is_sparse(const cuda_backend *c, int32_t token) {
-    return token >= c->n_dense && c->rules->sparse;
-}
 
 /* ---- rules -------------------------------------------------------------------------------- */
 
-static int32_t n_slots(const cuda_backend *c) {
-    return overflow_slot(c);
-}
-
-static size_t keep_bytes(const cuda_backend *c) {
-    return (size_t)n_slots(c) * sizeof *c->keep;
-}
-
-static size_t kept_bytes(const cuda_backend *c) {
-    return (size_t)(n_slots(c) + 1) * sizeof *c->kept;
-}
-
-/* Lists of a group, at most. */
-static int32_t group_lists(const cuda_backend *c, int32_t group) {
-    return c->base.model->weights.layers[0].groups[group].n_projections;
-}
-
-/* Where each list's factors of the scores are. They are part of no recorded program, only their
- * addresses are: other rules need no other program. */
 static void place_norms(cuda_backend *c, const float *norms) {
     c->norms_floats = 0;
     for (int32_t i = 0; i < c->base.model->config.n_layer; i++)
@@ -218,188 +122,24 @@ static bool recorded(wina_backend *b) {
     cuda_backend *c = cuda_of(b);
     c->n_phases = 0;
     c->shared_bytes = 0;
+    c->formats = 0;
     return !c->batch && c->graphs[c->graph] != NULL;
 }
 
-static void record(cuda_backend *c, wina_cuda_phase *phase) {
-    const int32_t bytes = wina_cuda_plan_phase(phase, c->m->n_sms);
-    if (bytes < 0)
-        note(c, cudaErrorInvalidConfiguration, "a projection too wide for this GPU");
-    c->shared_bytes = bytes > c->shared_bytes ? bytes : c->shared_bytes;
-    if (c->n_phases > 0 && phase->kind == WINA_CUDA_GEMV)
-        c->phases[c->n_phases - 1].next_keep = phase->u.gemv.keep;
-    if (c->n_phases < c->max_phases)
-        c->phases[c->n_phases++] = *phase;
-}
-
-/* Norms are the first step of the projection kernels. */
 static void norm(wina_backend *b, int32_t layer) {
     (void)b, (void)layer;
 }
 
 /* Rows of one panel of a group; the caller adds where they start and end. */
-static wina_cuda_gemv gemv_of(const cuda_backend *c, int32_t layer, wina_group group, int32_t panel,
-                              int32_t list) {
-    const wina_cuda_layer *l = &c->m->layers[layer];
-    const wina_cuda_group *g = &l->groups[group];
-    const int32_t slot = wina_cuda_slot(layer, (int32_t)group, list);
-    wina_cuda_gemv out = {.panel = g->panels[panel],
-                          .eps = c->base.model->config.rms_eps,
-                          .norms = c->slot_norms[slot],
-                          .keep = c->keep + slot,
-                          .n_kept = c->kept + slot,
-                          .overflow = c->kept + overflow_slot(c),
-                          .partial = c->partial,
-                          .arrived = c->arrived};
-    out.n_rows = out.n_valid = out.panel.n_rows;
-    switch (group) {
-    case WINA_GROUP_QKV:
-        out.fixed_in = c->x, out.gain = l->attn_norm;
-        out.sums = c->qkv[layer & 1], out.epilogue = WINA_CUDA_ADD;
-        break;
-    case WINA_GROUP_O:
-        out.in = c->att, out.sums = c->x, out.epilogue = WINA_CUDA_ADD;
-        break;
-    case WINA_GROUP_GATE_UP:
-        out.fixed_in = c->x, out.gain = l->ffn_norm, out.out = c->gate_up;
-        break;
-    case WINA_GROUP_DOWN:
-        out.in = c->ff, out.sums = c->x, out.epilogue = WINA_CUDA_ADD;
-        break;
-    }
-    if (group == WINA_GROUP_O || group == WINA_GROUP_DOWN)
-        out.n_valid = c->base.model->config.n_embd;
-    return out;
-}
-
-/* gate and up in one panel under one mask: their product is formed in the same kernel. */
-static bool is_fused(const cuda_backend *c, int32_t layer) {
-    return c->graph == 0 && c->m->layers[layer].groups[WINA_GROUP_GATE_UP].n_panels == 1;
-}
-
-static void record_gemv(cuda_backend *c, const wina_cuda_gemv *g, int32_t stage) {
-    wina_cuda_phase phase = {.kind = WINA_CUDA_GEMV, .stage = stage, .u.gemv = *g};
-    record(c, &phase);
-}
-
-static void project(wina_backend *b, int32_t layer, wina_group group) {
-    cuda_backend *c = cuda_of(b);
-    const wina_group_weights *w = &b->model->weights.layers[layer].groups[group];
-
-    if (c->batch) {
-        note(c, wina_cuda_prompt_project(c->prompt, layer, group), "prompt");
-        return;
-    }
-    if (group == WINA_GROUP_GATE_UP && is_fused(c, layer)) {
-        wina_cuda_gemv g = gemv_of(c, layer, group, 0, 0);
-        g.up_row0 = w->projections[1].panel_row0;
-        g.n_rows = g.up_row0;
-        g.n_valid = b->model->config.n_ff;
-        g.out = c->ff;
-        g.epilogue = WINA_CUDA_SWIGLU;
-        record_gemv(c, &g, (int32_t)group);
-        return;
-    }
-    const int32_t n = c->graph ? w->n_projections : w->n_panels;
-    for (int32_t i = 0; i < n; i++) {
-        const wina_projection *p = &w->projections[i];
-        wina_cuda_gemv g = gemv_of(c, layer, group, c->graph ? p->panel : i, c->graph ? i : 0);
-        int32_t row0 = c->graph ? p->row0 : w->panel_row0[i];
-        if (c->graph) {
-            g.row0 = p->panel_row0;
-            g.n_rows = (p->n_rows + WINA_STRIP - 1) / WINA_STRIP * WINA_STRIP;
-            g.n_valid = g.n_valid < g.n_rows ? g.n_valid : g.n_rows;
-        }
-        if (g.epilogue == WINA_CUDA_ADD)
-            g.sums += row0;
-        else
-            g.out += row0;
-        record_gemv(c, &g, (int32_t)group);
-    }
-}
-
-/* Rotation and the store to the cache are the first step of attention. */
 static void rope_store(wina_backend *b, int32_t layer) {
     (void)b, (void)layer;
 }
 
 /* What attention needs that does not depend on the layer. */
-static wina_cuda_attend describe_attention(const cuda_backend *c) {
-    const wina_config *f = &c->base.model->config;
-    const wina_group_weights *g = &c->base.model->weights.layers[0].groups[WINA_GROUP_QKV];
-    return (wina_cuda_attend){.step = c->step,
-                              .qkv_stride = g->n_out,
-                              .k_row0 = g->projections[1].row0,
-                              .v_row0 = g->projections[2].row0,
-                              .n_head = f->n_head,
-                              .n_head_kv = f->n_head_kv,
-                              .head_dim = f->head_dim,
-                              .head_pad = c->head_pad,
-                              .rope_dim = f->rope_dim,
-                              .interleaved = f->arch->rope == WINA_ROPE_INTERLEAVED,
-                              .angles = c->angles,
-                              .k = c->k,
-                              .v = c->v,
-                              .n_ctx = c->n_ctx,
-                              .out = c->att,
-                              .partial = c->attend_partial,
-                              .arrived = c->attend_arrived,
-                              .n_splits = c->n_splits,
-                              .n_tokens = 1};
-}
-
-static void attend(wina_backend *b, int32_t layer) {
-    cuda_backend *c = cuda_of(b);
-    const wina_config *f = &b->model->config;
-    const int64_t at = (int64_t)(layer - c->m->first) * f->n_head_kv * c->n_ctx * c->head_pad;
-    if (c->batch) {
-        note(c, wina_cuda_prompt_attend(c->prompt, layer), "prompt");
-        return;
-    }
-    wina_cuda_phase phase = {.kind = WINA_CUDA_ATTEND,
-                             .stage = WINA_CUDA_STAGE_ATTEND,
-                             .zero = c->qkv[~layer & 1], /* free since the layer before */
-                             .n_zero = b->model->weights.layers[layer].groups[WINA_GROUP_QKV].n_out,
-                             .u.attend = describe_attention(c)};
-    phase.u.attend.sums = c->qkv[layer & 1];
-    phase.u.attend.bias = c->m->layers[layer].groups[WINA_GROUP_QKV].bias;
-    phase.u.attend.k += at;
-    phase.u.attend.v += at;
-    record(c, &phase);
-}
-
-static void swiglu(wina_backend *b, int32_t layer) {
-    cuda_backend *c = cuda_of(b);
-    const wina_group_weights *g = &b->model->weights.layers[layer].groups[WINA_GROUP_GATE_UP];
-    wina_cuda_phase phase = {.kind = WINA_CUDA_ACTIVATE,
-                             .stage = WINA_CUDA_STAGE_ACTIVATE,
-                             .u.swiglu = {.gate = c->gate_up,
-                                          .up = c->gate_up + g->projections[1].row0,
-                                          .out = c->ff,
-                                          .n = b->model->config.n_ff}};
-    if (!c->batch && !is_fused(c, layer))
-        record(c, &phase);
-}
-
-static void record_head(cuda_backend *c) {
-    const wina_config *f = &c->base.model->config;
-    wina_cuda_gemv g = {.panel = c->m->output,
-                        .n_rows = c->m->output.n_rows,
-                        .n_valid = c->m->output.n_rows,
-                        .fixed_in = c->x,
-                        .gain = c->m->output_norm,
-                        .eps = f->rms_eps,
-                        .out = c->logits,
-                        .partial = c->partial,
-                        .arrived = c->arrived};
-    record_gemv(c, &g, WINA_CUDA_STAGE_HEAD);
-}
-
-/* The head; then the graph: embedding, program, copies of what the host wants to know. */
 static void finish_recording(cuda_backend *c) {
     const wina_config *f = &c->base.model->config;
     if (has_head(c))
-        record_head(c);
+        wina_cuda_record_head(c);
     const int32_t n_qkv = c->base.model->weights.layers[0].groups[WINA_GROUP_QKV].n_out;
     wina_cuda_phase *program = c->program[c->graph];
     note(c,
@@ -410,6 +150,7 @@ static void finish_recording(cuda_backend *c) {
                            .step = c->step,
                            .first_keep = c->phases[0].u.gemv.keep,
                            .n_phases = c->n_phases,
+                           .formats = c->formats,
                            .shared_bytes = c->shared_bytes,
                            .barrier = c->barrier,
                            .times = c->profile ? c->times : NULL};
@@ -439,6 +180,13 @@ static void finish_recording(cuda_backend *c) {
 
 /* ---- running ------------------------------------------------------------------------------ */
 
+static void embed(cuda_backend *c, int32_t token) {
+    const wina_config *f = &c->base.model->config;
+    c->m->host->embed(&c->base.model->weights, token, c->host_step->x);
+    for (int32_t i = 0; i < f->n_embd && f->embd_scale != 1.0f; i++)
+        c->host_step->x[i] *= f->embd_scale;
+}
+
 static void run_token(cuda_backend *c, int32_t i) {
     const bool sparse = is_sparse(c, i);
     c->host_step->pos = c->pos + i;
@@ -446,7 +194,7 @@ static void run_token(cuda_backend *c, int32_t i) {
     if (c->entered)
         memcpy(c->host_step->x, c->entered + (size_t)i * n_embd, n_embd * sizeof(float));
     else
-        c->m->host->embed(&c->base.model->weights, c->tokens[i], c->host_step->x);
+        embed(c, c->tokens[i]);
     use_budgets(c, sparse);
     note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
     note(c, cudaStreamSynchronize(c->stream), "running");
@@ -547,10 +295,15 @@ static uint64_t place_all(cuda_backend *c) {
         c->program[i] = place(c, &used, (uint64_t)c->max_phases * sizeof *c->program[i]);
     c->times = place(c, &used, (uint64_t)c->max_phases * sizeof *c->times);
     c->keep = place(c, &used, keep_bytes(c));
+    c->hints = place(c, &used, (uint64_t)n_slots(c) * sizeof *c->hints);
+    if (c->no_hints)
+        c->hints = NULL;
     c->kept = place(c, &used, kept_bytes(c));
     c->kept_sum = place(c, &used, kept_bytes(c));
     place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));
-    c->angles = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
+    for (int i = 0; i < (f->window ? 2 : 1); i++)
+        c->angles[i] = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
+    c->exit = place(c, &used, (uint64_t)f->n_embd * sizeof *c->exit);
     c->k = place(c, &used, cache);
     c->v = place(c, &used, cache);
     return used;
@@ -559,7 +312,7 @@ static uint64_t place_all(cuda_backend *c) {
 static int32_t create_buffers(cuda_backend *c) {
     const wina_cuda_host *host = c->m->host;
     const wina_model *model = c->base.model;
-    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 3 + 1) + 1;
+    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 1 + 3 + 1 + 2) + 1;
     c->phases = calloc((size_t)c->max_phases, sizeof *c->phases);
     if (!c->phases)
         return host->fail(WINA_E_MEMORY, "out of memory: session");
@@ -601,7 +354,10 @@ static int32_t create_buffers(cuda_backend *c) {
         if (!c->residual)
             return host->fail(WINA_E_MEMORY, "out of memory: session");
     }
-    return wina_cuda_upload_angles(c->m, c->n_ctx, c->angles);
+    int32_t status = wina_cuda_upload_angles(c->m, c->n_ctx, false, c->angles[0]);
+    if (status == WINA_OK && model->config.window)
+        status = wina_cuda_upload_angles(c->m, c->n_ctx, true, c->angles[1]);
+    return status;
 }
 
 static void backend_free(wina_backend *b) {
@@ -637,10 +393,10 @@ static const wina_backend_ops CUDA_OPS = {
     .recorded = recorded,
     .attn_norm = norm,
     .ffn_norm = norm,
-    .project = project,
+    .project = wina_cuda_record_project,
     .rope_store = rope_store,
-    .attend = attend,
-    .swiglu = swiglu,
+    .attend = wina_cuda_record_attend,
+    .swiglu = wina_cuda_record_swiglu,
     .enter = enter,
     .residual = residual,
     .logits = logits,
@@ -662,6 +418,8 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
     c->head_pad = (f->head_dim + 7) / 8 * 8;
     c->keep_is = -1;
     c->profile = getenv("WINA_CUDA_PROFILE") != NULL;
+    const char *hints = getenv("WINA_CUDA_HINTS");
+    c->no_hints = hints && strcmp(hints, "0") == 0;
     c->n_splits = (2 * m->n_sms + f->n_head_kv - 1) / f->n_head_kv;
     c->n_splits = c->n_splits > MAX_SPLITS ? MAX_SPLITS : c->n_splits;
     int32_t status = WINA_OK;
@@ -671,9 +429,8 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
     if (status == WINA_OK)
         status = create_buffers(c);
     if (status == WINA_OK) {
-        const wina_cuda_attend a = describe_attention(c);
         const wina_cuda_lists lists = {c->keep, c->slot_norms, c->kept, c->kept_sum};
-        status = wina_cuda_prompt_create(m, &a, &lists, n_batch, c->stream, &c->prompt);
+        status = wina_cuda_prompt_create(m, &lists, n_batch, c->stream, &c->prompt);
     }
     c->base.n_bytes += wina_cuda_prompt_bytes(c->prompt);
     if (status != WINA_OK) {

@@ -69,6 +69,12 @@ typedef struct wina_cuda_keep {
     float threshold;
 } wina_cuda_keep;
 
+/* Where to look for a threshold first. It decides how long that takes, never what is found. */
+typedef struct wina_cuda_hint {
+    float center; /* a score, with the RMS norm's factor; 0: not known */
+    float width;  /* the threshold is probably in center (1 +- width) */
+} wina_cuda_hint;
+
 /* One projection of one token: rows [row0, row0 + n_rows) of a panel times the kept inputs. */
 typedef struct wina_cuda_gemv {
     wina_cuda_panel panel;
@@ -82,6 +88,9 @@ typedef struct wina_cuda_gemv {
     float eps;
     const float *norms;         /* (n_cols) factors of the scores of a sparse token */
     const wina_cuda_keep *keep; /* NULL: all inputs. Constant while a graph runs */
+    wina_cuda_hint *hint;       /* where the last token's threshold was, or NULL */
+    int32_t gelu;               /* SWIGLU: gelu in place of silu */
+    float out_scale, out_cap;   /* STORE: out = cap tanh(scale sum / cap), without the cap if 0 */
     float *out;                 /* (n_rows) of STORE and SWIGLU */
     wina_cuda_fixed *sums;      /* (n_rows) of ADD */
     int32_t *overflow;          /* ADD: set to 1 by a sum that is too large or not finite */
@@ -91,6 +100,9 @@ typedef struct wina_cuda_gemv {
     /* set by wina_cuda_plan_phase */
     int32_t capacity;      /* list entries a block may hold */
     int32_t scratch_bytes; /* shared memory in front of the list */
+    int32_t low_bits;      /* of a row in the first plane of a column */
+    int32_t tile_rows;     /* rows that a block works on at a time, and */
+    int32_t n_tiles;       /* how many times that is all rows */
     int32_t aligned;       /* no block works on two tiles */
     int32_t in_shared;     /* the input fits in shared memory next to the scores */
 } wina_cuda_gemv;
@@ -111,7 +123,12 @@ typedef struct wina_cuda_attend {
     int64_t qkv_stride;
     int32_t k_row0, v_row0;
     int32_t n_head, n_head_kv, head_dim, head_pad;
-    int32_t rope_dim;
+    int32_t rope_dim; /* 0: nothing is rotated */
+    float scale, cap; /* scores are q k scale, then cap tanh(score / cap) unless cap is 0 */
+    int32_t window;   /* positions that are seen, this one included; 0: all */
+    const float *q_norm, *k_norm; /* gains of the norms of q and k of a batch, or NULL */
+    int32_t norm_all; /* norms over all heads, gains (heads, head_dim); else (head_dim) */
+    float eps;
     int32_t interleaved; /* rotary pairs (2i, 2i + 1), else (i, i + rope_dim / 2) */
     const float *angles; /* (n_ctx, rope_dim / 2, 2) cos, sin */
     uint16_t *k, *v;     /* of this layer */
@@ -127,20 +144,50 @@ typedef struct wina_cuda_attend {
 typedef struct wina_cuda_swiglu {
     const float *gate, *up;
     float *out;
-    int32_t n;
+    int32_t n, gelu;
 } wina_cuda_swiglu;
+
+/* Norms of q and k of one token, in place: of every head, or (norm_all) over all heads. */
+typedef struct wina_cuda_qk_norm {
+    wina_cuda_fixed *sums; /* as in wina_cuda_attend, and the following */
+    const float *bias;     /* or NULL; part of what is normed */
+    const float *q_norm, *k_norm;
+    int32_t norm_all, k_row0, n_head, n_head_kv, head_dim;
+    float eps;
+} wina_cuda_qk_norm;
+
+/* x (n) += scale * rms_norm(add) gain; without a gain there is no norm. */
+typedef struct wina_cuda_leave {
+    const wina_cuda_fixed *add;
+    wina_cuda_fixed *x;
+    const float *gain;
+    float eps, scale;
+    int32_t n;
+    int32_t *overflow;
+} wina_cuda_leave;
 
 /* A program: the steps of one token, run by one kernel that fills the device, with a barrier of
  * all its blocks after each step. */
 typedef enum wina_cuda_phase_kind {
     WINA_CUDA_GEMV,
     WINA_CUDA_ATTEND,
-    WINA_CUDA_ACTIVATE
+    WINA_CUDA_ACTIVATE,
+    WINA_CUDA_LEAVE,
+    WINA_CUDA_QK_NORM
 } wina_cuda_phase_kind;
+
+/* Scales of a quantised panel, which are read whatever inputs are kept. */
+typedef struct wina_cuda_ahead {
+    const uint8_t *data; /* of the panel */
+    uint64_t super_bytes, block_bytes;
+    uint32_t super_head, scales_at, scale_bytes; /* of a super-block, in it, of a block */
+    int32_t n_blocks;                            /* 0: none */
+} wina_cuda_ahead;
 
 typedef struct wina_cuda_phase {
     int32_t kind;                    /* wina_cuda_phase_kind */
     const wina_cuda_keep *next_keep; /* of the next phase, or NULL */
+    wina_cuda_ahead ahead;           /* of the phase after the next */
     wina_cuda_fixed *zero;           /* (n_zero) sums of a later phase to be set to zero, or NULL */
     int32_t n_zero;
     int32_t stage; /* whose time this is: wina_group, or one of the following */
@@ -148,6 +195,8 @@ typedef struct wina_cuda_phase {
         wina_cuda_gemv gemv;
         wina_cuda_attend attend;
         wina_cuda_swiglu swiglu;
+        wina_cuda_leave leave;
+        wina_cuda_qk_norm qk_norm;
     } u;
 } wina_cuda_phase;
 
@@ -170,6 +219,7 @@ typedef struct wina_cuda_program {
     const wina_cuda_step *step;
     const wina_cuda_keep *first_keep; /* of the first phase */
     int32_t n_phases;
+    uint32_t formats;       /* of its panels, as bits */
     int32_t shared_bytes;   /* the most that a phase needs: wina_cuda_plan_phase */
     uint32_t *barrier;      /* zero when the program starts */
     wina_cuda_times *times; /* (n_phases) sums, or NULL */

@@ -14,7 +14,8 @@ typedef struct wina_cuda_group {
 
 typedef struct wina_cuda_layer {
     wina_cuda_group groups[WINA_N_GROUPS];
-    const float *attn_norm, *ffn_norm; /* (n_embd) */
+    const float *attn_norm, *ffn_norm;                       /* (n_embd), or NULL: none */
+    const float *exit_norms[WINA_N_SITES], *q_norm, *k_norm; /* as in wina_layer */
 } wina_cuda_layer;
 
 struct wina_cuda_model {
@@ -50,8 +51,8 @@ int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *mod
 void wina_cuda_model_free(wina_cuda_model *m);
 void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out);
 
-/* angles.c: out is device memory, (n_ctx, rope_dim / 2, 2). */
-int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, float *out);
+/* angles.c: out is device memory, (n_ctx, rope_dim / 2, 2); windowed: of layers with a window. */
+int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, bool windowed, float *out);
 
 /* decode.c */
 int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,

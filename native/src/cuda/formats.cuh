@@ -66,7 +66,7 @@ struct format_bf16 {
  * scales stand together at position scale_at(lane, j) of the strip's swapped order. */
 template <int LOW, int HIGH> struct values {
     static constexpr int WORDS = 4;
-    static constexpr int TILE = 512, LOW_BITS = LOW;
+    static constexpr int TILE = 512, LOW_BITS = LOW, UPPER = HIGH ? 1 : 16;
     struct raw {
         uint2 low;
         uint32_t high[HIGH ? 2 : 1];
@@ -79,17 +79,23 @@ template <int LOW, int HIGH> struct values {
         int h = lane & 3;
         return (lane >> 2) * 64 + 16 * (2 * (h & 1) + (j & 1)) + 4 * (2 * (j >> 1) + (h >> 1));
     }
-    /* col: the input's values; strip: the lane's strip in the panel. */
-    static __device__ __forceinline__ raw load(const uint8_t *col, uint32_t strip, int lane,
-                                               uint32_t n_rows) {
+    /* Where a lane's rows are in a column, and its high bits from there. strip: of the panel. */
+    static __device__ __forceinline__ uint32_t low_at(uint32_t strip, int lane) {
+        return strip * 32 + (lane & 3) * 8;
+    }
+    static __device__ __forceinline__ int high_from_low(uint32_t strip, int lane, uint32_t n_rows) {
+        const uint32_t high = HIGH == 1 ? strip * 8 + (lane & 3) : strip * 16 + (lane & 1) * 8;
+        return (int)(n_rows / 2 + high) - (int)low_at(strip, lane);
+    }
+    static __device__ __forceinline__ raw load(const uint8_t *low, int high_from_low) {
         raw r;
-        r.low = load_stream8(col + strip * 32 + (lane & 3) * 8);
+        r.low = load_stream8(low);
         if constexpr (HIGH == 1) {
-            const uint8_t *high = col + n_rows / 2 + strip * 8 + (lane & 3);
+            const uint8_t *high = low + high_from_low;
             r.high[0] = __ldg(high);
             r.high[1] = __ldg(high + 4);
         } else if constexpr (HIGH == 2) {
-            uint2 h = load_stream8(col + n_rows / 2 + strip * 16 + (lane & 1) * 8);
+            uint2 h = load_stream8(low + high_from_low);
             r.high[0] = h.x;
             r.high[1] = h.y;
         }
@@ -123,7 +129,7 @@ template <int LOW, int HIGH> struct values {
 
 template <> struct values<8, 0> {
     static constexpr int WORDS = 4;
-    static constexpr int TILE = 512, LOW_BITS = 8;
+    static constexpr int TILE = 512, LOW_BITS = 8, UPPER = 1;
     typedef uint4 raw;
     static __device__ __forceinline__ int row(int lane, int j) {
         return (lane >> 2) * 64 + (lane & 3) * 16 + 4 * j;
@@ -131,9 +137,14 @@ template <> struct values<8, 0> {
     static __device__ __forceinline__ int scale_at(int lane, int j) {
         return (lane >> 2) * 64 + 16 * j + 4 * (lane & 3);
     }
-    static __device__ __forceinline__ raw load(const uint8_t *col, uint32_t strip, int lane,
-                                               uint32_t) {
-        return load_stream16(col + strip * 64 + (lane & 3) * 16);
+    static __device__ __forceinline__ uint32_t low_at(uint32_t strip, int lane) {
+        return strip * 64 + (lane & 3) * 16;
+    }
+    static __device__ __forceinline__ int high_from_low(uint32_t, int, uint32_t) {
+        return 0;
+    }
+    static __device__ __forceinline__ raw load(const uint8_t *low, int) {
+        return load_stream16(low);
     }
     static __device__ __forceinline__ raw zero() {
         return make_uint4(0, 0, 0, 0);
@@ -143,21 +154,62 @@ template <> struct values<8, 0> {
     }
 };
 
+#ifdef WINA_CUDA_EMULATE
+static inline void dp2a_low(int &acc, int x, uint32_t bytes) {
+    acc = emulated_dp2a(acc, x, bytes & 0xffff);
+}
+static inline void dp2a_high(int &acc, int x, uint32_t bytes) {
+    acc = emulated_dp2a(acc, x, bytes >> 16);
+}
+#else
+static __device__ __forceinline__ void dp2a_low(int &acc, int x, uint32_t bytes) {
+    asm("dp2a.lo.s32.u32 %0, %1, %2, %0;" : "+r"(acc) : "r"(x), "r"(bytes));
+}
+static __device__ __forceinline__ void dp2a_high(int &acc, int x, uint32_t bytes) {
+    asm("dp2a.hi.s32.u32 %0, %1, %2, %0;" : "+r"(acc) : "r"(x), "r"(bytes));
+}
+#endif
+
 /* acc[0..3] += x[0] a + x[1] b for the four rows of words a and b; x: two signed 16-bit integers,
  * a and b: unsigned bytes. */
 static __device__ __forceinline__ void add_pair(int *acc, uint32_t a, uint32_t b, int x) {
-    uint32_t first = __byte_perm(a, b, 0x5140), second = __byte_perm(a, b, 0x7362);
-#ifdef WINA_CUDA_EMULATE
-    acc[0] = emulated_dp2a(acc[0], x, first & 0xffff);
-    acc[1] = emulated_dp2a(acc[1], x, first >> 16);
-    acc[2] = emulated_dp2a(acc[2], x, second & 0xffff);
-    acc[3] = emulated_dp2a(acc[3], x, second >> 16);
-#else
-    asm("dp2a.lo.s32.u32 %0, %1, %2, %0;" : "+r"(acc[0]) : "r"(x), "r"(first));
-    asm("dp2a.hi.s32.u32 %0, %1, %2, %0;" : "+r"(acc[1]) : "r"(x), "r"(first));
-    asm("dp2a.lo.s32.u32 %0, %1, %2, %0;" : "+r"(acc[2]) : "r"(x), "r"(second));
-    asm("dp2a.hi.s32.u32 %0, %1, %2, %0;" : "+r"(acc[3]) : "r"(x), "r"(second));
-#endif
+    const uint32_t first = __byte_perm(a, b, 0x5140), second = __byte_perm(a, b, 0x7362);
+    dp2a_low(acc[0], x, first);
+    dp2a_high(acc[1], x, first);
+    dp2a_low(acc[2], x, second);
+    dp2a_high(acc[3], x, second);
+}
+
+/* dots += x[0] a + x[1] b for all rows of a lane. Plain nibbles are paired while two are still in a
+ * byte, and upper ones stay where they are: UPPER says how much larger that makes the sums of
+ * words 2 and 3. */
+template <class V>
+static __device__ __forceinline__ void dot_pair(int *dots, const typename V::raw &a,
+                                                const typename V::raw &b, int lane, int x) {
+    if constexpr (V::UPPER == 16) {
+        const uint32_t wa[2] = {a.low.x, a.low.y}, wb[2] = {b.low.x, b.low.y};
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const uint32_t first = __byte_perm(wa[j], wb[j], 0x5140);
+            const uint32_t second = __byte_perm(wa[j], wb[j], 0x7362);
+            int *low = dots + 4 * j, *high = dots + 4 * (j + 2);
+            dp2a_low(low[0], x, first & 0x0f0f0f0fu);
+            dp2a_high(low[1], x, first & 0x0f0f0f0fu);
+            dp2a_low(low[2], x, second & 0x0f0f0f0fu);
+            dp2a_high(low[3], x, second & 0x0f0f0f0fu);
+            dp2a_low(high[0], x, first & 0xf0f0f0f0u);
+            dp2a_high(high[1], x, first & 0xf0f0f0f0u);
+            dp2a_low(high[2], x, second & 0xf0f0f0f0u);
+            dp2a_high(high[3], x, second & 0xf0f0f0f0u);
+        }
+    } else {
+        uint32_t wa[V::WORDS], wb[V::WORDS];
+        V::unpack(a, lane, wa);
+        V::unpack(b, lane, wb);
+#pragma unroll
+        for (int j = 0; j < V::WORDS; j++)
+            add_pair(&dots[4 * j], wa[j], wb[j], x);
+    }
 }
 
 /* ---- scales ------------------------------------------------------------------------------- */
@@ -275,10 +327,10 @@ template <class V, class S, list_kind KIND, int U> struct format_quant {
 typedef format_quant<values<8, 0>, scales_d<128>, LIST_PAIR32, 4> format_q8_0;
 typedef format_quant<values<4, 0>, scales_d<8>, LIST_PAIR32, 4> format_q4_0;
 typedef format_quant<values<4, 0>, scales_dm, LIST_PAIR32, 4> format_q4_1;
-typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 4> format_q5_0;
-typedef format_quant<values<4, 1>, scales_dm, LIST_PAIR32, 4> format_q5_1;
-typedef format_quant<values<4, 0>, scales_k_dm, LIST_PAIR32, 4> format_q4_k;
-typedef format_quant<values<4, 1>, scales_k_dm, LIST_PAIR32, 4> format_q5_k;
-typedef format_quant<values<4, 2>, scales_k_d16, LIST_PAIR16, 4> format_q6_k;
+typedef format_quant<values<4, 1>, scales_d<16>, LIST_PAIR32, 3> format_q5_0;
+typedef format_quant<values<4, 1>, scales_dm, LIST_PAIR32, 3> format_q5_1;
+typedef format_quant<values<4, 0>, scales_k_dm, LIST_PAIR32, 3> format_q4_k;
+typedef format_quant<values<4, 1>, scales_k_dm, LIST_PAIR32, 3> format_q5_k;
+typedef format_quant<values<4, 2>, scales_k_d16, LIST_PAIR16, 3> format_q6_k;
 
 #endif

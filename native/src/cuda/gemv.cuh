@@ -19,6 +19,7 @@ enum { GEMV_THREADS = SELECT_THREADS, GEMV_WARPS = GEMV_THREADS / 32, GEMV_MOST_
 
 struct gemv_shared {
     select_shared select;
+    list_view view; /* not in registers: the sums need all there are */
     bool last;
 };
 
@@ -30,12 +31,13 @@ struct lane_rows {
 
 template <class F>
 static __device__ __forceinline__ lane_rows rows_of(const wina_cuda_gemv &g, int tile, int chunk) {
-    const int lane = threadIdx.x & 31;
-    return {(uint32_t)(g.row0 + chunk * g.up_row0 + tile * F::TILE),
-            tile * F::TILE + lane * F::LANE_ROWS < g.n_rows};
+    const int first = (threadIdx.x & 31) * F::LANE_ROWS;
+    return {(uint32_t)(g.row0 + chunk * g.up_row0 + tile * g.tile_rows),
+            first < g.tile_rows && tile * g.tile_rows + first < g.n_rows};
 }
 
-/* acc += columns of entries [e, end) for a float format. */
+/* acc += columns of entries [e, end) for a float format. Every slot is loaded again as soon as it
+ * has been used, so that most of them are under way at any time. */
 template <class F>
 static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, const list_view &l,
                                                        lane_rows rows, int e, int end,
@@ -43,28 +45,41 @@ static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, 
     const int lane = threadIdx.x & 31;
     const uint8_t *base =
         g.panel.data + (uint64_t)(rows.row0 + lane * F::LANE_ROWS) * (F::ROW_BITS / 8);
+    const uint2 *entries = reinterpret_cast<const uint2 *>(l.entries) + place_of(l, e);
     if (!rows.exists)
         return;
-    for (; e < end; e += F::UNROLL) {
-        uint4 v[F::UNROLL];
-        float x[F::UNROLL];
+    uint4 v[F::UNROLL];
+    float x[F::UNROLL];
+    int left = end - e;
+#pragma unroll
+    for (int k = 0; k < F::UNROLL; k++) {
+        x[k] = 0.0f;
+        v[k] = make_uint4(0, 0, 0, 0);
+        if (k < left) {
+            const uint2 entry = entries[k];
+            v[k] = load_stream16(base + (uint64_t)entry.x * 32);
+            x[k] = __uint_as_float(entry.y);
+        }
+    }
+#pragma unroll 1
+    while (left > 0) {
+        left -= F::UNROLL;
+        entries += F::UNROLL;
 #pragma unroll
         for (int k = 0; k < F::UNROLL; k++) {
+            F::add(acc, v[k], x[k]);
             x[k] = 0.0f;
-            v[k] = make_uint4(0, 0, 0, 0);
-            if (e + k < end) {
-                uint2 entry = list_at(l, e + k);
+            if (k < left) {
+                const uint2 entry = entries[k];
                 v[k] = load_stream16(base + (uint64_t)entry.x * 32);
                 x[k] = __uint_as_float(entry.y);
             }
         }
-#pragma unroll
-        for (int k = 0; k < F::UNROLL; k++)
-            F::add(acc, v[k], x[k]);
     }
 }
 
-/* The same for a quantised format: sub-block after sub-block. */
+/* The same for a quantised format: sub-block after sub-block, UNROLL pairs loaded and then
+ * multiplied at a time. */
 template <class F>
 static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, const list_view &l,
                                                       lane_rows rows, int e, int end,
@@ -72,53 +87,53 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
     typedef typename F::value V;
     typedef typename F::scale S;
     constexpr int SUB = F::LIST == LIST_PAIR16 ? 16 : 32, U = F::UNROLL;
-    const wina_cuda_panel &p = g.panel;
+    const uint8_t *data = g.panel.data;
     const int lane = threadIdx.x & 31;
-    const uint32_t strip = rows.row0 / 64 + (lane >> 2), n_rows = (uint32_t)p.n_rows;
-    const uint32_t col_bytes = (uint32_t)p.col_bytes;
+    const uint32_t strip = rows.row0 / 64 + (lane >> 2), n_rows = (uint32_t)g.panel.n_rows;
+    const uint8_t *own = data + V::low_at(strip, lane);
+    const int high = V::high_from_low(strip, lane, n_rows);
+    const uint4 *entry = reinterpret_cast<const uint4 *>(l.entries) + place_of(l, e);
     if (!rows.exists)
         return;
+#pragma unroll 1
     while (e < end) {
-        const int sub = (int)(list_at(l, e).x & 0xffff) / SUB, block = sub * SUB / 32;
-        const int stop = min(end, end_of_sub<F::LIST>(l, sub));
-        const uint8_t *super = p.data + (uint64_t)(block >> 3) * p.super_bytes;
-        const uint8_t *values = super + p.super_head + (uint64_t)(block & 7) * p.block_bytes;
-        const uint8_t *scales = values + p.col_bytes * 32;
+        const int sub = (int)entry->w, stop = min(end, end_of_sub<F::LIST>(l, sub));
+        const int block = sub * SUB / 32;
+        const uint8_t *super = data + (uint64_t)(block >> 3) * g.panel.super_bytes;
+        const uint8_t *scales = data + (uint64_t)column_at<8>(g.panel, block, 32) * 8;
         typename S::raw scale[V::WORDS];
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++)
             scale[j] = S::load(scales, super, n_rows, rows.row0 + V::scale_at(lane, j), sub);
         int dots[F::LANE_ROWS] = {0}, sum = 0;
-        for (; e < stop; e += U) {
+#pragma unroll 1
+        for (; e < stop; e += U, entry += U) {
             typename V::raw a[U], b[U];
             int x[U];
 #pragma unroll
-            for (int k = 0; k < U; k++) {
-                a[k] = b[k] = V::zero();
-                x[k] = 0;
+            for (int k = 0; k < U; k++)
                 if (e + k < stop) {
-                    const uint2 entry = list_at(l, e + k);
-                    x[k] = (int)entry.y;
-                    a[k] = V::load(values + (entry.x & 31) * col_bytes, strip, lane, n_rows);
-                    b[k] = V::load(values + (entry.x >> 16 & 31) * col_bytes, strip, lane, n_rows);
+                    const uint4 pair = entry[k];
+                    x[k] = (int)pair.z;
+                    a[k] = V::load(own + (uint64_t)pair.x * 8, high);
+                    b[k] = V::load(own + (uint64_t)pair.y * 8, high);
                 }
-            }
 #pragma unroll
-            for (int k = 0; k < U; k++) {
-                uint32_t wa[V::WORDS], wb[V::WORDS];
-                V::unpack(a[k], lane, wa);
-                V::unpack(b[k], lane, wb);
-                sum += (int)(int16_t)(x[k] & 0xffff) + (x[k] >> 16);
-#pragma unroll
-                for (int j = 0; j < V::WORDS; j++)
-                    add_pair(&dots[4 * j], wa[j], wb[j], x[k]);
-            }
+            for (int k = 0; k < U; k++)
+                if (e + k < stop) {
+                    dp2a_low(sum, x[k], 0x0101);
+                    dot_pair<V>(dots, a[k], b[k], lane, x[k]);
+                }
         }
+        entry -= e - stop;
         e = stop;
         const float xs = l.scale[block];
 #pragma unroll
-        for (int j = 0; j < V::WORDS; j++)
-            S::flush(scale[j], &dots[4 * j], sum, xs, &acc[4 * j]);
+        for (int j = 0; j < V::WORDS; j++) {
+            const bool upper = V::UPPER > 1 && j >= 2;
+            S::flush(scale[j], &dots[4 * j], upper ? sum * V::UPPER : sum,
+                     upper ? xs * (1.0f / V::UPPER) : xs, &acc[4 * j]);
+        }
     }
 }
 
@@ -140,7 +155,8 @@ static __device__ __forceinline__ float *partial_of(const wina_cuda_gemv &g, int
 static __device__ __forceinline__ float gather(const wina_cuda_gemv &g, const list_view &l, int t,
                                                int first, int last, int slot) {
     /* Only the first of them can have begun at the tile's start. */
-    float sum = __ldcg(partial_of(g, first, interval_of(l, first) <= t * l.n) + slot);
+    const bool from_start = g.aligned || interval_of(l, first) <= t * l.n;
+    float sum = __ldcg(partial_of(g, first, from_start) + slot);
 #pragma unroll 4
     for (int b = first + 1; b <= last; b++)
         sum += __ldcg(partial_of(g, b, false) + slot);
@@ -151,7 +167,11 @@ static __device__ __forceinline__ void finish_row(const wina_cuda_gemv &g, int r
                                                   float up) {
     if (row >= g.n_valid)
         return;
-    g.out[row] = g.epilogue == WINA_CUDA_SWIGLU ? sum / (1.0f + expf(-sum)) * up : sum;
+    if (g.epilogue == WINA_CUDA_SWIGLU)
+        sum = activated(sum, g.gelu) * up;
+    else
+        sum *= g.out_scale;
+    g.out[row] = g.out_cap > 0.0f ? g.out_cap * tanhf(sum / g.out_cap) : sum;
 }
 
 /* A part of a row's sum that others add to as well. */
@@ -198,11 +218,13 @@ static __device__ __forceinline__ void do_tile(const wina_cuda_gemv &g, gemv_sha
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, slot = threadIdx.x;
     const bool two = g.epilogue == WINA_CUDA_SWIGLU;
     const int n_part = two ? GEMV_WARPS / 2 : GEMV_WARPS, part = warp & (n_part - 1);
+    const int shift = two ? 3 : 4;
+    static_assert(GEMV_WARPS == 1 << 4, "shifts for divisions");
     float acc[F::LANE_ROWS];
 #pragma unroll
     for (int k = 0; k < F::LANE_ROWS; k++)
         acc[k] = 0.0f;
-    const int from = e + (end - e) * part / n_part, to = e + (end - e) * (part + 1) / n_part;
+    const int from = e + ((end - e) * part >> shift), to = e + ((end - e) * (part + 1) >> shift);
     const lane_rows rows = rows_of<F>(g, t, warp >= n_part);
     if constexpr (F::LIST == LIST_FLOAT)
         multiply_floats<F>(g, l, rows, from, to, acc);
@@ -225,9 +247,10 @@ static __device__ __forceinline__ void do_tile(const wina_cuda_gemv &g, gemv_sha
         if (!two)
             sum += up;
     }
-    const int row = t * F::TILE + tile_row<F>(slot & 31, slot >> 5);
+    const int in_tile = tile_row<F>(slot & 31, slot >> 5), row = t * g.tile_rows + in_tile;
+    const bool has_row = has_slot && in_tile < g.tile_rows && row < g.n_rows;
     if (g.epilogue == WINA_CUDA_ADD) {
-        if (has_slot && row < g.n_rows)
+        if (has_row)
             add_row(g, row, sum);
         return;
     }
@@ -237,7 +260,11 @@ static __device__ __forceinline__ void do_tile(const wina_cuda_gemv &g, gemv_sha
             __stcg(p + slot, sum);
         if (has_slot && two)
             __stcg(p + F::TILE + slot, up);
-        const int first = owner_of(l, t * l.n), last = owner_of(l, t * l.n + l.n - 1);
+        int first = s.select.own.first_block, last = first + l.n_sharers - 1;
+        if (!g.aligned) {
+            first = owner_of(l, t * l.n);
+            last = owner_of(l, t * l.n + l.n - 1);
+        }
         if (!arrive_last(g, s, t, last - first + 1))
             return;
         if (has_slot)
@@ -246,51 +273,71 @@ static __device__ __forceinline__ void do_tile(const wina_cuda_gemv &g, gemv_sha
             up = gather(g, l, t, first, last, F::TILE + slot);
     }
 
-    if (has_slot && row < g.n_rows)
+    if (has_row)
         finish_row(g, row, sum, up);
 }
 
-/* While a block waits for the others: what it will surely read of its part goes to L2. That is the
- * first columns of a dense multiplication, or the scales of a sparse one, at the place where its
- * part would be if inputs were kept evenly. */
-enum { GEMV_AHEAD = 96 << 10 /* bytes of columns per block */ };
+/* While a block waits for the others, what will surely be read goes to L2: the first columns of its
+ * part of a dense step, and the scales of the step after the next, which are read whatever is kept.
+ * Not by format, and short: fetching the code would cost more than it brings. */
+#ifndef WINA_CUDA_COLUMNS_AHEAD
+#define WINA_CUDA_COLUMNS_AHEAD (96 << 10) /* bytes of columns per block */
+#endif
 
-template <class F>
-static __device__ __forceinline__ void prefetch_part(const wina_cuda_gemv &g, wina_cuda_keep keep) {
+static __device__ __forceinline__ void prefetch_columns(const wina_cuda_gemv &g, tile_share own) {
     const wina_cuda_panel &p = g.panel;
-    const int n_tiles = (g.n_rows + F::TILE - 1) / F::TILE;
-    const bool dense = !is_sparse(keep, p.n_cols), two = g.epilogue == WINA_CUDA_SWIGLU;
-    if (!dense) /* fetching this code would cost more than the scales are worth */
-        return;
-    list_view l;
-    l.n = p.n_cols;
-    share_work(l, n_tiles, g.aligned);
-    const int t = l.begin / l.n, first = l.begin - t * l.n;
-    const int length = min(l.end - l.begin, l.n - first);
-    const int n_rows = min(F::TILE, g.n_rows - t * F::TILE), row0 = g.row0 + t * F::TILE;
-    const uint32_t chunk = (uint32_t)(n_rows * F::LOW_BITS / 8);
-    if (length <= 0)
-        return;
-    const int most = dense ? min(length, (int)(GEMV_AHEAD / (chunk * (two ? 2 : 1)))) : 0;
-    for (int k = threadIdx.x; k < most; k += GEMV_THREADS) {
-        const int c = first + k;
-        const uint8_t *col = p.data + (uint64_t)(c >> 8) * p.super_bytes + p.super_head +
+    int tile = own.tile, from = 0, to = p.n_cols;
+    if (g.aligned) {
+        const int part = p.n_cols / own.n_blocks;
+        from = part * ((int)blockIdx.x - own.first_block);
+        to = from + part;
+    } else {
+        from = p.n_cols * g.n_tiles / (int)gridDim.x * (int)blockIdx.x;
+        tile = from / p.n_cols;
+        from -= tile * p.n_cols;
+    }
+    const uint32_t chunk =
+        (uint32_t)min(g.tile_rows, g.n_rows - tile * g.tile_rows) * g.low_bits / 8;
+    const uint8_t *rows = p.data + (uint64_t)(g.row0 + tile * g.tile_rows) * g.low_bits / 8;
+    const uint64_t up = (uint64_t)g.up_row0 * g.low_bits / 8;
+    to = min(to, from + (int)(WINA_CUDA_COLUMNS_AHEAD / (up ? 2 * chunk : chunk)));
+#pragma unroll 1
+    for (int c = from + (int)threadIdx.x; c < to; c += GEMV_THREADS) {
+        const uint8_t *col = rows + (uint64_t)(c >> 8) * p.super_bytes + p.super_head +
                              (uint64_t)(c >> 5 & 7) * p.block_bytes +
                              (uint64_t)(c & 31) * p.col_bytes;
-        prefetch_l2(col + (uint64_t)row0 * F::LOW_BITS / 8, chunk);
-        if (two)
-            prefetch_l2(col + (uint64_t)(row0 + g.up_row0) * F::LOW_BITS / 8, chunk);
+        prefetch_l2(col, chunk);
+        if (up)
+            prefetch_l2(col + up, chunk);
     }
-    if constexpr (F::LIST != LIST_FLOAT) {
-        const int b0 = first / 32, b1 = min((first + length + 31) / 32, b0 + 64);
-        for (int b = b0 + (int)threadIdx.x; b < b1; b += GEMV_THREADS) {
-            const uint8_t *scales = p.data + (uint64_t)(b >> 3) * p.super_bytes + p.super_head +
-                                    (uint64_t)(b & 7) * p.block_bytes + 32 * p.col_bytes;
-            prefetch_l2(scales + row0 * F::SCALE_WIDTH, (uint32_t)(n_rows * F::SCALE_WIDTH));
-            if (two)
-                prefetch_l2(scales + (row0 + g.up_row0) * F::SCALE_WIDTH,
-                            (uint32_t)(n_rows * F::SCALE_WIDTH));
+}
+
+static __device__ __forceinline__ void prefetch_scales(const wina_cuda_ahead &a) {
+    const int b = (int)(blockIdx.x + gridDim.x * threadIdx.x);
+    if (b >= a.n_blocks)
+        return;
+    const uint8_t *super = a.data + (uint64_t)(b >> 3) * a.super_bytes;
+    prefetch_l2(super + a.scales_at + (uint64_t)(b & 7) * a.block_bytes, a.scale_bytes);
+    if (a.super_head && (b & 7) == 0)
+        prefetch_l2(super, a.super_head);
+}
+
+/* The block's interval, tile by tile. */
+template <class F>
+static __device__ __forceinline__ void run_tiles(const wina_cuda_gemv &g, gemv_shared &s,
+                                                 float *red, const list_view &l, long long *marks) {
+#pragma unroll 1
+    for (int at = l.begin; at < l.end;) {
+        int t = s.select.own.tile, e = at;
+        if (!g.aligned) {
+            t = at / l.n;
+            e -= t * l.n;
         }
+        const int end = min(e + l.end - at, l.n);
+        if (at != l.begin)
+            __syncthreads(); /* red is read until here */
+        do_tile<F>(g, s, red, l, t, e, end, marks);
+        at += end - e;
     }
 }
 
@@ -300,22 +347,16 @@ template <class F>
 static __device__ __noinline__ void gemv_run(const wina_cuda_gemv &g, wina_cuda_keep keep,
                                              gemv_shared &s, uint8_t *memory, long long *marks) {
     const int n_blocks = (g.panel.n_cols + 31) / 32;
-    const int n_tiles = (g.n_rows + F::TILE - 1) / F::TILE;
     float *red = reinterpret_cast<float *>(memory);
     list_view l;
-    l.entries = reinterpret_cast<uint2 *>(memory + g.scratch_bytes);
-    l.masks = reinterpret_cast<uint32_t *>(l.entries + g.capacity);
+    l.entries = memory + g.scratch_bytes;
+    l.masks = reinterpret_cast<uint32_t *>(l.entries +
+                                           g.capacity * sizeof(typename list_entry<F::LIST>::type));
     l.start = reinterpret_cast<int *>(l.masks + n_blocks);
     l.todo = l.start + n_blocks + 1;
     l.scale = reinterpret_cast<float *>(l.todo + n_blocks);
-    make_list<F::LIST>(g, keep, s.select, red, n_tiles, l, marks);
-    for (int at = l.begin; at < l.end;) {
-        const int t = at / l.n, e = at - t * l.n, end = min(e + l.end - at, l.n);
-        if (at != l.begin)
-            __syncthreads(); /* red is read until here */
-        do_tile<F>(g, s, red, l, t, e, end, marks);
-        at += end - e;
-    }
+    make_list<F::LIST>(g, keep, s.select, red, l, s.view, marks);
+    run_tiles<F>(g, s, red, s.view, marks);
 }
 
 #endif

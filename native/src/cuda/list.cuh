@@ -12,27 +12,32 @@
 #include "formats.cuh"
 #include "select.cuh"
 
-/* Entry: floats: (offset of the column / 32, the float); pairs: (two inputs, 16 bits each; their
- * activations, 16 bits each). */
+/* Entry: floats: (offset of the column / 32, the float); pairs: (offsets of two columns / 8, their
+ * activations of 16 bits each, the sub-block). */
+template <list_kind KIND> struct list_entry { typedef uint4 type; };
+template <> struct list_entry<LIST_FLOAT> { typedef uint2 type; };
+
 struct list_view {
-    uint2 *entries;  /* (capacity) a ring: entry e is at (e - first) mod n */
-    uint32_t *masks; /* (n_blocks) kept inputs of a block of 32 */
-    int *start;      /* (n_blocks + 1) entries before each block of 32 inputs */
-    int *todo;       /* (n_blocks) blocks that have entries in this thread block's interval */
-    float *scale;    /* pairs: (n_blocks) */
-    int n;           /* entries in the whole list */
-    int first;       /* of this block */
+    uint8_t *entries; /* (capacity) entry e is at place_of(e) */
+    uint32_t *masks;  /* (n_blocks) kept inputs of a block of 32 */
+    int *start;       /* (n_blocks + 1) entries before each block of 32 inputs */
+    int *todo;        /* (n_blocks) blocks that have entries in this thread block's interval */
+    float *scale;     /* pairs: (n_blocks) */
+    int n;            /* entries in the whole list */
+    int first;        /* of this block */
     /* The work, n_tiles * n entries in tile-major order, is cut into equal parts: the first n_long
-     * thread blocks take part + 1 entries, the others part, until there is no more. */
-    int work, part, n_long;
+     * thread blocks take part + 1 entries, the others part, until there is no more. Where every
+     * tile has its own thread blocks, this holds inside of a tile, for n_sharers of them. */
+    int work, part, n_long, n_sharers;
     int begin, end; /* this block's interval */
 };
 
 enum { LIST_LEAST_WORK = 8 /* entries per thread block below which fewer blocks share the work */ };
 
-static __device__ __forceinline__ uint2 list_at(const list_view &l, int e) {
-    int at = e - l.first;
-    return l.entries[at < 0 ? at + l.n : at];
+/* Place of entry e. The entries of one tile stand in order. */
+static __device__ __forceinline__ int place_of(const list_view &l, int e) {
+    const int at = e - l.first;
+    return at < 0 ? at + l.n : at;
 }
 
 /* Where the interval of thread block b begins. */
@@ -48,19 +53,28 @@ static __device__ __forceinline__ int owner_of(const list_view &l, int at) {
     return l.n_long + (int)(((unsigned)at - in_long) / (unsigned)l.part);
 }
 
-/* aligned: every tile has its own thread blocks, and no block works on two tiles. */
-static __device__ __forceinline__ void share_work(list_view &l, int n_tiles, bool aligned) {
-    l.work = n_tiles * l.n;
-    if (aligned) {
-        const int grid = (int)gridDim.x, b = (int)blockIdx.x;
-        const int tile = b * n_tiles / grid;
-        const int from = (tile * grid + n_tiles - 1) / n_tiles;
-        const int to = ((tile + 1) * grid + n_tiles - 1) / n_tiles;
-        l.first = l.n * (b - from) / (to - from);
-        l.begin = tile * l.n + l.first;
-        l.end = tile * l.n + l.n * (b - from + 1) / (to - from);
+/* Thread blocks of a tile that has its own: `first` and on, of which this block is in. Known before
+ * the inputs are, so that its divisions cost nothing. */
+static __device__ __forceinline__ tile_share own_tile(int n_tiles) {
+    const int grid = (int)gridDim.x, tile = (int)blockIdx.x * n_tiles / grid;
+    const int from = (tile * grid + n_tiles - 1) / n_tiles;
+    return {tile, from, ((tile + 1) * grid + n_tiles - 1) / n_tiles - from};
+}
+
+static __device__ __forceinline__ void share_work(const wina_cuda_gemv &g, const tile_share &own,
+                                                  list_view &l) {
+    if (g.aligned) {
+        const int j = (int)blockIdx.x - own.first_block;
+        l.work = l.n;
+        l.n_sharers = min(own.n_blocks, (l.n + LIST_LEAST_WORK - 1) / LIST_LEAST_WORK);
+        l.part = (int)((unsigned)l.n / (unsigned)l.n_sharers);
+        l.n_long = l.n - l.part * l.n_sharers;
+        l.begin = interval_of(l, j);
+        l.end = interval_of(l, j + 1);
+        l.first = l.begin;
         return;
     }
+    l.work = g.n_tiles * l.n;
     l.part = l.work / (int)gridDim.x;
     l.n_long = l.work - l.part * (int)gridDim.x;
     if (l.part < LIST_LEAST_WORK) {
@@ -69,7 +83,7 @@ static __device__ __forceinline__ void share_work(list_view &l, int n_tiles, boo
     }
     l.begin = interval_of(l, (int)blockIdx.x);
     l.end = interval_of(l, (int)blockIdx.x + 1);
-    l.first = l.begin - l.begin / l.n * l.n;
+    l.first = l.end - l.begin < l.n ? l.begin - l.begin / l.n * l.n : 0;
 }
 
 /* Entries of a block of 32 inputs given which are kept; of its first sub-block. */
@@ -92,36 +106,43 @@ static __device__ __forceinline__ int end_of_sub(const list_view &l, int sub) {
 
 /* rank: of this input among the kept ones of its sub-block, which are n_kept. */
 static __device__ __forceinline__ void store_half(const list_view &l, int length, int at, int rank,
-                                                  int n_kept, int input, int q) {
-    at += rank / 2 - l.first;
-    at += at < 0 ? l.n : 0;
+                                                  int n_kept, uint32_t column, int q, int sub) {
+    at = place_of(l, at + rank / 2);
     if (at >= length)
         return;
-    uint16_t *inputs = reinterpret_cast<uint16_t *>(&l.entries[at].x);
-    int16_t *activations = reinterpret_cast<int16_t *>(&l.entries[at].y);
-    inputs[rank & 1] = (uint16_t)input;
+    uint32_t *words = reinterpret_cast<uint32_t *>(l.entries) + 4 * at;
+    int16_t *activations = reinterpret_cast<int16_t *>(words + 2);
+    words[rank & 1] = column;
     activations[rank & 1] = (int16_t)q;
-    if (rank == n_kept - 1 && rank % 2 == 0) {
-        inputs[1] = (uint16_t)input;
+    if (rank & 1)
+        return;
+    words[3] = (uint32_t)sub;
+    if (rank == n_kept - 1) {
+        words[1] = column;
         activations[1] = 0;
     }
+}
+
+/* Where a column starts in a panel, in units of so many bytes. */
+template <int UNIT>
+static __device__ __forceinline__ uint32_t column_at(const wina_cuda_panel &p, int b, int i) {
+    return ((uint32_t)b >> 3) * (uint32_t)(p.super_bytes / UNIT) + p.super_head / UNIT +
+           ((uint32_t)b & 7) * (uint32_t)(p.block_bytes / UNIT) +
+           (uint32_t)i * (uint32_t)(p.col_bytes / UNIT);
 }
 
 /* Block b of 32 inputs, one per lane. */
 template <list_kind KIND>
 static __device__ __forceinline__ void store_block(const list_view &l, const wina_cuda_panel &p,
                                                    int length, int b, uint32_t who, float h) {
-    const int lane = threadIdx.x & 31, input = 32 * b + lane;
+    const int lane = threadIdx.x & 31;
     const bool kept = who >> lane & 1;
     const uint32_t below = who & ((1u << lane) - 1);
     if constexpr (KIND == LIST_FLOAT) {
-        int at = l.start[b] + __popc(below) - l.first;
-        at += at < 0 ? l.n : 0;
-        const uint32_t column = ((uint32_t)b >> 3) * (uint32_t)(p.super_bytes / 32) +
-                                ((uint32_t)b & 7) * (uint32_t)(p.block_bytes / 32) +
-                                (uint32_t)lane * (uint32_t)(p.col_bytes / 32);
+        const int at = place_of(l, l.start[b] + __popc(below));
         if (kept && at < length)
-            l.entries[at] = make_uint2(column, __float_as_uint(h));
+            reinterpret_cast<uint2 *>(l.entries)[at] =
+                make_uint2(column_at<32>(p, b, lane), __float_as_uint(h));
         return;
     }
     const uint32_t largest = __reduce_max_sync(0xffffffffu, kept ? __float_as_uint(fabsf(h)) : 0);
@@ -134,7 +155,8 @@ static __device__ __forceinline__ void store_block(const list_view &l, const win
     const int at =
         l.start[b] + (KIND == LIST_PAIR16 && lane >= 16 ? (__popc(who & 0xffff) + 1) / 2 : 0);
     if (kept)
-        store_half(l, length, at, __popc(below & half), __popc(who & half), input, q);
+        store_half(l, length, at, __popc(below & half), __popc(who & half),
+                   column_at<8>(p, b, lane), q, KIND == LIST_PAIR16 ? 2 * b + (lane >> 4) : b);
 }
 
 static __device__ __forceinline__ wina_cuda_keep load_keep(const wina_cuda_keep *p) {
@@ -154,6 +176,11 @@ template <class F> static __device__ __forceinline__ void each_four(int n, F f) 
         f(i);
 }
 
+/* The input needs no gain and no conversion: it is copied to shared memory as it is. */
+static __device__ __forceinline__ bool copies_input(const wina_cuda_gemv &g) {
+    return g.in_shared && !g.fixed_in && !g.gain;
+}
+
 /* Into shared memory: what |x| is multiplied with to give a score, and (if it fits there) the gain
  * that x is multiplied with. Constants: this comes before the barrier that ends the phase before,
  * so that their latency hides behind it. */
@@ -163,13 +190,22 @@ static __device__ __forceinline__ void load_weights(const wina_cuda_gemv &g, win
     const float *norms = is_sparse(keep, n) ? g.norms : nullptr;
     float *gains = weights + (n + 3) / 4 * 4;
     select_clear(s);
+    if (threadIdx.x == 0) {
+        if (g.aligned)
+            s.own = own_tile(g.n_tiles);
+        float2 hint = make_float2(0.0f, 0.0f);
+        if (norms && g.hint)
+            hint = __ldcg(reinterpret_cast<const float2 *>(g.hint));
+        s.hint_center = hint.x;
+        s.hint_width = hint.y;
+    }
     each_four(n, [&](int i) {
         float4 gain = make_float4(1.0f, 1.0f, 1.0f, 1.0f), w = gain;
         if (g.gain)
             gain = load4(g.gain + i);
         if (norms)
             w = load4(norms + i);
-        if (g.in_shared)
+        if (g.in_shared && !copies_input(g))
             float4_at(gains + i) = gain;
         float4_at(weights + i) =
             make_float4(w.x * gain.x, w.y * gain.y, w.z * gain.z, w.w * gain.w);
@@ -183,9 +219,18 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = g.panel.n_cols;
     float *input = scores + (n + 3) / 4 * 4;
     float squares = 0, most = 0;
+    const bool copied = copies_input(g);
+    if (copied) {
+#pragma unroll 1
+        for (int i = 4 * threadIdx.x; i < n; i += 4 * SELECT_THREADS)
+            copy16(input + i, g.in + i);
+        wait_copies();
+    }
     each_four(n, [&](int i) {
         float4 x;
-        if (g.fixed_in) {
+        if (copied)
+            x = float4_at(input + i);
+        else if (g.fixed_in) {
             const longlong2 *p = reinterpret_cast<const longlong2 *>(g.fixed_in + i);
             const longlong2 a = __ldcg(p), b = __ldcg(p + 1);
             x = make_float4(from_fixed(a.x), from_fixed(a.y), from_fixed(b.x), from_fixed(b.y));
@@ -196,7 +241,7 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
         w = make_float4(fabsf(x.x * w.x), fabsf(x.y * w.y), fabsf(x.z * w.z), fabsf(x.w * w.w));
         most = fmaxf(most, fmaxf(fmaxf(w.x, w.y), fmaxf(w.z, w.w)));
         float4_at(scores + i) = w;
-        if (g.in_shared) {
+        if (g.in_shared && !copied) {
             w = float4_at(input + i);
             float4_at(input + i) = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
         }
@@ -208,12 +253,9 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
         s.warp_max[warp] = largest;
     }
     __syncthreads();
-    squares = 0;
-#pragma unroll 1
-    for (int w = 0; w < SELECT_WARPS; w++)
-        squares += s.warp_sum[w];
+    squares = warp_sum(lane < SELECT_WARPS ? s.warp_sum[lane] : 0.0f);
     *top = __reduce_max_sync(0xffffffffu, lane < SELECT_WARPS ? s.warp_max[lane] : 0);
-    *factor = g.gain ? 1.0f / sqrtf(squares / (float)n + g.eps) : 1.0f;
+    *factor = g.gain ? rsqrtf(squares / (float)n + g.eps) : 1.0f;
 }
 
 /* The threshold that a sparse token's kept inputs reach; scores lack the RMS norm's factor. All
@@ -227,10 +269,28 @@ static __device__ __forceinline__ select_threshold find_threshold(wina_cuda_keep
         if (top >= cut)
             return {cut, 0, 0};
     }
-    select_threshold t = threshold(s, scores, n, top, keep.threshold > 0.0f ? 1 : keep.n_keep);
+    const float center = s.hint_center / factor, width = s.hint_width;
+    select_threshold t = threshold(s, scores, n, top, keep.threshold > 0.0f ? 1 : keep.n_keep,
+                                   __float_as_uint(center * (1.0f - width)),
+                                   center > 0.0f ? __float_as_uint(center * (1.0f + width)) : top);
     if (t.n_equal_kept != t.n_equal)
-        drop_surplus(scores, n, t);
+        drop_surplus(s, scores, n, t);
     return t;
+}
+
+/* Notes where the threshold was: the mean of the last tokens, and some times as far around it as it
+ * moved lately. One thread of one block. */
+static __device__ __forceinline__ void leave_hint(const wina_cuda_gemv &g, const select_shared &s,
+                                                  uint32_t bits, float factor) {
+    const float found = __uint_as_float(bits) * factor;
+    float center = s.hint_center, width = 0.2f;
+    if (center > 0.0f) {
+        width = fmaxf(s.hint_width * 0.97f, 3.0f * fabsf(found - center) / center);
+        center += 0.25f * (found - center);
+    } else
+        center = found;
+    width = fminf(fmaxf(width, 0.01f), 0.5f);
+    __stcg(reinterpret_cast<float2 *>(g.hint), make_float2(center > 0.0f ? center : 0.0f, width));
 }
 
 /* True if entries [at, at + count) meet the first `length` of this thread block's interval. */
@@ -247,7 +307,7 @@ static __device__ __forceinline__ bool in_interval(const list_view &l, int lengt
 template <list_kind KIND>
 static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, select_shared &s,
                                                   const uint32_t *scores, uint32_t threshold,
-                                                  int n_tiles, list_view &l, int *n_kept) {
+                                                  list_view &l, int *n_kept) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = g.panel.n_cols;
     const int n_blocks = (n + 31) / 32, per = (n_blocks + SELECT_WARPS - 1) / SELECT_WARPS;
     const int first = warp * per, last = min(first + per, n_blocks);
@@ -278,7 +338,7 @@ static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, selec
     const int before = (int)(sum_before(s.list_warp, &all) & 0xffff);
     l.n = (int)(all & 0xffff);
     *n_kept = (int)(all >> 16);
-    share_work(l, n_tiles, g.aligned);
+    share_work(g, s.own, l);
     const int length = min(l.end - l.begin, l.n);
 #pragma unroll 1
     for (int b = first + lane; b < last; b += 32) {
@@ -295,11 +355,11 @@ static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, selec
 /* The same for all inputs, which needs no counting; n is a multiple of 32 for pairs. */
 template <list_kind KIND>
 static __device__ __forceinline__ void count_dense(const wina_cuda_gemv &g, select_shared &s,
-                                                   int n_tiles, list_view &l) {
+                                                   list_view &l) {
     constexpr int PER = KIND == LIST_FLOAT ? 32 : 16; /* entries of a block */
     const int n = g.panel.n_cols, n_blocks = (n + 31) / 32;
     l.n = KIND == LIST_FLOAT ? n : n / 2;
-    share_work(l, n_tiles, g.aligned);
+    share_work(g, s.own, l);
     const int length = min(l.end - l.begin, l.n);
     /* Blocks that the interval meets, from the one it starts in; it may wrap around, into that one
      * again. */
@@ -319,12 +379,12 @@ static __device__ __forceinline__ void count_dense(const wina_cuda_gemv &g, sele
     __syncthreads();
 }
 
-/* Fills l from the phase's input; scores: what load_weights left. All threads; ends with a
- * barrier. */
+/* Fills l, and then `out` in shared memory, from the phase's input; scores: what load_weights left.
+ * All threads; ends with a barrier. */
 template <list_kind KIND>
 static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_cuda_keep keep,
-                                                 select_shared &s, float *scores, int n_tiles,
-                                                 list_view &l, long long *marks) {
+                                                 select_shared &s, float *scores, list_view &l,
+                                                 list_view &out, long long *marks) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = g.panel.n_cols;
     const float *input = scores + (n + 3) / 4 * 4;
     uint32_t *bits = reinterpret_cast<uint32_t *>(scores);
@@ -338,11 +398,13 @@ static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_c
     if (sparse)
         t = find_threshold(keep, s, bits, n, top, factor);
     mark(marks, 2);
+    if (sparse && g.hint && blockIdx.x == 0 && threadIdx.x == 0)
+        leave_hint(g, s, t.bits, factor);
     if (!sparse && (KIND == LIST_FLOAT || n % 32 == 0)) {
-        count_dense<KIND>(g, s, n_tiles, l);
+        count_dense<KIND>(g, s, l);
         n_kept = n;
     } else
-        count_kept<KIND>(g, s, bits, t.bits, n_tiles, l, &n_kept);
+        count_kept<KIND>(g, s, bits, t.bits, l, &n_kept);
     if (g.n_kept && blockIdx.x == 0 && threadIdx.x == 0)
         *g.n_kept = n_kept;
     mark(marks, 3);
@@ -357,6 +419,8 @@ static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_c
                                   (g.gain ? __ldg(g.gain + i) : 1.0f);
         store_block<KIND>(l, g.panel, length, b, l.masks[b], h * factor);
     }
+    if (threadIdx.x == 0)
+        out = l;
     __syncthreads();
     mark(marks, 4);
 }

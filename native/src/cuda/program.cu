@@ -1,186 +1,26 @@
-/* program: the steps of one token as one kernel that stays on the device.
- *
- * Purpose. A token of a large model is 160 dependent steps, each a few microseconds of reading
- * weights. As kernels of their own they spend as long again on starting, on fetching code and on
- * waiting for constants. Here one block per multiprocessor runs them all: a step's parameters and
- * constants are loaded while the blocks still wait for one another at the end of the step before.
- */
-#include "attend.cuh"
-#include "gemv.cuh"
-
-enum { PROGRAM_THREADS = GEMV_THREADS };
-static_assert((int)PROGRAM_THREADS == (int)ATTEND_THREADS, "one block size for all steps");
-
-/* ---- kernels ------------------------------------------------------------------------------ */
-
-struct program_shared {
-    gemv_shared gemv;
-    wina_cuda_phase phases[2]; /* under way, next */
-    long long marks[WINA_CUDA_N_MARKS + 1];
-};
-
-/* The barrier of all blocks in two halves. What a block wrote before arrive() is seen by all after
- * wait(); `target` is the number of arrivals since the program's start. */
-static __device__ __forceinline__ void barrier_arrive(uint32_t *barrier) {
-    __syncthreads();
-    if (threadIdx.x == 0)
-#ifdef WINA_CUDA_EMULATE
-        atomicAdd(barrier, 1u);
-#else
-        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(barrier) : "memory");
-#endif
-}
-
-static __device__ __forceinline__ uint32_t barrier_read(const uint32_t *barrier) {
-    uint32_t seen;
-#ifdef WINA_CUDA_EMULATE
-    emulate_wait();
-    seen = *barrier;
-#else
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(barrier) : "memory");
-#endif
-    return seen;
-}
-
-static __device__ __forceinline__ void barrier_wait(const uint32_t *barrier, uint32_t target) {
-    if (threadIdx.x == 0)
-        while (barrier_read(barrier) < target) {
-        }
-    __syncthreads();
-}
-
-/* A phase's parameters, a word per thread, on their way to shared memory. */
-enum { PHASE_WORDS = sizeof(wina_cuda_phase) / 4 };
-static_assert((int)PHASE_WORDS <= (int)PROGRAM_THREADS, "a word per thread");
-
-static __device__ __forceinline__ uint32_t fetch_phase(const wina_cuda_phase *from) {
-    return threadIdx.x < PHASE_WORDS ? __ldg(reinterpret_cast<const uint32_t *>(from) + threadIdx.x)
-                                     : 0;
-}
-
-static __device__ __forceinline__ void put_phase(wina_cuda_phase &to, uint32_t word) {
-    if (threadIdx.x < PHASE_WORDS)
-        reinterpret_cast<uint32_t *>(&to)[threadIdx.x] = word;
-}
-
-static __device__ __forceinline__ void run_gemv(const wina_cuda_gemv &g, wina_cuda_keep keep,
-                                                gemv_shared &s, uint8_t *memory, long long *marks) {
-    switch (g.panel.format) {
-    case WINA_CUDA_F32:
-        return gemv_run<format_f32>(g, keep, s, memory, marks);
-    case WINA_CUDA_F16:
-        return gemv_run<format_f16>(g, keep, s, memory, marks);
-    case WINA_CUDA_BF16:
-        return gemv_run<format_bf16>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q8_0:
-        return gemv_run<format_q8_0>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q4_0:
-        return gemv_run<format_q4_0>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q4_1:
-        return gemv_run<format_q4_1>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q5_0:
-        return gemv_run<format_q5_0>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q5_1:
-        return gemv_run<format_q5_1>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q4_K:
-        return gemv_run<format_q4_k>(g, keep, s, memory, marks);
-    case WINA_CUDA_Q5_K:
-        return gemv_run<format_q5_k>(g, keep, s, memory, marks);
-    default:
-        return gemv_run<format_q6_k>(g, keep, s, memory, marks);
-    }
-}
-
-static __device__ __forceinline__ void prefetch(const wina_cuda_gemv &g, wina_cuda_keep keep) {
-    switch (g.panel.format) {
-    case WINA_CUDA_F32:
-        return prefetch_part<format_f32>(g, keep);
-    case WINA_CUDA_F16:
-    case WINA_CUDA_BF16:
-        return prefetch_part<format_f16>(g, keep);
-    case WINA_CUDA_Q8_0:
-        return prefetch_part<format_q8_0>(g, keep);
-    case WINA_CUDA_Q6_K:
-    case WINA_CUDA_Q4_K:
-    case WINA_CUDA_Q5_K:
-        return prefetch_part<format_q4_k>(g, keep);
-    default:
-        return prefetch_part<format_q4_0>(g, keep);
-    }
-}
-
-static __device__ __forceinline__ void run_attend(const wina_cuda_attend &a, int pos,
-                                                  uint8_t *memory) {
-    if (a.head_pad > 128)
-        attend_run<32>(a, pos, memory);
-    else if (a.head_pad > 64)
-        attend_run<16>(a, pos, memory);
-    else
-        attend_run<8>(a, pos, memory);
-}
-
-/* out = silu(gate) * up */
-static __device__ __forceinline__ void run_swiglu(const wina_cuda_swiglu &w) {
-    for (int i = blockIdx.x * PROGRAM_THREADS + threadIdx.x; i < w.n;
-         i += gridDim.x * PROGRAM_THREADS) {
-        const float gate = __ldcg(w.gate + i);
-        w.out[i] = gate / (1.0f + expf(-gate)) * __ldcg(w.up + i);
-    }
-}
-
-__global__ void __launch_bounds__(PROGRAM_THREADS, 1)
-    program_kernel(const __grid_constant__ wina_cuda_program p) {
-    WINA_CUDA_DYNAMIC(memory);
-    WINA_CUDA_SHARED(program_shared, s);
-    float *scores = reinterpret_cast<float *>(memory);
-    put_phase(s.phases[0], fetch_phase(p.phases));
-    __syncthreads();
-    const int pos = p.step->pos;
-    wina_cuda_keep keep = load_keep(p.first_keep);
-    if (s.phases[0].kind == WINA_CUDA_GEMV)
-        load_weights(s.phases[0].u.gemv, keep, s.gemv.select, scores);
-    __syncthreads();
-    for (int i = 0; i < p.n_phases; i++) {
-        const wina_cuda_phase &now = s.phases[i & 1], &next = s.phases[~i & 1];
-        const bool more = i + 1 < p.n_phases;
-        mark(s.marks, 0);
-        const uint32_t word = more ? fetch_phase(p.phases + i + 1) : 0;
-        const wina_cuda_keep next_keep = load_keep(now.next_keep);
-        for (int k = blockIdx.x * PROGRAM_THREADS + threadIdx.x; k < now.n_zero;
-             k += gridDim.x * PROGRAM_THREADS)
-            now.zero[k] = 0;
-        if (now.kind == WINA_CUDA_GEMV)
-            run_gemv(now.u.gemv, keep, s.gemv, memory, s.marks);
-        else if (now.kind == WINA_CUDA_ATTEND)
-            run_attend(now.u.attend, pos, memory);
-        else
-            run_swiglu(now.u.swiglu);
-        mark(s.marks, 7);
-        if (more) {
-            put_phase(s.phases[~i & 1], word);
-            keep = next_keep;
-            barrier_arrive(p.barrier);
-            if (next.kind == WINA_CUDA_GEMV) {
-                load_weights(next.u.gemv, keep, s.gemv.select, scores);
-                prefetch(next.u.gemv, keep);
-            }
-            barrier_wait(p.barrier, gridDim.x * (uint32_t)(i + 1));
-        }
-        if (p.times && blockIdx.x == 5 % gridDim.x && threadIdx.x == 0) {
-            long long *sum = p.times[i].marks;
-            if (now.kind == WINA_CUDA_GEMV)
-                for (int k = 0; k < 7; k++)
-                    sum[k] += s.marks[k + 1] - s.marks[k];
-            else
-                sum[4] += s.marks[7] - s.marks[0];
-            sum[7] += clock64() - s.marks[7];
-        }
-    }
-}
-
-/* ---- launchers ---------------------------------------------------------------------------- */
+/* program: where the kernel of program.cuh is planned and launched, and its instance for models of
+ * several formats. */
+#include "program.cuh"
 
 namespace {
+
+/* The smallest kernel first; the last one can run all formats. */
+const program_instance *const *lists() {
+    static const program_instance *const all[] = {
+#ifndef WINA_CUDA_EMULATE
+        program_instances_block(), program_instances_float(), program_instances_k(),
+#endif
+        program_instances<FORMATS_ALL>::get(), nullptr};
+    return all;
+}
+
+program_function kernel_for(uint32_t formats) {
+    for (const program_instance *const *l = lists(); *l; l++)
+        for (const program_instance *i = *l; i->kernel; i++)
+            if (!(formats & ~i->formats))
+                return i->kernel;
+    return nullptr;
+}
 
 int most_shared(void) {
     int device = 0, most = 0;
@@ -188,28 +28,54 @@ int most_shared(void) {
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
             cudaSuccess ||
-        cudaFuncGetAttributes(&attributes, reinterpret_cast<const void *>(program_kernel)) !=
-            cudaSuccess)
+        cudaFuncGetAttributes(
+            &attributes, reinterpret_cast<const void *>(kernel_for(FORMATS_ALL))) != cudaSuccess)
         return 0;
     return most - (int)attributes.sharedSizeBytes;
 }
 
 struct shape {
-    int tile;
+    int tile, low_bits, granule; /* rows of a tile at most, and what they are a multiple of */
     list_kind list;
 };
 
 shape shape_of(int format) {
     switch (format) {
     case WINA_CUDA_F32:
-        return {format_f32::TILE, LIST_FLOAT};
+        return {format_f32::TILE, 32, 2 * format_f32::LANE_ROWS, LIST_FLOAT};
     case WINA_CUDA_F16:
     case WINA_CUDA_BF16:
-        return {format_f16::TILE, LIST_FLOAT};
+        return {format_f16::TILE, 16, 2 * format_f16::LANE_ROWS, LIST_FLOAT};
     case WINA_CUDA_Q6_K:
-        return {format_q6_k::TILE, LIST_PAIR16};
+        return {format_q6_k::TILE, 4, 64, LIST_PAIR16};
+    case WINA_CUDA_Q8_0:
+        return {format_q8_0::TILE, 8, 64, LIST_PAIR32};
     default:
-        return {format_q8_0::TILE, LIST_PAIR32};
+        return {format_q4_0::TILE, 4, 64, LIST_PAIR32};
+    }
+}
+
+/* Cuts rows into tiles with blocks of their own, as many for each, if that keeps nearly all of the
+ * device busy; else into the largest tiles, and the work of all tiles into equal parts. A block
+ * that works on two tiles pays for its start and end twice. */
+void choose_tiles(wina_cuda_gemv *g, const shape &k, int n_sms) {
+    const int n_units = (g->n_rows + k.granule - 1) / k.granule;
+    double best = 1e30;
+    for (int units = k.tile / k.granule; units * k.granule >= 128; units--) {
+        const int n_tiles = (n_units + units - 1) / units;
+        if (n_tiles > n_sms)
+            continue;
+        const double cost = (double)units / (n_sms / n_tiles);
+        if (cost < best) {
+            best = cost;
+            g->tile_rows = units * k.granule;
+            g->n_tiles = n_tiles;
+        }
+    }
+    g->aligned = best * n_sms * 14 <= n_units * 16.0;
+    if (!g->aligned) {
+        g->tile_rows = k.tile;
+        g->n_tiles = (g->n_rows + k.tile - 1) / k.tile;
     }
 }
 
@@ -228,18 +94,18 @@ extern "C" int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms) {
         return -1;
     const shape k = shape_of(g->panel.format);
     const int n = g->panel.n_cols, n_blocks = (n + 31) / 32;
-    const int n_tiles = (g->n_rows + k.tile - 1) / k.tile;
+    g->low_bits = k.low_bits;
+    choose_tiles(g, k, n_sms);
     const int64_t most = k.list == LIST_FLOAT    ? n
                          : k.list == LIST_PAIR32 ? n / 2 + n / 64 + 1
                                                  : n / 2 + n / 32 + 2;
-    const int64_t share = most * n_tiles / n_sms + most * n_tiles / n_sms / 8 + LIST_LEAST_WORK + 2;
+    const int64_t part = g->aligned ? most / (n_sms / g->n_tiles) : most * g->n_tiles / n_sms;
+    const int64_t share = part + part / 8 + LIST_LEAST_WORK + 2;
     const int sums = GEMV_WARPS * k.tile * (int)sizeof(float);
-    /* A block that works on two tiles pays for it twice; one tile each loses where the blocks
-     * cannot be shared out evenly. */
-    g->aligned = g->epilogue == WINA_CUDA_ADD && n_tiles <= n_sms &&
-                 n_sms / n_tiles * n_tiles * 16 >= n_sms * 15;
     g->capacity = (int)(share < most ? share : most);
-    const int list = g->capacity * (int)sizeof(uint2) + (4 * n_blocks + 1) * (int)sizeof(float);
+    const int entry = k.list == LIST_FLOAT ? (int)sizeof(list_entry<LIST_FLOAT>::type)
+                                           : (int)sizeof(list_entry<LIST_PAIR32>::type);
+    const int list = g->capacity * entry + (4 * n_blocks + 1) * (int)sizeof(float);
     for (g->in_shared = 1;; g->in_shared = 0) {
         const int scratch = (g->in_shared ? 2 : 1) * ((n + 3) / 4 * 4) * (int)sizeof(float);
         g->scratch_bytes = scratch > sums ? scratch : sums;
@@ -251,8 +117,15 @@ extern "C" int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms) {
 }
 
 extern "C" cudaError_t wina_cuda_program_prepare(void) {
-    return cudaFuncSetAttribute(reinterpret_cast<const void *>(program_kernel),
-                                cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared());
+    for (const program_instance *const *l = lists(); *l; l++)
+        for (const program_instance *i = *l; i->kernel; i++) {
+            const cudaError_t e =
+                cudaFuncSetAttribute(reinterpret_cast<const void *>(i->kernel),
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared());
+            if (e != cudaSuccess)
+                return e;
+        }
+    return cudaSuccess;
 }
 
 extern "C" cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,
@@ -267,7 +140,7 @@ extern "C" cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int3
     config.stream = stream;
     config.attrs = &attribute;
     config.numAttrs = 1;
-    return cudaLaunchKernelEx(&config, program_kernel, *p);
+    return cudaLaunchKernelEx(&config, kernel_for(p->formats), *p);
 }
 
 extern "C" uint64_t wina_cuda_gemv_scratch(int32_t n_sms) {

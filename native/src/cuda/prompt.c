@@ -15,7 +15,6 @@ struct wina_cuda_prompt {
     wina_cuda_model *m;
     cudaStream_t stream;
     wina_cublas *cublas; /* or NULL: our own kernel */
-    wina_cuda_attend attend;
     wina_cuda_lists lists;
     int32_t most;
 
@@ -76,9 +75,8 @@ static void place_all(wina_cuda_prompt *p) {
     p->workspace = place(p, WORKSPACE_BYTES, 1);
 }
 
-int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_attend *attend,
-                                const wina_cuda_lists *lists, int32_t n_batch, cudaStream_t stream,
-                                wina_cuda_prompt **out) {
+int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists, int32_t n_batch,
+                                cudaStream_t stream, wina_cuda_prompt **out) {
     *out = NULL;
     int most_shared = 0;
     CUDA_TRY(m->host,
@@ -92,7 +90,7 @@ int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_attend *atte
     wina_cuda_prompt *p = calloc(1, sizeof *p);
     if (!p)
         return m->host->fail(WINA_E_MEMORY, "out of memory: session");
-    *p = (wina_cuda_prompt){.m = m, .stream = stream, .attend = *attend, .lists = *lists};
+    *p = (wina_cuda_prompt){.m = m, .stream = stream, .lists = *lists};
     p->most = round_up(n_batch, 16);
     place_all(p);
     cudaError_t e = wina_cuda_batch_prepare();
@@ -150,8 +148,13 @@ cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, i
     STEP(cudaStreamSynchronize(p->stream)); /* host_x may still be read */
     if (p->m->first > 0)                    /* enter() follows */
         return cudaSuccess;
-    for (int32_t t = 0; t < n_tokens; t++)
-        p->m->host->embed(&p->m->model->weights, tokens[t], p->host_x + (size_t)t * width);
+    const float scale = p->m->model->config.embd_scale;
+    for (int32_t t = 0; t < n_tokens; t++) {
+        float *x = p->host_x + (size_t)t * width;
+        p->m->host->embed(&p->m->model->weights, tokens[t], x);
+        for (size_t i = 0; i < width && scale != 1.0f; i++)
+            x[i] *= scale;
+    }
     return cudaMemcpyAsync(p->x, p->host_x, (size_t)n_tokens * width * sizeof(float),
                            cudaMemcpyHostToDevice, p->stream);
 }
@@ -232,8 +235,15 @@ static cudaError_t finish(wina_cuda_prompt *p, int32_t layer, wina_group group,
                                      p->stream);
     case WINA_GROUP_GATE_UP:
         return wina_cuda_batch_gate(p->ff, f->n_ff, p->y, w->n_out, p->scale,
-                                    w->projections[1].row0, f->n_ff, p->n_tokens, p->stream);
+                                    w->projections[1].row0, f->n_ff,
+                                    f->arch->activation == WINA_ACT_GELU, p->n_tokens, p->stream);
     default:
+        if (wina_config_has_exit(f))
+            return wina_cuda_batch_leave(
+                p->x, f->n_embd, p->y, w->n_out, p->scale,
+                p->m->layers[layer]
+                    .exit_norms[group == WINA_GROUP_O ? WINA_SITE_ATTN : WINA_SITE_FFN],
+                f->rms_eps, f->residual_scale, f->n_embd, p->n_tokens, p->stream);
         return wina_cuda_batch_add(p->x, f->n_embd, p->y, w->n_out, p->scale, f->n_embd,
                                    p->n_tokens, p->stream);
     }
@@ -259,12 +269,7 @@ cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_gr
     return finish(p, layer, group, w);
 }
 
-cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, int32_t layer) {
-    const wina_config *f = &p->m->model->config;
-    wina_cuda_attend a = p->attend;
-    const int64_t at = (int64_t)(layer - p->m->first) * f->n_head_kv * a.n_ctx * a.head_pad;
-    a.k += at;
-    a.v += at;
+cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, wina_cuda_attend a) {
     a.qkv = p->qkv;
     a.out = p->att;
     a.n_tokens = p->n_tokens;
@@ -290,6 +295,9 @@ cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *p, int32_t from, float *ou
         STEP(multiply(p, &p->m->output, 0, (int32_t)rows, n, p->y, (int64_t)rows));
         STEP(wina_cuda_batch_scale(p->y, (int64_t)rows, p->y, (int64_t)rows, p->scale, NULL,
                                    f->n_vocab, n, p->stream));
+        if (f->logit_scale != 1.0f || f->logit_softcap > 0)
+            STEP(wina_cuda_batch_cap(p->y, (int64_t)rows, f->logit_scale, f->logit_softcap,
+                                     f->n_vocab, n, p->stream));
         STEP(cudaMemcpy2DAsync(out + (size_t)(t - from) * n_vocab, n_vocab * sizeof(float), p->y,
                                rows * sizeof(float), n_vocab * sizeof(float), (size_t)n,
                                cudaMemcpyDeviceToHost, p->stream));

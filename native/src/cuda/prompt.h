@@ -26,11 +26,9 @@ static inline int32_t wina_cuda_slot(int32_t layer, int32_t group, int32_t list)
     return (layer * WINA_N_GROUPS + group) * WINA_RULE_MASKS + list;
 }
 
-/* attend: what does not change between layers, its k and v are those of layer 0. *out is NULL (and
- * WINA_OK returned) if a projection is too wide for this device. */
-int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_attend *attend,
-                                const wina_cuda_lists *lists, int32_t n_batch, cudaStream_t stream,
-                                wina_cuda_prompt **out);
+/* *out is NULL (and WINA_OK returned) if a projection is too wide for this device. */
+int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists, int32_t n_batch,
+                                cudaStream_t stream, wina_cuda_prompt **out);
 void wina_cuda_prompt_free(wina_cuda_prompt *p); /* accepts NULL */
 uint64_t wina_cuda_prompt_bytes(const wina_cuda_prompt *p);
 int32_t wina_cuda_prompt_most(const wina_cuda_prompt *p); /* tokens of a batch */
@@ -44,7 +42,8 @@ cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, i
 cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *p, const float *x);
 cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *p, float *x);
 cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_group group);
-cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, int32_t layer);
+/* attend: of this layer, but for what is the batch's own. */
+cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, wina_cuda_attend attend);
 /* Logits of tokens [from, n_tokens) into host memory; waits. */
 cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *p, int32_t from, float *out);
 

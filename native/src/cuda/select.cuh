@@ -4,6 +4,8 @@
  * to all. Scores are not negative, so their order is that of their bits. The n_keep-th largest is
  * found exactly: a histogram of bits below the largest score (2048 bins, 256 per power of two)
  * gives the bin it is in; its few members are ranked, or the bin is divided again if they are many.
+ * The first histogram takes only the scores near the last token's threshold and counts those above,
+ * which costs few atomics; if the threshold is not there, one of all scores follows.
  * Equal scores at the threshold are kept in rising order of the inputs.
  *
  * Loops are unrolled little: every step of a token runs through this code once, and long code is
@@ -20,9 +22,17 @@ enum {
     SELECT_RANKED = 64 /* most candidates that are ranked against each other */
 };
 
+/* A tile of rows and the thread blocks that work on it. */
+struct tile_share {
+    int tile, first_block, n_blocks;
+};
+
 struct select_shared {
-    uint32_t bins[SELECT_BINS];
-    uint32_t candidates[SELECT_RANKED];
+    alignas(16) uint32_t bins[SELECT_BINS];
+    alignas(16) uint32_t candidates[SELECT_RANKED];
+    uint32_t above[SELECT_WARPS];
+    float hint_center, hint_width;
+    tile_share own; /* of a step whose tiles have their own thread blocks */
     uint32_t warp[SELECT_WARPS];
     float warp_sum[SELECT_WARPS];
     uint32_t warp_max[SELECT_WARPS];
@@ -57,8 +67,8 @@ static __device__ __forceinline__ uint32_t sum_before(const uint32_t *values, ui
 }
 
 /* Finds the bin in which the n-th entry falls, counted from bin 0: s.bin, s.before (entries in
- * lower bins), s.in_bin. Leaves the bins at zero. All threads; ends with a barrier. */
-static __device__ __forceinline__ void find_bin(select_shared &s, uint32_t n) {
+ * lower bins), s.in_bin; or false. Leaves the bins at zero. All threads; ends with a barrier. */
+static __device__ __forceinline__ bool find_bin(select_shared &s, uint32_t n) {
     const int t = threadIdx.x;
     uint4 c = *reinterpret_cast<const uint4 *>(&s.bins[4 * t]);
     *reinterpret_cast<uint4 *>(&s.bins[4 * t]) = make_uint4(0, 0, 0, 0);
@@ -81,6 +91,7 @@ static __device__ __forceinline__ void find_bin(select_shared &s, uint32_t n) {
         s.in_bin = in_bin;
     }
     __syncthreads();
+    return n > 0 && n <= total;
 }
 
 /* The n-th largest of at most SELECT_RANKED candidates; every warp computes it for itself. Places
@@ -125,22 +136,46 @@ static __device__ __forceinline__ void each_score(const uint32_t *scores, int n,
 }
 
 /* Threshold of the n_keep (1 <= n_keep <= n) largest of n scores in shared memory; top is the
- * largest. All threads; scores and cleared bins must be behind a barrier. */
+ * largest; it is looked for in [low, high] first. All threads; scores and cleared bins must be
+ * behind a barrier. */
 static __device__ __forceinline__ select_threshold threshold(select_shared &s,
                                                              const uint32_t *scores, int n,
-                                                             uint32_t top, int n_keep) {
-    uint32_t low = 0, high = top; /* the threshold lies in [low, high] */
+                                                             uint32_t top, int n_keep, uint32_t low,
+                                                             uint32_t high) {
     uint32_t shift = 15, left = (uint32_t)n_keep, m;
+    bool guess = high < top; /* [low, high] may be wrong */
+    if (guess) {
+        shift = (uint32_t)max(22 - __clz((int)(high - low)), 0);
+    } else
+        low = 0, high = top;
 #pragma unroll 1
     for (;;) {
         const uint32_t last = high >> shift;
         const bool cut = last - (low >> shift) >= SELECT_BINS;
+        uint32_t above = 0;
         each_score(scores, n, [&](uint32_t score) {
+            above += score > high;
             if (score >= low && score <= high)
                 atomicAdd(&s.bins[min(last - (score >> shift), (uint32_t)SELECT_BINS - 1)], 1u);
         });
+        if (guess) {
+            above = __reduce_add_sync(0xffffffffu, above);
+            if ((threadIdx.x & 31) == 0)
+                s.above[threadIdx.x >> 5] = above;
+        }
         __syncthreads();
-        find_bin(s, left);
+        if (guess) {
+            sum_before(s.above, &above);
+            left = above < left ? left - above : 0;
+        }
+        if (!find_bin(s, left)) {
+            if (!guess) /* scores that are not numbers: the result is an error anyway */
+                return {0, 0, 0};
+            low = 0, high = top, shift = 15, left = (uint32_t)n_keep;
+            guess = false;
+            continue;
+        }
+        guess = false;
         left -= s.before;
         m = s.in_bin;
         const uint32_t bin = s.bin, mask = (1u << shift) - 1;
@@ -172,23 +207,32 @@ static __device__ __forceinline__ uint32_t kept_of(const uint32_t *scores, int n
     return __ballot_sync(0xffffffffu, i < n && scores[i] >= threshold);
 }
 
-/* Rare: more scores equal the threshold than there is room for. One warp sets the surplus to zero,
- * which is below any threshold but zero; a threshold of zero is raised for those that stay. All
- * threads; ends with a barrier. */
-static __device__ __forceinline__ void drop_surplus(uint32_t *scores, int n, select_threshold &t) {
-    const int lane = threadIdx.x & 31;
-    __syncthreads(); /* scores may still be read */
-    if (threadIdx.x < 32) {
-        int rank = 0;
+/* Rare: more scores equal the threshold than there is room for. The surplus is set to zero, which
+ * is below any threshold but zero; a threshold of zero is raised for those that stay. Every warp
+ * has a stretch of the scores. All threads; ends with a barrier. */
+static __device__ __forceinline__ void drop_surplus(select_shared &s, uint32_t *scores, int n,
+                                                    select_threshold &t) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    const int part = (n + 32 * SELECT_WARPS - 1) / (32 * SELECT_WARPS) * 32;
+    const int first = min(warp * part, n), last = min(first + part, n);
+    uint32_t rank = 0, total;
 #pragma unroll 1
-        for (int i = lane; i - lane < n; i += 32) {
-            const bool equal = i < n && scores[i] == t.bits;
-            const uint32_t who = __ballot_sync(0xffffffffu, equal);
-            const bool stays = rank + __popc(who & ((1u << lane) - 1)) < t.n_equal_kept;
-            if (equal)
-                scores[i] = stays ? max(t.bits, 1u) : 0;
-            rank += __popc(who);
-        }
+    for (int i = first + lane; i - lane < last; i += 32)
+        rank += i < last && scores[i] == t.bits;
+    rank = __reduce_add_sync(0xffffffffu, rank);
+    __syncthreads(); /* s.above may still be read, and scores */
+    if (lane == 0)
+        s.above[warp] = rank;
+    __syncthreads();
+    rank = sum_before(s.above, &total);
+#pragma unroll 1
+    for (int i = first + lane; i - lane < last; i += 32) {
+        const bool equal = i < last && scores[i] == t.bits;
+        const uint32_t who = __ballot_sync(0xffffffffu, equal);
+        const int own = (int)rank + __popc(who & ((1u << lane) - 1));
+        if (equal)
+            scores[i] = own < t.n_equal_kept ? max(t.bits, 1u) : 0;
+        rank += (uint32_t)__popc(who);
     }
     t.bits = max(t.bits, 1u);
     __syncthreads();

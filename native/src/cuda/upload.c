@@ -113,6 +113,11 @@ static void place_all(upload *u) {
         wina_cuda_layer *to = &m->layers[i];
         to->attn_norm = place_floats(u, from->attn_norm, c->n_embd);
         to->ffn_norm = place_floats(u, from->ffn_norm, c->n_embd);
+        for (int site = 0; site < WINA_N_SITES; site++)
+            to->exit_norms[site] = place_floats(u, from->exit_norms[site], c->n_embd);
+        const bool all = c->arch->qk_norm == WINA_QK_NORM_ALL;
+        to->q_norm = place_floats(u, from->q_norm, (all ? c->n_head : 1) * c->head_dim);
+        to->k_norm = place_floats(u, from->k_norm, (all ? c->n_head_kv : 1) * c->head_dim);
         for (int32_t k = 0; k < WINA_N_GROUPS; k++) {
             const wina_group_weights *g = &from->groups[k];
             wina_cuda_group *out = &to->groups[k];

@@ -140,7 +140,8 @@ static void check_one(const fake_spec *spec, const wina_sparsity *s, const char 
 
 /* Layers shared out: the first ones on the CPU, n_gpu on GPUs. */
 static void check_chain(int32_t n_gpu, float sparsity) {
-    const fake_spec spec = {WINA_DTYPE_Q8_0, 3, 256, 384, 4, 2, 64, 200, 64, true, true, false};
+    const fake_spec spec = {WINA_DTYPE_Q8_0, 3,    256, 384, 4, 2, 64, 200, 64, true, true,
+                            FAKE_PLAIN,      false};
     char what[80];
     snprintf(what, sizeof what, "chain, %d of 3 layers on GPUs, sparsity %g", n_gpu,
              (double)sparsity);
@@ -189,7 +190,8 @@ int main(int argc, char **argv) {
     static const float SPARSITIES[] = {0, 0.5f, 0.65f, 0.9999f};
     const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
     for (size_t t = 0; t < sizeof TYPES / sizeof TYPES[0]; t++) {
-        fake_spec spec = {TYPES[t], 2, 512, 768, 8, 2, 64, 300, 64, t % 2 == 1, t % 2 == 1, false};
+        fake_spec spec = {TYPES[t], 2,  512,        768,        8,          2,    64,
+                          300,      64, t % 2 == 1, t % 2 == 1, FAKE_PLAIN, false};
         for (size_t k = quick ? 1 : 0; k < (quick ? 2 : 4); k++) {
             char what[80];
             wina_sparsity s = {.sparsity = SPARSITIES[k],
@@ -203,13 +205,13 @@ int main(int argc, char **argv) {
     /* odd shapes: widths that are no multiple of a warp's rows, 3 heads, heads of 80, many inputs
      */
     static const fake_spec ODD[] = {
-        {WINA_DTYPE_F16, 1, 36, 52, 3, 3, 12, 41, 64, false, false, false},
-        {WINA_DTYPE_F32, 1, 1, 1, 1, 1, 2, 3, 64, false, false, false},
-        {WINA_DTYPE_Q4_0, 2, 576, 1536, 9, 3, 64, 1000, 64, false, false, false},
-        {WINA_DTYPE_Q8_0, 1, 896, 4864, 14, 2, 64, 777, 64, true, true, false},
-        {WINA_DTYPE_Q4_0, 1, 320, 17408, 4, 4, 80, 128, 64, false, false, false},
-        {WINA_DTYPE_F16, 1, 512, 18944, 2, 1, 256, 128, 64, false, true, false},
-        {WINA_DTYPE_Q6_K, 1, 5120, 768, 40, 8, 128, 128, 64, false, false, false},
+        {WINA_DTYPE_F16, 1, 36, 52, 3, 3, 12, 41, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_F32, 1, 1, 1, 1, 1, 2, 3, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_Q4_0, 2, 576, 1536, 9, 3, 64, 1000, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_Q8_0, 1, 896, 4864, 14, 2, 64, 777, 64, true, true, FAKE_PLAIN, false},
+        {WINA_DTYPE_Q4_0, 1, 320, 17408, 4, 4, 80, 128, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_F16, 1, 512, 18944, 2, 1, 256, 128, 64, false, true, FAKE_PLAIN, false},
+        {WINA_DTYPE_Q6_K, 1, 5120, 768, 40, 8, 128, 128, 64, false, false, FAKE_PLAIN, false},
     };
     for (size_t t = 0; t < (quick ? 3 : sizeof ODD / sizeof ODD[0]); t++)
         for (int k = 0; k < 2; k++) {
@@ -219,6 +221,28 @@ int main(int argc, char **argv) {
                      wina_dtype_find(ODD[t].dtype)->name, ODD[t].n_embd, ODD[t].n_ff,
                      (double)s.sparsity);
             check_one(&ODD[t], &s, what);
+        }
+    for (int32_t kind = FAKE_PLAIN + 1; kind < FAKE_N_KINDS; kind++)
+        for (int k = 0; k < 4; k++) {
+            const int32_t width = k == 3 ? 256 : k == 2 ? 96 : 64;
+            const fake_spec spec = {k & 1 ? WINA_DTYPE_F16 : WINA_DTYPE_Q8_0,
+                                    2,
+                                    256,
+                                    384,
+                                    6,
+                                    2,
+                                    width,
+                                    200,
+                                    64,
+                                    false,
+                                    false,
+                                    kind,
+                                    false};
+            const wina_sparsity s = {.sparsity = k == 1 ? 0.5f : 0, .method = WINA_METHOD_WINA};
+            char what[80];
+            snprintf(what, sizeof what, "like %s, heads of %d, sparsity %g", FAKE_NAMES[kind],
+                     width, (double)s.sparsity);
+            check_one(&spec, &s, what);
         }
     for (int32_t n_gpu = 1; n_gpu <= 3; n_gpu++)
         for (int k = 0; k < 2; k++)

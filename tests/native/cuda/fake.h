@@ -16,7 +16,8 @@ typedef struct fake_spec {
     uint32_t dtype; /* of every matrix */
     int32_t n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab, n_ctx;
     bool bias, halves;
-    bool fast; /* panels filled with a repeated pool: for timing */
+    int32_t kind; /* of fake_kind: how the model differs from plain llama and qwen2 ones */
+    bool fast;    /* panels filled with a repeated pool: for timing */
 } fake_spec;
 
 static inline float fake_normal(unsigned long long *state) {
@@ -215,6 +216,67 @@ static inline wina_rules fake_rules(const wina_model *m, float sparsity, int32_t
     return rules;
 }
 
+/* Like the architectures that have these traits. */
+typedef enum fake_kind {
+    FAKE_PLAIN,
+    FAKE_QWEN3,
+    FAKE_GEMMA2,
+    FAKE_GEMMA3,
+    FAKE_OLMO2,
+    FAKE_SMOLLM3,
+    FAKE_N_KINDS
+} fake_kind;
+static const char *const FAKE_NAMES[] = {"plain", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3"};
+static const wina_arch FAKE_ARCHS[] = {
+    [FAKE_QWEN3] = {.name = "qwen3", .rope = WINA_ROPE_HALVES, .qk_norm = WINA_QK_NORM_HEAD},
+    [FAKE_GEMMA2] = {.name = "gemma2",
+                     .rope = WINA_ROPE_HALVES,
+                     .activation = WINA_ACT_GELU,
+                     .post_norm = true,
+                     .scale_embd = true,
+                     .window_step = 2},
+    [FAKE_GEMMA3] = {.name = "gemma3",
+                     .rope = WINA_ROPE_HALVES,
+                     .activation = WINA_ACT_GELU,
+                     .qk_norm = WINA_QK_NORM_HEAD,
+                     .post_norm = true,
+                     .scale_embd = true,
+                     .window_step = 2},
+    [FAKE_OLMO2] = {.name = "olmo2",
+                    .rope = WINA_ROPE_HALVES,
+                    .qk_norm = WINA_QK_NORM_ALL,
+                    .no_pre_norm = true,
+                    .post_norm = true},
+    [FAKE_SMOLLM3] = {.name = "smollm3", .rope = WINA_ROPE_INTERLEAVED, .rope_step = 2},
+};
+
+/* What the kinds add to a plain model whose panels are there. */
+static inline void fake_traits(wina_model *m, int32_t kind, unsigned long long *state) {
+    wina_config *c = &m->config;
+    const wina_arch *a = &FAKE_ARCHS[kind];
+    c->arch = a;
+    c->rope_theta_window = kind == FAKE_GEMMA3 ? 1000 : c->rope_theta;
+    c->window = a->window_step ? 5 : 0; /* less than a test's tokens */
+    if (kind == FAKE_GEMMA2)
+        c->attn_softcap = 2, c->logit_softcap = 3, c->attn_scale *= 2;
+    if (kind == FAKE_SMOLLM3)
+        c->residual_scale = 0.7f, c->logit_scale = 0.3f, c->rope_scale = 0.5f;
+    if (a->scale_embd)
+        c->embd_scale = sqrtf((float)c->n_embd);
+    for (int32_t i = 0; i < c->n_layer; i++) {
+        wina_layer *l = &m->weights.layers[i];
+        if (a->no_pre_norm)
+            l->attn_norm = l->ffn_norm = NULL;
+        for (int s = 0; s < WINA_N_SITES && a->post_norm; s++)
+            l->exit_norms[s] = fake_vector(c->n_embd, 1, 0.1f, state);
+        const bool all = a->qk_norm == WINA_QK_NORM_ALL;
+        if (a->qk_norm) {
+            l->q_norm = fake_vector((all ? c->n_head : 1) * c->head_dim, 1, 0.1f, state);
+            l->k_norm = fake_vector((all ? c->n_head_kv : 1) * c->head_dim, 1, 0.1f, state);
+        }
+    }
+}
+
 static const wina_arch FAKE_LLAMA = {.name = "llama", .rope = WINA_ROPE_INTERLEAVED};
 static const wina_arch FAKE_QWEN = {.name = "qwen2", .rope = WINA_ROPE_HALVES, .qkv_bias = true};
 
@@ -234,6 +296,7 @@ static inline wina_model *fake_model(const fake_spec *s, unsigned long long seed
                               .n_ff = s->n_ff,
                               .rope_dim = s->head_dim,
                               .rope_theta = 10000,
+                              .rope_theta_window = 10000,
                               .rope_scale = 1,
                               .rope_gain = 1,
                               .embd_scale = 1,
@@ -283,6 +346,8 @@ static inline wina_model *fake_model(const fake_spec *s, unsigned long long seed
         m->weights.token_embd = t;
     }
     m->config.tied_output = !s->fast;
+    if (s->kind != FAKE_PLAIN)
+        fake_traits(m, s->kind, &state);
     m->has_plan = true;
     if (wina_tuning_groups(&m->weights, &m->groups) != WINA_OK)
         abort();

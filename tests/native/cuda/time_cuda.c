@@ -25,7 +25,12 @@ static void time_one(wina_backend *b, float sparsity, int32_t depth, float *logi
         double start = now();
         for (int32_t i = 0; i < N_GEN; i++) {
             int32_t token = (i * 7919 + 13) % b->model->config.n_vocab;
-            wina_forward f = {&token, 1, depth + i, 0, &rules, logits, 0, &cancel, NULL, NULL};
+            wina_forward f = {.tokens = &token,
+                              .n_tokens = 1,
+                              .pos = depth + i,
+                              .rules = &rules,
+                              .logits = logits,
+                              .cancel = &cancel};
             if (wina_forward_run(b, &f) != WINA_OK) {
                 printf("failed: %s\n", wina_error());
                 exit(1);
@@ -56,8 +61,13 @@ static void time_prompt(wina_backend *b, float *logits) {
     for (int32_t i = 0; i < N_PROMPT; i++)
         tokens[i] = (i * 7919 + 13) % b->model->config.n_vocab;
     for (int r = 0; r < 3; r++) {
-        wina_forward f = {tokens, N_PROMPT,     0,       N_PROMPT, &rules,
-                          logits, N_PROMPT - 1, &cancel, NULL,     NULL};
+        wina_forward f = {.tokens = tokens,
+                          .n_tokens = N_PROMPT,
+                          .n_dense = N_PROMPT,
+                          .rules = &rules,
+                          .logits = logits,
+                          .logits_from = N_PROMPT - 1,
+                          .cancel = &cancel};
         double start = now();
         if (wina_forward_run(b, &f) != WINA_OK) {
             printf("failed: %s\n", wina_error());
@@ -83,8 +93,8 @@ int main(int argc, char **argv) {
             at = NULL; /* "F16" is in "BF16" */
         if (!at || (at[strlen(name)] && at[strlen(name)] != ','))
             continue;
-        fake_spec spec = {ALL[t],           32,    4096,  14336, 32, 8, 128, 32000,
-                          depth + N_PROMPT, false, false, true};
+        fake_spec spec = {ALL[t],           32,    4096,  14336,      32,  8, 128, 32000,
+                          depth + N_PROMPT, false, false, FAKE_PLAIN, true};
         double start = now();
         wina_model *m = fake_model(&spec, 3);
         double made = now();

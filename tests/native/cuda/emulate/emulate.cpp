@@ -365,8 +365,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t) {
 }
 
 /* Prompts: not here, tokens go one by one. */
-int32_t wina_cuda_prompt_create(wina_cuda_model *, const wina_cuda_attend *,
-                                const wina_cuda_lists *, int32_t, cudaStream_t,
+int32_t wina_cuda_prompt_create(wina_cuda_model *, const wina_cuda_lists *, int32_t, cudaStream_t,
                                 wina_cuda_prompt **out) {
     *out = nullptr;
     return WINA_OK;
@@ -391,7 +390,7 @@ cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *, float *) {
 cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *, int32_t, wina_group) {
     return cudaErrorNotSupported;
 }
-cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *, int32_t) {
+cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *, wina_cuda_attend) {
     return cudaErrorNotSupported;
 }
 cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *, int32_t, float *) {

@@ -107,6 +107,9 @@ static inline int __float2int_rn(float f) {
 static inline int __ffs(uint32_t v) {
     return __builtin_ffs((int)v);
 }
+static inline int __clz(int v) {
+    return v ? __builtin_clz((unsigned)v) : 32;
+}
 static inline int __popc(uint32_t v) {
     return __builtin_popcount(v);
 }
@@ -121,7 +124,8 @@ static inline uint32_t __byte_perm(uint32_t a, uint32_t b, uint32_t selector) {
 static inline int emulated_dp2a(int acc, int x, uint32_t bytes) {
     return acc + (int16_t)(x & 0xffff) * (int)(bytes & 255) + (x >> 16) * (int)(bytes >> 8 & 255);
 }
-#define __expf(f) expf(f)
+#define __expf(f)        expf(f)
+#define __fdividef(a, b) ((a) / (b))
 static inline float rsqrtf(float f) {
     return 1.0f / sqrtf(f);
 }
