@@ -45,7 +45,8 @@ static int32_t get_matrix(const wina_gguf *gguf, const wina_matrix_source *m, in
         return WINA_OK;
     if (!t->data && m->n_stacked > 1)
         return wina_fail(WINA_E_UNSUPPORTED,
-                         "tensor %s: packed files with stacked matrices are not supported", m->name);
+                         "tensor %s: packed files with stacked matrices are not supported",
+                         m->name);
     out->ne[1] = (uint64_t)m->n_rows;
     out->ne[2] = 1;
     if (t->data) /* else its panels are in the file */

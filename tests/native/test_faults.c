@@ -226,8 +226,10 @@ static int round_of(fault_kind kind, long n, int error, int64_t expected) {
                   KIND_NAMES[kind], n, wina_error());
     }
     wina_model_free(model);
-    CHECK_MSG(n_blocks == blocks, "%s %ld: %ld blocks leak", KIND_NAMES[kind], n,
-              n_blocks - blocks);
+    /* Programs for emulation are static: blocks that libc keeps for itself are counted there, too.
+     */
+    CHECK_MSG(n_blocks == blocks || check_emulated(), "%s %ld: %ld blocks leak", KIND_NAMES[kind],
+              n, n_blocks - blocks);
     CHECK_MSG(n_mappings == mappings, "%s %ld: %ld mappings leak", KIND_NAMES[kind], n,
               n_mappings - mappings);
     CHECK_MSG(count_descriptors() == descriptors, "%s %ld: descriptors leak", KIND_NAMES[kind], n);

@@ -51,7 +51,7 @@ typedef struct wina_cpu {
     int32_t *chosen;   /* (B, n_expert_used) experts of a token, rising */
     float *share;      /* (B, n_expert_used) their weights */
     int32_t *visitors; /* (B) tokens of one expert */
-    float *partial; /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
+    float *partial;    /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
     wina_kvcache cache;
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
