@@ -81,13 +81,13 @@ def test_dense_logits_of_gemma3(gemma_path: Path) -> None:
     """The third real model: windows, post norms, GeGLU, 262144 tokens."""
     with np.load(GOLDEN / "dense_gemma3.npz") as file:
         dense = {key: file[key] for key in file.files}
-    with pywina.load(gemma_path, n_ctx=512) as model:
-        # Measured: 1.5e-5 at one position, 3.6e-6 at most at all others; why is not known.
-        check_dense(dense, model.logits(dense["tokens"].tolist()), least=0.99996)
+    # With keys and values in float16 the cosine is 1 - 1.5e-5 at one position, in float32 1 - 4.2e-7.
+    with pywina.load(gemma_path, n_ctx=512, cache_type_k="f32", cache_type_v="f32") as model:
+        check_dense(dense, model.logits(dense["tokens"].tolist()))
 
 
-def check_dense(dense: dict[str, np.ndarray], logits: np.ndarray, least: float = 0.99999) -> None:
-    assert cosine(dense, logits).min() > least
+def check_dense(dense: dict[str, np.ndarray], logits: np.ndarray) -> None:
+    assert cosine(dense, logits).min() > 0.99999
     wide = logits.astype(np.float64)
     np.testing.assert_allclose(np.linalg.norm(wide, axis=1), dense["norm"], rtol=0.003)
     peak = wide.max(axis=1)
