@@ -81,7 +81,7 @@ def test_dense_logits_of_gemma3(gemma_path: Path) -> None:
     """The third real model: windows, post norms, GeGLU, 262144 tokens."""
     with np.load(GOLDEN / "dense_gemma3.npz") as file:
         dense = {key: file[key] for key in file.files}
-    # With keys and values in float16 the cosine is 1 - 1.5e-5 at one position, in float32 1 - 4.2e-7.
+    # A float16 cache costs a cosine of 1 - 1.5e-5 at one position; with float32 it is 1 - 4.2e-7.
     with pywina.load(gemma_path, n_ctx=512, cache_type_k="f32", cache_type_v="f32") as model:
         check_dense(dense, model.logits(dense["tokens"].tolist()))
 
