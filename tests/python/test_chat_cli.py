@@ -138,7 +138,9 @@ def test_ctrl_c_stops_the_answer_alone(
     shell.send("\x03")
     shell.wait_for("[stopped]")
     shell.wait_for("> ")
-    shell.send("half a line\x03")
+    shell.send("half a line")
+    shell.wait_for("half a line")  # it is being read now: no interrupt comes before that
+    shell.send("\x03")
     shell.wait_for("/exit ends")
     shell.wait_for("> ")
     shell.send("\x04")

@@ -27,7 +27,7 @@ from conftest import ROOT
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: How many blocks are not run. A new one has to be counted here, too.
-NOT_RUN = 14
+NOT_RUN = 16
 
 _MARK = re.compile(r"<!-- not run: (.*) -->")
 _FENCE = re.compile(r"```(\w+)(?: (\w+))?")

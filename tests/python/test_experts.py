@@ -236,10 +236,10 @@ def test_all_experts_are_in_memory(files: Callable[..., Path]) -> None:
 
 
 def test_not_on_a_gpu(files: Callable[..., Path]) -> None:
-    with pytest.raises(pywina.UnsupportedError, match="a mixture of experts, which only the CPU"):
+    with pytest.raises(pywina.UnsupportedError, match="mixtures of experts run on the CPU only"):
         pywina.load(files("mixtral"), backend="cuda")
     with pywina.load(files("mixtral"), backend="auto") as model:
-        assert model.info.backend == "cpu" and "mixture of experts" in model.info.backend_note
+        assert model.info.backend == "cpu" and "mixtures of experts" in model.info.backend_note
 
 
 def test_what_experts_have_not(files: Callable[..., Path], tmp_path: Path) -> None:
