@@ -63,8 +63,8 @@ OBJ     := $(SRC:native/src/%.c=$(BUILD)/obj/%.o)
 CLI_OBJ := $(patsubst native/cli/%.c,$(BUILD)/obj/cli/%.o,$(wildcard native/cli/*.c))
 TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/test_*.c))
 
-# Loops over weights that are no instruction set's own; a sanitizer's CFLAGS stay as they are.
-HOT        := dequant pack sparse/norms cpu/attention cpu/project cpu/cpu
+# Loops over weights that are no instruction set's own.
+HOT        := dequant pack piece quantize_32 quantize_k sparse/norms cpu/attention cpu/project cpu/cpu
 ISA_c      := -O3
 ISA_avx2   := -O3 -mavx2 -mfma -mf16c
 ISA_avxvnni := $(ISA_avx2) -mavxvnni

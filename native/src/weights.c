@@ -349,32 +349,28 @@ static const wina_group_weights *expert_group(const wina_expert *e, int group) {
     return group == WINA_GROUP_DOWN ? &e->down : &e->gate_up;
 }
 
-int32_t wina_weights_widest_in(const wina_weights *w, int group) {
-    int32_t widest = 0;
+/* The most inputs, or outputs, of a group in any layer. */
+static int32_t widest(const wina_weights *w, int group, bool outputs) {
+    int32_t most = 0;
     for (int32_t i = 0; i < w->n_layer; i++) {
         const wina_layer *layer = &w->layers[i];
-        const int32_t n = layer->groups[group].n_in;
-        widest = n > widest ? n : widest;
-        for (int32_t e = 0; e < layer->mixture.n && group >= WINA_GROUP_GATE_UP; e++) {
-            const int32_t own = expert_group(&layer->mixture.experts[e], group)->n_in;
-            widest = own > widest ? own : widest;
+        const int32_t n_experts = group >= WINA_GROUP_GATE_UP ? layer->mixture.n : 0;
+        for (int32_t e = -1; e < n_experts; e++) {
+            const wina_group_weights *g =
+                e < 0 ? &layer->groups[group] : expert_group(&layer->mixture.experts[e], group);
+            const int32_t n = outputs ? g->n_out : g->n_in;
+            most = n > most ? n : most;
         }
     }
-    return widest;
+    return most;
+}
+
+int32_t wina_weights_widest_in(const wina_weights *w, int group) {
+    return widest(w, group, false);
 }
 
 int32_t wina_weights_widest_out(const wina_weights *w, int group) {
-    int32_t widest = 0;
-    for (int32_t i = 0; i < w->n_layer; i++) {
-        const wina_layer *layer = &w->layers[i];
-        const int32_t n = layer->groups[group].n_out;
-        widest = n > widest ? n : widest;
-        for (int32_t e = 0; e < layer->mixture.n && group >= WINA_GROUP_GATE_UP; e++) {
-            const int32_t own = expert_group(&layer->mixture.experts[e], group)->n_out;
-            widest = own > widest ? own : widest;
-        }
-    }
-    return widest;
+    return widest(w, group, true);
 }
 
 void wina_weights_embed(const wina_weights *w, int32_t token, float *out) {
