@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,19 @@ def _open() -> tuple[cffi.FFI, Any]:
     return builder, library
 
 
-ffi, lib = _open()
+def _is_program() -> bool:
+    """Whether this process is the `pywina` program: then a traceback helps nobody."""
+    started = sys.orig_argv
+    return Path(sys.argv[0]).name == "pywina" or "-m pywina" in " ".join(started[:4])
+
+
+try:
+    ffi, lib = _open()
+except errors.LibraryError as error:
+    if not _is_program():
+        raise
+    print(f"pywina: error: {error}", file=sys.stderr)
+    raise SystemExit(1) from None
 
 _CLASSES: dict[int, type[errors.WinaError]] = {
     lib.WINA_E_ARGUMENT: errors.ArgumentError,

@@ -41,7 +41,7 @@ def _model(source: str) -> WinaModel:
 
 def sources() -> dict[str, str]:
     """What stands behind every model id: a path or a known name."""
-    found = {f"pywina/{known.name}": known.name for known in CATALOG.values() if known.runnable}
+    found = {f"pywina/{known.name}": known.name for known in CATALOG.values()}
     for repo_id, path in cached_models():
         found[f"pywina/{repo_id}/{path.name}"] = str(path)
     chosen = os.environ.get("PYWINA_MODEL")

@@ -94,8 +94,10 @@ def _possible(model: Model, rules: dict[str, Sparsity]) -> dict[str, Sparsity]:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.data is None or not Path(args.data).is_dir():
-        raise FileError(f"{args.data} is no folder of data: give --data DIR, or set PYWINA_DATA")
+    if args.data is None:
+        raise ArgumentError("there are no tasks to ask: give --data DIR, or set PYWINA_DATA")
+    if not Path(args.data).is_dir():
+        raise FileError(f"--data {args.data} is not a folder")
     if args.limit is not None and args.limit < 1:
         raise ArgumentError(f"--limit is {args.limit}; give at least 1")
     tasks = args.tasks.split(",")

@@ -49,8 +49,6 @@ def main_list(_args: argparse.Namespace) -> int:
         notes = [f"{model.n_bytes / 1e6:.0f} MB", model.title]
         if cached(model):
             notes.append("fetched")
-        if not model.runnable:
-            notes.append("cannot be run yet")
         print(f"{model.name}: {', '.join(notes)}")
     for repo_id, path in cached_models():
         print(f"{repo_id}: {path.stat().st_size / 1e6:.0f} MB, {path.name}, fetched")

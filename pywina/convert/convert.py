@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 
 from ..errors import ArgumentError, FileError
+from ..hub.catalog import CATALOG
 from ..info import _GROUPS, Group
 from ..model import Model
 from ..tuning import Tuning
@@ -49,6 +50,11 @@ def l2_norms(model: Model) -> Tuning:
 
 def check_paths(source: Path, target: Path) -> None:
     """The target's folder is there, and the target is not the source under any name."""
+    if str(target) in CATALOG:
+        raise ArgumentError(
+            f"{target} is the name of a known model: give the file one of its own, such as "
+            f"{target}-converted.gguf"
+        )
     if not target.parent.is_dir():
         raise FileError(f"{target.parent} is not a folder")
     if target.is_dir():

@@ -28,7 +28,6 @@ class KnownModel:
     n_bytes: int
     sha256: str
     parts: tuple[Part, ...]
-    runnable: bool = True
 
     @property
     def file_name(self) -> str:

@@ -62,8 +62,6 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     if text in CATALOG:
-        if not CATALOG[text].runnable:
-            raise UnsupportedError(f"{text} can be fetched, but its architecture cannot be run yet")
         return fetch(text)
     known = ", ".join(CATALOG)
     if is_hub_id(text) and not path.parent.is_dir():

@@ -114,6 +114,8 @@ def test_the_input_is_never_the_output(
     for target in (tiny_model, link, hard):
         assert main(["convert", str(tiny_model), str(target)]) == 2
         assert "the input itself" in capsys.readouterr().err
+    assert main(["convert", str(tiny_model), "smollm2-135m"]) == 2
+    assert "smollm2-135m-converted.gguf" in capsys.readouterr().err
     hard.unlink()
     assert tiny_model.read_bytes() == before
     for wrong in (tmp_path, tmp_path / "none" / "out.gguf"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import stat
@@ -182,16 +181,6 @@ def test_unknown_names_list_the_known_ones(tmp_path: Path) -> None:
         fetch_module.fetch("smollm")
     with pytest.raises(pywina.UnsupportedError, match="pass it with -hf"):
         fetch_module.resolve("someone/some-model")
-
-
-def test_what_cannot_be_run_is_not_fetched_to_be_run(
-    index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(CATALOG, "two", dataclasses.replace(CATALOG["two"], runnable=False))
-    with pytest.raises(pywina.UnsupportedError, match="two can be fetched"):
-        fetch_module.resolve("two")
-    assert not (index / "requests").exists()
-    assert fetch_module.fetch("two").read_bytes() == WHOLE
 
 
 @pytest.mark.parametrize("bad", [None, 3, "", "a\0b", b"bytes"])

@@ -143,6 +143,23 @@ def _import_with(library: Path | str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("library", ["/nowhere/libwina.so", __file__])
+def test_the_program_names_a_wrong_library_in_one_line(library: str) -> None:
+    for command in (
+        [sys.executable, "-m", "pywina"],
+        [str(Path(sys.executable).parent / "pywina")],
+    ):
+        if not Path(command[0]).exists():
+            continue
+        done = subprocess.run(
+            [*command, "list"], env=os.environ | {"PYWINA_LIBRARY": library},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1 and not done.stdout
+        assert done.stderr.startswith("pywina: error: ") and library in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 def _build(folder: Path, source: str) -> Path:
     if shutil.which("cc") is None:
         pytest.skip("cc is not installed")
