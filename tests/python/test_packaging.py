@@ -21,7 +21,9 @@ from conftest import ROOT
 from pywina import __version__
 
 CLEAN = {
-    k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "PYWINA", "WINA"))
+    k: v
+    for k, v in os.environ.items()
+    if not k.startswith(("MAKE", "MFLAGS", "PYWINA", "WINA", "PYTHONPATH"))
 }
 slow = pytest.mark.skipif(
     not os.environ.get("WINA_TEST_WHEELS"), reason="slow: WINA_TEST_WHEELS=1, make test-packaging"
