@@ -394,8 +394,9 @@ int32_t wina_session_decode(wina_session *session, int32_t token);
 int32_t wina_session_decode_batch(wina_session *const *sessions, const int32_t *tokens, int32_t n,
                                   int32_t *statuses);
 
-/* (n_vocab) logits of the last token evaluated; NULL before the first. Valid until the next
- * call on the session. */
+/* (n_vocab) logits of the last token evaluated; NULL before the first, or if they cannot be copied
+ * from the GPU, where they stay until they are asked for. Valid until the next call on the session.
+ */
 const float *wina_session_logits(const wina_session *session);
 
 int32_t wina_session_n_ctx(const wina_session *session);

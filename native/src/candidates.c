@@ -8,14 +8,14 @@
 
 typedef wina_candidate candidate;
 
-static bool is_worse(candidate a, candidate b) {
+bool wina_candidates_is_worse(candidate a, candidate b) {
     return a.logit < b.logit || (a.logit == b.logit && a.token > b.token);
 }
 
 candidate wina_candidates_best(const candidate *c, int64_t n) {
     candidate best = c[0];
     for (int64_t i = 1; i < n; i++)
-        if (is_worse(best, c[i]))
+        if (wina_candidates_is_worse(best, c[i]))
             best = c[i];
     return best;
 }
@@ -37,9 +37,9 @@ static double total_weight(const candidate *c, int64_t n, float max) {
 static void sift_down(candidate *heap, int64_t n, int64_t i) {
     const candidate moved = heap[i];
     for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && is_worse(heap[child + 1], heap[child]))
+        if (child + 1 < n && wina_candidates_is_worse(heap[child + 1], heap[child]))
             child++;
-        if (!is_worse(heap[child], moved))
+        if (!wina_candidates_is_worse(heap[child], moved))
             break;
         heap[i] = heap[child];
     }
@@ -88,10 +88,11 @@ int64_t wina_candidates_top_k(candidate *c, int64_t n, int32_t k) {
         return n;
     make_heap(c, k);
     for (int64_t i = k; i < n; i++)
-        if (is_worse(c[0], c[i])) {
+        if (wina_candidates_is_worse(c[0], c[i])) {
             c[0] = c[i];
             sift_down(c, k, 0);
         }
+    wina_candidates_sort(c, k); /* so that the draw does not depend on how they were found */
     return k;
 }
 
@@ -104,7 +105,7 @@ static int by_distance(const void *a, const void *b) {
     const typical *x = a, *y = b;
     if (x->distance != y->distance)
         return x->distance < y->distance ? -1 : 1;
-    return is_worse(x->own, y->own) - is_worse(y->own, x->own);
+    return wina_candidates_is_worse(x->own, y->own) - wina_candidates_is_worse(y->own, x->own);
 }
 
 int32_t wina_candidates_typical(candidate *c, int64_t n, float p, int64_t *n_kept) {

@@ -12,6 +12,12 @@ typedef struct wina_candidate {
     int32_t token;
 } wina_candidate;
 
+/* Candidates that a backend may hand out instead of all logits, at most. */
+enum { WINA_MOST_BEST = 128 };
+
+/* The worse of two: the lower logit; the higher token where they are equal. */
+bool wina_candidates_is_worse(wina_candidate a, wina_candidate b);
+
 /* The likeliest; the lower token where two are equal. */
 wina_candidate wina_candidates_best(const wina_candidate *c, int64_t n);
 
@@ -23,7 +29,7 @@ void wina_candidates_sort(wina_candidate *c, int64_t n); /* best first */
 /* Logits of at least the largest minus `sigmas` standard deviations. */
 int64_t wina_candidates_top_n_sigma(wina_candidate *c, int64_t n, float sigmas);
 
-/* The k best. */
+/* The k best; best first, if any are left out. */
 int64_t wina_candidates_top_k(wina_candidate *c, int64_t n, int32_t k);
 
 /* Those whose surprise is nearest to the entropy, until they have more than probability p

@@ -8,6 +8,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../candidates.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -232,6 +234,21 @@ int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms);
 cudaError_t wina_cuda_program_prepare(void);
 cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,
                                      cudaStream_t stream);
+
+/* The best candidates of a token, best first. */
+typedef struct wina_cuda_best {
+    int32_t n;         /* 0: too many are equal */
+    int32_t is_broken; /* a logit is not finite */
+    wina_candidate all[WINA_MOST_BEST];
+} wina_cuda_best;
+
+enum { WINA_CUDA_BEST_CHUNKS = 1024 };
+
+/* *out = the best of n logits. maxima: WINA_CUDA_BEST_CHUNKS numbers of scratch; arrived: zero, left
+ * as zero. */
+cudaError_t wina_cuda_best_launch(const float *logits, int32_t n, uint32_t *maxima,
+                                  uint32_t *arrived, wina_cuda_best *out, int32_t n_sms,
+                                  cudaStream_t stream);
 
 /* Bytes of `partial`, elements of `arrived` that any projection of n_rows rows needs. */
 uint64_t wina_cuda_gemv_scratch(int32_t n_sms);
