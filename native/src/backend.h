@@ -60,10 +60,9 @@ typedef struct wina_backend_ops {
      * NULL: the last token's stay in the backend, which is `late` then and has checked that they
      * are finite. */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
-    /* While `late`: the logits, after which it is not; and the *n best of them, best first, *n 0 if
-     * it did not look for them. NULL: cannot */
+    /* While `late`: the logits, after which it is not; and the best of them. NULL: cannot */
     void (*fetch_logits)(wina_backend *backend, float *out);
-    const wina_candidate *(*best)(wina_backend *backend, int32_t *n);
+    const wina_best *(*best)(wina_backend *backend);
     /* rms_norm(x) of all tokens of the batch, (n_tokens, n_embd): what the head multiplies. NULL:
      * cannot */
     void (*hidden)(wina_backend *backend, float *out);

@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "mem.h"
 #include "status.h"
@@ -156,6 +157,40 @@ int64_t wina_candidates_tail(candidate *c, int64_t n, float top_p, float min_p) 
     while (m < n_kept && (m == 0 || sum < (double)top_p * total))
         sum += wina_candidate_weight(c[m++], max, 1);
     return m;
+}
+
+static int by_token(const void *a, const void *b) {
+    const int32_t x = ((const candidate *)a)->token, y = ((const candidate *)b)->token;
+    return (x > y) - (x < y);
+}
+
+/* Another sum of the same weights may differ from ours by roundings: if that could change how many
+ * are kept, nothing is told. */
+bool wina_candidates_tail_of_best(const wina_best *best, int32_t n_vocab, float top_p, float min_p,
+                                  candidate *c, int64_t *n_kept) {
+    const double ROUNDING = 1e-9, lowest = min_p > 0 ? log((double)min_p) : -INFINITY;
+    const float max = best->all[0].logit;
+    int64_t n = 0, m = 0;
+    while (n < best->n && (double)best->all[n].logit - (double)max >= lowest)
+        n++;
+    const bool ends = n < best->n || n == n_vocab; /* all that min_p leaves are here */
+    memcpy(c, best->all, (size_t)n * sizeof *c);
+    if (top_p >= 1) {
+        qsort(c, (size_t)n, sizeof *c, by_token);
+        *n_kept = n;
+        return ends;
+    }
+    if (!(best->weight >= 1 && best->weight < INFINITY))
+        return false;
+    const double wanted = (double)top_p * best->weight;
+    double sum = 0;
+    while (m < n && (m == 0 || sum < wanted)) {
+        sum += wina_candidate_weight(c[m++], max, 1);
+        if (top_p > 0 && fabs(sum - wanted) <= ROUNDING * best->weight)
+            return false;
+    }
+    *n_kept = m;
+    return ends || sum >= wanted;
 }
 
 int64_t wina_candidates_xtc(candidate *c, int64_t n, float threshold) {

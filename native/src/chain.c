@@ -138,9 +138,9 @@ static void fetch_logits(wina_backend *b, float *out) {
     b->late = last->backend->late;
 }
 
-static const wina_candidate *best(wina_backend *b, int32_t *n) {
+static const wina_best *best(wina_backend *b) {
     const part *last = &chain_of(b)->parts[chain_of(b)->n_parts - 1];
-    return last->backend->ops->best(last->backend, n);
+    return last->backend->ops->best(last->backend);
 }
 
 static const wina_backend_ops CHAIN_OPS = {

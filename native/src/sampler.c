@@ -367,7 +367,7 @@ static int32_t mirostat(wina_sampler *s, int32_t n_vocab) {
     return c[chosen].token;
 }
 
-/* Everything between the penalties and the draw; *n candidates are left. */
+/* Filters that come before those by probability of a few; *n candidates are left. */
 static int32_t filter(wina_sampler *s, int64_t *n) {
     const wina_sampler_params *p = &s->params;
     candidate *c = s->candidates;
@@ -377,8 +377,6 @@ static int32_t filter(wina_sampler *s, int64_t *n) {
     if (p->typical_p < 1)
         WINA_TRY(wina_candidates_typical(c, *n, p->typical_p, n));
     *n = wina_candidates_tail(c, *n, p->top_p, p->min_p);
-    if (p->xtc_probability > 0 && p->xtc_threshold <= 0.5f && draw(s) < (double)p->xtc_probability)
-        *n = wina_candidates_xtc(c, *n, p->xtc_threshold);
     return WINA_OK;
 }
 
@@ -387,16 +385,23 @@ static bool has_filters(const wina_sampler_params *p) {
     return p->temperature > 0 || p->typical_p < 1 || p->xtc_probability > 0;
 }
 
-/* From n candidates whose logits are as they shall be. */
-static int32_t choose(wina_sampler *s, int64_t n, int32_t *token) {
+/* From those that the filters left. */
+static int32_t choose_filtered(wina_sampler *s, int64_t n) {
     const wina_sampler_params *p = &s->params;
     candidate *c = s->candidates;
-    if (has_filters(p))
-        WINA_TRY(filter(s, &n));
+    if (p->xtc_probability > 0 && p->xtc_threshold <= 0.5f && draw(s) < (double)p->xtc_probability)
+        n = wina_candidates_xtc(c, n, p->xtc_threshold);
     double temperature =
         wina_candidates_temperature(c, n, p->temperature, p->dynatemp_range, p->dynatemp_exponent);
-    *token = p->temperature > 0 && temperature > 0 ? c[draw_one(s, c, n, temperature)].token
-                                                   : wina_candidates_best(c, n).token;
+    return p->temperature > 0 && temperature > 0 ? c[draw_one(s, c, n, temperature)].token
+                                                 : wina_candidates_best(c, n).token;
+}
+
+/* From n candidates whose logits are as they shall be. */
+static int32_t choose(wina_sampler *s, int64_t n, int32_t *token) {
+    if (has_filters(&s->params))
+        WINA_TRY(filter(s, &n));
+    *token = choose_filtered(s, n);
     return WINA_OK;
 }
 
@@ -431,23 +436,41 @@ static int32_t n_wanted(const wina_sampler *s, int32_t n_vocab) {
     return p->top_n_sigma > 0 || p->top_k <= 0 || p->top_k >= n_vocab ? 0 : p->top_k;
 }
 
-int32_t wina_sampler_sample_best(wina_sampler *s, const wina_candidate *best, int32_t n,
-                                 int32_t n_vocab, int32_t *token) {
-    const int32_t k = n_wanted(s, n_vocab);
+/* Top_p and min_p alone, of logits as the model gave them. */
+static bool is_plain(const wina_sampler *s, int32_t n_vocab) {
+    const wina_sampler_params *p = &s->params;
+    return has_filters(p) && (p->top_k <= 0 || p->top_k >= n_vocab) && p->top_n_sigma <= 0 &&
+           p->typical_p >= 1 && p->mirostat == 0 && p->repeat_penalty == 1.0f &&
+           p->presence_penalty == 0 && p->frequency_penalty == 0 && p->dry_multiplier == 0 &&
+           p->n_logit_bias == 0;
+}
+
+int32_t wina_sampler_sample_best(wina_sampler *s, const wina_best *best, int32_t n_vocab,
+                                 int32_t *token) {
+    const int32_t k = n_wanted(s, n_vocab), n = best->n;
     *token = -1;
-    if (k == 0 || k > n)
+    if (n < 1)
         return WINA_OK;
     WINA_TRY(wina_mem_grow(&s->candidates, &s->candidates_capacity, (uint64_t)n,
                            sizeof *s->candidates, "sampler candidates"));
     candidate *c = s->candidates;
-    memcpy(c, best, (size_t)n * sizeof *c);
+    if (is_plain(s, n_vocab)) {
+        int64_t n_kept;
+        if (wina_candidates_tail_of_best(best, n_vocab, s->params.top_p, s->params.min_p, c,
+                                         &n_kept))
+            *token = choose_filtered(s, n_kept);
+        return WINA_OK;
+    }
+    if (k == 0 || k > n)
+        return WINA_OK;
+    memcpy(c, best->all, (size_t)n * sizeof *c);
     add_bias(s, n, n_vocab);
     WINA_TRY(penalize(s, n, n_vocab));
     WINA_TRY(dry(s, n, n_vocab));
     wina_candidates_sort(c, n);
     /* Logits were only lowered: those that are not here are still worse than the last that is. */
     if (c[k - 1].logit == -INFINITY ||
-        (n < n_vocab && wina_candidates_is_worse(c[k - 1], best[n - 1])))
+        (n < n_vocab && wina_candidates_is_worse(c[k - 1], best->all[n - 1])))
         return WINA_OK;
     return choose(s, k, token);
 }

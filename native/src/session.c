@@ -347,9 +347,8 @@ const float *wina_session_logits(const wina_session *s) {
     return s->has_logits ? s->logits : NULL;
 }
 
-const wina_candidate *wina_session_best(const wina_session *s, int32_t *n) {
-    *n = 0;
-    return s->has_logits && s->backend->late ? s->backend->ops->best(s->backend, n) : NULL;
+const wina_best *wina_session_best(const wina_session *s) {
+    return s->has_logits && s->backend->late ? s->backend->ops->best(s->backend) : NULL;
 }
 
 int32_t wina_session_n_ctx(const wina_session *s) {

@@ -134,10 +134,9 @@ static int32_t token_bytes(const wina_stream *s, int32_t token, char **bytes, si
 
 static int32_t choose(wina_stream *s, int32_t *token) {
     const int32_t n_vocab = s->session->model->config.n_vocab;
-    int32_t n_best = 0;
-    const wina_candidate *best = s->process ? NULL : wina_session_best(s->session, &n_best);
-    if (n_best > 0) { /* the backend's own; all logits only if these do not tell */
-        WINA_TRY(wina_sampler_sample_best(s->sampler, best, n_best, n_vocab, token));
+    const wina_best *best = s->process ? NULL : wina_session_best(s->session);
+    if (best) { /* all logits only if these do not tell */
+        WINA_TRY(wina_sampler_sample_best(s->sampler, best, n_vocab, token));
         if (*token >= 0)
             return wina_sampler_accept(s->sampler, *token);
     }

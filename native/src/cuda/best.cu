@@ -1,7 +1,7 @@
 /* best: the best logits of a token, so that the host needs no others to choose one. Logits are cut
  * into chunks; the k-th largest of the chunks' maxima is exceeded or met by at least k logits, which
  * lie in the chunks whose maximum is not below it: few, unless many logits are equal. They are
- * sorted. */
+ * sorted. The weight of all logits is summed in double precision in an order that is fixed. */
 #include <cfloat>
 
 #include "common.cuh"
@@ -19,7 +19,7 @@ enum {
 struct best_arguments {
     const float *logits;
     int n, width, n_chunks; /* logits of a chunk */
-    uint32_t *maxima;       /* (n_chunks) keys */
+    wina_cuda_chunk *chunks; /* (n_chunks) */
     uint32_t *arrived;
     wina_cuda_best *out;
 };
@@ -27,6 +27,7 @@ struct best_arguments {
 struct best_shared {
     uint64_t chunks[WINA_CUDA_BEST_CHUNKS]; /* key and complement of the number */
     uint64_t list[BEST_ROOM];
+    double weights[BEST_WARPS];
     int32_t n, is_last;
 };
 
@@ -63,6 +64,12 @@ static __device__ void sort_all(uint64_t *v, int n) {
     __syncthreads();
 }
 
+static __device__ __forceinline__ double warp_sum_of_doubles(double v) {
+    for (int offset = 16; offset; offset >>= 1)
+        v += __shfl_xor_sync(0xffffffffu, v, offset);
+    return v;
+}
+
 static __device__ __forceinline__ int chunk_end(const best_arguments &a, int chunk) {
     return min((chunk + 1) * a.width, a.n);
 }
@@ -77,8 +84,15 @@ __global__ void best_kernel(best_arguments a) {
             most = max(most, key_of(__ldcg(a.logits + i)));
         for (int offset = 16; offset; offset >>= 1)
             most = max(most, __shfl_xor_sync(0xffffffffu, most, offset));
-        if (lane == 0)
-            __stcg(a.maxima + chunk, most);
+        const double largest = (double)number_of(most);
+        double weight = 0;
+        for (int i = chunk * a.width + lane; i < chunk_end(a, chunk); i += 32)
+            weight += exp((double)__ldcg(a.logits + i) - largest);
+        weight = warp_sum_of_doubles(weight);
+        if (lane == 0) {
+            __stcg(&a.chunks[chunk].weight, weight);
+            __stcg(&a.chunks[chunk].largest, most);
+        }
     }
     __threadfence();
     __syncthreads();
@@ -91,8 +105,16 @@ __global__ void best_kernel(best_arguments a) {
         return;
     __threadfence();
     for (int i = threadIdx.x; i < WINA_CUDA_BEST_CHUNKS; i += BEST_THREADS)
-        s.chunks[i] = i < a.n_chunks ? with_index(__ldcg(a.maxima + i), i) : 0;
+        s.chunks[i] = i < a.n_chunks ? with_index(__ldcg(&a.chunks[i].largest), i) : 0;
     sort_all(s.chunks, WINA_CUDA_BEST_CHUNKS);
+    const uint32_t first = (uint32_t)(s.chunks[0] >> 32);
+    double weight = 0;
+    for (int i = threadIdx.x; i < a.n_chunks; i += BEST_THREADS)
+        weight += __ldcg(&a.chunks[i].weight) *
+                  exp((double)number_of(__ldcg(&a.chunks[i].largest)) - (double)number_of(first));
+    weight = warp_sum_of_doubles(weight);
+    if (lane == 0)
+        s.weights[warp] = weight;
     const int k = min(a.n, (int)WINA_MOST_BEST); /* there are as many chunks */
     const uint32_t least = (uint32_t)(s.chunks[k - 1] >> 32);
     for (int c = warp; c < a.n_chunks && (uint32_t)(s.chunks[c] >> 32) >= least; c += BEST_WARPS) {
@@ -113,17 +135,22 @@ __global__ void best_kernel(best_arguments a) {
         s.list[i] = 0;
     sort_all(s.list, n_sorted);
     if (threadIdx.x == 0) {
-        a.out->n = n <= BEST_ROOM ? k : 0;
-        a.out->is_broken = (uint32_t)(s.chunks[0] >> 32) == (uint32_t)BEST_BROKEN;
+        weight = 0;
+        for (int w = 0; w < BEST_WARPS; w++)
+            weight += s.weights[w];
+        a.out->found.n = n <= BEST_ROOM ? k : 0;
+        a.out->found.weight = weight;
+        a.out->is_broken = first == (uint32_t)BEST_BROKEN;
     }
     for (int i = threadIdx.x; i < k; i += BEST_THREADS)
-        a.out->all[i] = {number_of((uint32_t)(s.list[i] >> 32)), index_of(s.list[i])};
+        a.out->found.all[i] = {number_of((uint32_t)(s.list[i] >> 32)), index_of(s.list[i])};
 }
 
 /* ---- launchers ---------------------------------------------------------------------------- */
 
-extern "C" cudaError_t wina_cuda_best_launch(const float *logits, int32_t n, uint32_t *maxima,
-                                             uint32_t *arrived, wina_cuda_best *out, int32_t n_sms,
+extern "C" cudaError_t wina_cuda_best_launch(const float *logits, int32_t n,
+                                             wina_cuda_chunk *chunks, uint32_t *arrived,
+                                             wina_cuda_best *out, int32_t n_sms,
                                              cudaStream_t stream) {
     int width = (n + WINA_CUDA_BEST_CHUNKS - 1) / WINA_CUDA_BEST_CHUNKS;
     if (width > 16) /* whole rows of a warp; there are hundreds of chunks all the same */
@@ -133,6 +160,6 @@ extern "C" cudaError_t wina_cuda_best_launch(const float *logits, int32_t n, uin
     config.gridDim = dim3((unsigned)(most < n_sms ? most : n_sms));
     config.blockDim = dim3(BEST_THREADS);
     config.stream = stream;
-    const best_arguments a = {logits, n, width, n_chunks, maxima, arrived, out};
+    const best_arguments a = {logits, n, width, n_chunks, chunks, arrived, out};
     return cudaLaunchKernelEx(&config, best_kernel, a);
 }

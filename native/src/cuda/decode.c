@@ -163,7 +163,7 @@ static void finish_recording(cuda_backend *c) {
     note(c, wina_cuda_program_launch(&p, c->m->n_sms, c->stream), "program");
     const cudaError_t e =
         has_head(c)
-            ? wina_cuda_best_launch(c->logits, f->n_vocab, c->best_maxima, c->best_arrived, c->best,
+            ? wina_cuda_best_launch(c->logits, f->n_vocab, c->best_chunks, c->best_arrived, c->best,
                                     c->m->n_sms, c->stream)
             : cudaMemcpyAsync(c->host_words, c->x, (size_t)f->n_embd * sizeof *c->host_words,
                               cudaMemcpyDeviceToHost, c->stream);
@@ -270,10 +270,9 @@ static void fetch_logits(wina_backend *b, float *out) {
     b->late = false;
 }
 
-static const wina_candidate *best(wina_backend *b, int32_t *n) {
+static const wina_best *best(wina_backend *b) {
     const cuda_backend *c = cuda_of(b);
-    *n = c->is_fetched ? 0 : c->host_best->n;
-    return c->host_best->all;
+    return c->is_fetched ? NULL : &c->host_best->found;
 }
 
 static void enter(wina_backend *b, const float *x) {
@@ -344,7 +343,7 @@ static uint64_t place_all(cuda_backend *c) {
         c->hints = NULL;
     c->kept = place(c, &used, best_at(c) + sizeof *c->best);
     c->best = c->kept ? (wina_cuda_best *)((uint8_t *)c->kept + best_at(c)) : NULL;
-    c->best_maxima = place(c, &used, WINA_CUDA_BEST_CHUNKS * sizeof *c->best_maxima);
+    c->best_chunks = place(c, &used, WINA_CUDA_BEST_CHUNKS * sizeof *c->best_chunks);
     c->best_arrived = place(c, &used, sizeof *c->best_arrived);
     c->kept_sum = place(c, &used, kept_bytes(c));
     place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));

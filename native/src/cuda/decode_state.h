@@ -56,7 +56,8 @@ typedef struct cuda_backend {
     wina_cuda_keep *keep;               /* by slot: (layer, group, list) */
     int32_t *kept, *kept_sum; /* by slot: inputs kept by the last token, by all of a batch */
     wina_cuda_best *best;     /* of the last token: behind kept, so that one copy takes both */
-    uint32_t *best_maxima, *best_arrived;
+    wina_cuda_chunk *best_chunks;
+    uint32_t *best_arrived;
     const float **slot_norms; /* host array by slot: device vectors (n_in), zeros after them */
     uint64_t norms_floats;
     wina_cuda_fixed *exit; /* (n_embd) what a block adds, where that is changed on the way */

@@ -235,18 +235,22 @@ cudaError_t wina_cuda_program_prepare(void);
 cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,
                                      cudaStream_t stream);
 
-/* The best candidates of a token, best first. */
+/* The best of a token's logits. */
 typedef struct wina_cuda_best {
-    int32_t n;         /* 0: too many are equal */
+    wina_best found;   /* n is 0 if too many are equal */
     int32_t is_broken; /* a logit is not finite */
-    wina_candidate all[WINA_MOST_BEST];
 } wina_cuda_best;
 
+/* What is known of a part of the logits. */
 enum { WINA_CUDA_BEST_CHUNKS = 1024 };
+typedef struct wina_cuda_chunk {
+    double weight;    /* of all in it, 1 for the largest */
+    uint32_t largest; /* as a key that has the order of the numbers */
+} wina_cuda_chunk;
 
-/* *out = the best of n logits. maxima: WINA_CUDA_BEST_CHUNKS numbers of scratch; arrived: zero, left
- * as zero. */
-cudaError_t wina_cuda_best_launch(const float *logits, int32_t n, uint32_t *maxima,
+/* *out = the best of n logits. chunks: WINA_CUDA_BEST_CHUNKS of scratch; arrived: zero, left as
+ * zero. */
+cudaError_t wina_cuda_best_launch(const float *logits, int32_t n, wina_cuda_chunk *chunks,
                                   uint32_t *arrived, wina_cuda_best *out, int32_t n_sms,
                                   cudaStream_t stream);
 

@@ -199,8 +199,15 @@ static void check_best(wina_backend *gpu, const float *copied) {
     const int32_t most = n_vocab < WINA_MOST_BEST ? n_vocab : WINA_MOST_BEST;
     wina_candidate *all = calloc((size_t)n_vocab, sizeof *all);
     float *fetched = calloc((size_t)n_vocab, sizeof *fetched);
-    int32_t n = 0, n_other = 0;
-    const wina_candidate *best = gpu->ops->best(gpu, &n);
+    const wina_best *found = gpu->ops->best(gpu);
+    const wina_candidate *best = found->all;
+    const int32_t n = found->n;
+    int32_t n_other = 0;
+    double weight = 0;
+    for (int32_t i = 0; i < n_vocab; i++)
+        weight += exp((double)copied[i] - (double)best[0].logit);
+    CHECK_MSG(fabs(found->weight - weight) < 1e-10 * weight, "weight %g, not %g", found->weight,
+              weight);
     for (int32_t i = 0; i < n_vocab; i++)
         all[i] = (wina_candidate){copied[i], i};
     qsort(all, (size_t)n_vocab, sizeof *all, by_rank);
@@ -240,6 +247,8 @@ static const struct way {
     {{.temperature = 1, .top_k = 128, .top_p = 0.5f, .typical_p = 0.9f}, true},
     {{.temperature = 1, .top_k = 129, .top_p = 1}, false},
     {{.temperature = 1, .top_k = 0, .top_p = 0.9f}, false},
+    {{.temperature = 1, .top_k = 0, .top_p = 0.004f}, true},
+    {{.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0.9f}, true},
     {{.temperature = 1, .top_k = 20, .top_p = 1, .mirostat = 2, .mirostat_tau = 3}, false},
 };
 
@@ -269,11 +278,11 @@ static void check_sampling(int32_t n_vocab, const char *what) {
         CHECK(wina_sampler_create(&p, &b) == WINA_OK);
         int32_t token = 1 + (int32_t)w % n_vocab, enough = 0;
         for (int32_t i = 0; i < 6; i++) {
-            int32_t n = 0, from_best = -1, from_all = -1;
+            int32_t from_best = -1, from_all = -1;
             run_late(gpu, token, i, &rules, logits);
             run_late(gpu, token, i, &rules, NULL);
-            const wina_candidate *best = gpu->ops->best(gpu, &n);
-            CHECK(wina_sampler_sample_best(a, best, n, n_vocab, &from_best) == WINA_OK);
+            const wina_best *best = gpu->ops->best(gpu);
+            CHECK(wina_sampler_sample_best(a, best, n_vocab, &from_best) == WINA_OK);
             enough += from_best >= 0;
             check_best(gpu, logits);
             if (from_best < 0)
@@ -318,7 +327,8 @@ static void check_equal(int32_t n_vocab, const char *what) {
         const int32_t status = gpu ? wina_forward_run(gpu, &f) : WINA_E_DEVICE;
         CHECK_MSG(status == (broken ? WINA_E_NUMERIC : WINA_OK), "status %d", status);
         if (gpu && !broken) {
-            const wina_candidate *best = gpu->ops->best(gpu, &n);
+            const wina_candidate *best = gpu->ops->best(gpu)->all;
+            n = gpu->ops->best(gpu)->n;
             CHECK(n == (n_vocab > 2048 ? 0 : n_vocab < WINA_MOST_BEST ? n_vocab : WINA_MOST_BEST));
             for (int32_t i = 0; i < n; i++)
                 n_other += best[i].token != i || best[i].logit != 0;

@@ -87,10 +87,9 @@ static void time_sampled(wina_backend *b, float sparsity, int32_t depth, bool gr
                                   .rules = &rules,
                                   .cancel = &cancel};
                 stop_if_failed(wina_forward_run(b, &f));
-                int32_t n = 0, next = -1;
-                const wina_candidate *best = b->ops->best(b, &n);
-                if (!copy && n > 0)
-                    stop_if_failed(wina_sampler_sample_best(s, best, n, n_vocab, &next));
+                int32_t next = -1;
+                if (!copy)
+                    stop_if_failed(wina_sampler_sample_best(s, b->ops->best(b), n_vocab, &next));
                 if (next < 0) {
                     b->ops->fetch_logits(b, logits);
                     stop_if_failed(b->status);
