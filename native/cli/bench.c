@@ -16,6 +16,7 @@ typedef struct bench {
     const int32_t *tokens; /* enough of them */
     int32_t n_vocab;
     const char *backend;
+    double copy_gb_s; /* of the GPU that all layers are on; 0: there is none */
     json *json; /* NULL: a table */
 } bench;
 
@@ -70,13 +71,17 @@ static void print_row(const bench *b, const char *test, float sparsity, double m
     snprintf(hash, sizeof hash, "%016" PRIx64, hash_logits(b));
     int32_t n_threads = wina_session_n_threads(b->session);
     if (!b->json) {
-        char mb[16] = "-", gb[16] = "-";
+        char mb[16] = "-", gb[16] = "-", share[24] = "";
         if (s.n_decode) {
             snprintf(mb, sizeof mb, "%.1f", s.bytes_per_token / 1e6);
             snprintf(gb, sizeof gb, "%.2f", gb_s);
         }
-        printf("| %-8s | %8.2f | %6.3f | %7d | %8.2f ± %-6.2f | %8s | %6s | %s |\n", test,
-               (double)sparsity, s.kept_fraction, n_threads, mean, sd, mb, gb, hash);
+        if (b->copy_gb_s > 0 && s.n_decode)
+            snprintf(share, sizeof share, " %6.1f%% |", 100 * gb_s / b->copy_gb_s);
+        else if (b->copy_gb_s > 0)
+            snprintf(share, sizeof share, " %7s |", "-");
+        printf("| %-8s | %8.2f | %6.3f | %7d | %8.2f ± %-6.2f | %8s | %6s |%s %s |\n", test,
+               (double)sparsity, s.kept_fraction, n_threads, mean, sd, mb, gb, share, hash);
         fflush(stdout);
         return;
     }
@@ -89,6 +94,10 @@ static void print_row(const bench *b, const char *test, float sparsity, double m
     json_number(b->json, "tok_s_stddev", sd);
     json_number(b->json, "bytes_per_token", s.bytes_per_token);
     json_number(b->json, "gb_s", gb_s);
+    if (b->copy_gb_s > 0) {
+        json_number(b->json, "copy_gb_s", b->copy_gb_s);
+        json_number(b->json, "copy_share", gb_s / b->copy_gb_s);
+    }
     json_text(b->json, "logits_hash", hash);
     json_text(b->json, "backend", b->backend);
     cli_json_sparsity(b->json, &b->o->sparsity);
@@ -124,11 +133,15 @@ static int32_t measure(const bench *b, bool decode, int32_t n, float sparsity) {
 
 static int32_t measure_all(const bench *b, const float *sparsities, int n) {
     int32_t status = WINA_OK, n_prompt = (int32_t)b->o->n_prompt, n_gen = (int32_t)b->o->n_predict;
+    const bool share = b->copy_gb_s > 0;
+    if (!b->json && share)
+        printf("A copy in the GPU's memory reads and writes %.0f GB/s.\n\n", b->copy_gb_s);
     if (!b->json)
-        printf("| test     | sparsity |   kept | threads |        tokens/s   | MB/token |   GB/s | "
+        printf("| test     | sparsity |   kept | threads |        tokens/s   | MB/token |   GB/s |%s "
                "logits hash      |\n"
-               "|----------|---------:|-------:|--------:|------------------:|---------:|-------:|"
-               "------------------|\n");
+               "|----------|---------:|-------:|--------:|------------------:|---------:|-------:|%s"
+               "------------------|\n",
+               share ? " of copy |" : "", share ? "--------:|" : "");
     for (int i = 0; i < n && status == WINA_OK; i++) {
         /* Prompts are dense by default: one row, at sparsity 0, says it all. */
         bool sparse = b->o->sparsity.prefill != 0;
@@ -170,6 +183,9 @@ int cli_bench(const cli_options *o) {
         wina_model_get_info(model, &info);
         b.backend = cli_backend_name(model);
         b.n_vocab = info.n_vocab;
+        double speed = 0;
+        if (strcmp(info.backend, "cuda") == 0 && wina_model_copy_speed(model, &speed) == WINA_OK)
+            b.copy_gb_s = speed / 1e9;
         uint32_t state = 1;
         for (int64_t i = 0; i < need; i++) {
             state = state * 1664525u + 1013904223u;

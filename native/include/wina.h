@@ -150,6 +150,11 @@ typedef struct wina_model_info {
 
 int32_t wina_model_get_info(const wina_model *model, wina_model_info *info);
 
+/* Measures how many bytes per second the model's GPU (of several the slowest) reads and writes while
+ * it copies its own memory, in up to 1 GiB that are free; takes milliseconds. WINA_E_UNSUPPORTED if
+ * a layer is on the CPU. */
+int32_t wina_model_copy_speed(const wina_model *model, double *bytes_per_second);
+
 /* Metadata of the file: n keys in file order; text of the value (arrays: type, length and the
  * first elements). The texts go into the caller's buffers of key_cap and value_cap bytes and
  * are cut, on a character border, if longer. */
@@ -394,8 +399,9 @@ int32_t wina_session_decode(wina_session *session, int32_t token);
 int32_t wina_session_decode_batch(wina_session *const *sessions, const int32_t *tokens, int32_t n,
                                   int32_t *statuses);
 
-/* (n_vocab) logits of the last token evaluated; NULL before the first. Valid until the next
- * call on the session. */
+/* (n_vocab) logits of the last token evaluated; NULL before the first, or if they cannot be copied
+ * from the GPU, where they stay until they are asked for. Valid until the next call on the session.
+ */
 const float *wina_session_logits(const wina_session *session);
 
 int32_t wina_session_n_ctx(const wina_session *session);

@@ -149,6 +149,20 @@ static void copy_text(char *out, size_t cap, const char *text, size_t n) {
     out[n] = 0;
 }
 
+int32_t wina_model_copy_speed(const wina_model *m, double *bytes_per_second) {
+    *bytes_per_second = 0;
+    if (!m->cuda || m->cuda_first > 0)
+        return wina_fail(WINA_E_UNSUPPORTED, "not all layers are on a GPU");
+    WINA_TRY(m->cuda_plugin->copy_speed(m->cuda, bytes_per_second));
+    for (int32_t i = 0; i < WINA_MAX_GPUS - 1 && m->more_cuda[i]; i++) {
+        double other;
+        WINA_TRY(m->cuda_plugin->copy_speed(m->more_cuda[i], &other));
+        if (other < *bytes_per_second)
+            *bytes_per_second = other;
+    }
+    return WINA_OK;
+}
+
 int32_t wina_model_get_info(const wina_model *m, wina_model_info *info) {
     const wina_config *c = &m->config;
     *info = (wina_model_info){.bos_token = -1, .eos_token = -1};

@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 
+#include "candidates.h"
 #include "model.h"
 #include "sparse/rule.h"
 
@@ -55,8 +56,13 @@ typedef struct wina_backend_ops {
      * residual() returns what its last layer left, until the next batch. */
     void (*enter)(wina_backend *backend, const float *x);
     const float *(*residual)(wina_backend *backend);
-    /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab) */
+    /* logits of tokens [from, n_tokens) of the batch, (n, n_vocab). With fetch_logits, out may be
+     * NULL: the last token's stay in the backend, which is `late` then and has checked that they
+     * are finite. */
     void (*logits)(wina_backend *backend, int32_t from, float *out);
+    /* While `late`: the logits, after which it is not; and the best of them. NULL: cannot */
+    void (*fetch_logits)(wina_backend *backend, float *out);
+    const wina_best *(*best)(wina_backend *backend);
     /* rms_norm(x) of all tokens of the batch, (n_tokens, n_embd): what the head multiplies. NULL:
      * cannot */
     void (*hidden)(wina_backend *backend, float *out);
@@ -80,7 +86,11 @@ struct wina_backend {
     wina_counters counters; /* of the batch under way */
     uint64_t n_bytes;       /* memory held */
     int32_t status;         /* of the batch under way: a wina_status, set where a step fails */
+    bool late;              /* it has logits that the session has not */
 };
+
+/* What is said where a logit is not finite. */
+#define WINA_NOT_FINITE "the model computed a logit that is not finite (broken weights?)"
 
 typedef struct wina_backend_params {
     int32_t n_ctx, n_batch, n_threads;

@@ -2,20 +2,21 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "mem.h"
 #include "status.h"
 
 typedef wina_candidate candidate;
 
-static bool is_worse(candidate a, candidate b) {
+bool wina_candidates_is_worse(candidate a, candidate b) {
     return a.logit < b.logit || (a.logit == b.logit && a.token > b.token);
 }
 
 candidate wina_candidates_best(const candidate *c, int64_t n) {
     candidate best = c[0];
     for (int64_t i = 1; i < n; i++)
-        if (is_worse(best, c[i]))
+        if (wina_candidates_is_worse(best, c[i]))
             best = c[i];
     return best;
 }
@@ -37,9 +38,9 @@ static double total_weight(const candidate *c, int64_t n, float max) {
 static void sift_down(candidate *heap, int64_t n, int64_t i) {
     const candidate moved = heap[i];
     for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && is_worse(heap[child + 1], heap[child]))
+        if (child + 1 < n && wina_candidates_is_worse(heap[child + 1], heap[child]))
             child++;
-        if (!is_worse(heap[child], moved))
+        if (!wina_candidates_is_worse(heap[child], moved))
             break;
         heap[i] = heap[child];
     }
@@ -88,10 +89,11 @@ int64_t wina_candidates_top_k(candidate *c, int64_t n, int32_t k) {
         return n;
     make_heap(c, k);
     for (int64_t i = k; i < n; i++)
-        if (is_worse(c[0], c[i])) {
+        if (wina_candidates_is_worse(c[0], c[i])) {
             c[0] = c[i];
             sift_down(c, k, 0);
         }
+    wina_candidates_sort(c, k); /* so that the draw does not depend on how they were found */
     return k;
 }
 
@@ -104,7 +106,7 @@ static int by_distance(const void *a, const void *b) {
     const typical *x = a, *y = b;
     if (x->distance != y->distance)
         return x->distance < y->distance ? -1 : 1;
-    return is_worse(x->own, y->own) - is_worse(y->own, x->own);
+    return wina_candidates_is_worse(x->own, y->own) - wina_candidates_is_worse(y->own, x->own);
 }
 
 int32_t wina_candidates_typical(candidate *c, int64_t n, float p, int64_t *n_kept) {
@@ -155,6 +157,40 @@ int64_t wina_candidates_tail(candidate *c, int64_t n, float top_p, float min_p) 
     while (m < n_kept && (m == 0 || sum < (double)top_p * total))
         sum += wina_candidate_weight(c[m++], max, 1);
     return m;
+}
+
+static int by_token(const void *a, const void *b) {
+    const int32_t x = ((const candidate *)a)->token, y = ((const candidate *)b)->token;
+    return (x > y) - (x < y);
+}
+
+/* Another sum of the same weights may differ from ours by roundings: if that could change how many
+ * are kept, nothing is told. */
+bool wina_candidates_tail_of_best(const wina_best *best, int32_t n_vocab, float top_p, float min_p,
+                                  candidate *c, int64_t *n_kept) {
+    const double ROUNDING = 1e-9, lowest = min_p > 0 ? log((double)min_p) : -INFINITY;
+    const float max = best->all[0].logit;
+    int64_t n = 0, m = 0;
+    while (n < best->n && (double)best->all[n].logit - (double)max >= lowest)
+        n++;
+    const bool ends = n < best->n || n == n_vocab; /* all that min_p leaves are here */
+    memcpy(c, best->all, (size_t)n * sizeof *c);
+    if (top_p >= 1) {
+        qsort(c, (size_t)n, sizeof *c, by_token);
+        *n_kept = n;
+        return ends;
+    }
+    if (!(best->weight >= 1 && best->weight < INFINITY))
+        return false;
+    const double wanted = (double)top_p * best->weight;
+    double sum = 0;
+    while (m < n && (m == 0 || sum < wanted)) {
+        sum += wina_candidate_weight(c[m++], max, 1);
+        if (top_p > 0 && fabs(sum - wanted) <= ROUNDING * best->weight)
+            return false;
+    }
+    *n_kept = m;
+    return ends || sum >= wanted;
 }
 
 int64_t wina_candidates_xtc(candidate *c, int64_t n, float threshold) {

@@ -47,6 +47,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
                   int32_t n_dense, const wina_rules *rules) {
     chain *c = chain_of(b);
     b->status = WINA_OK;
+    b->late = false;
     b->counters = (wina_counters){0};
     c->entered = 0;
     for (int32_t i = c->n_parts; i-- > 0;) { /* the first part's GPU is the current one then */
@@ -126,6 +127,20 @@ static void logits(wina_backend *b, int32_t from, float *out) {
         b->counters.token_bytes += n->token_bytes;
         take_status(c, &c->parts[i]);
     }
+    b->late = last->backend->late;
+}
+
+static void fetch_logits(wina_backend *b, float *out) {
+    chain *c = chain_of(b);
+    const part *last = &c->parts[c->n_parts - 1];
+    last->backend->ops->fetch_logits(last->backend, out);
+    take_status(c, last);
+    b->late = last->backend->late;
+}
+
+static const wina_best *best(wina_backend *b) {
+    const part *last = &chain_of(b)->parts[chain_of(b)->n_parts - 1];
+    return last->backend->ops->best(last->backend);
 }
 
 static const wina_backend_ops CHAIN_OPS = {
@@ -140,6 +155,8 @@ static const wina_backend_ops CHAIN_OPS = {
     .attend = attend,
     .swiglu = swiglu,
     .logits = logits,
+    .fetch_logits = fetch_logits,
+    .best = best,
 };
 
 static void add_part(chain *c, wina_backend *backend, int32_t first) {

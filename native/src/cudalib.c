@@ -75,6 +75,19 @@ static uint64_t cache_bytes(const wina_config *c) {
     return 2 * 2 * n_ctx * (uint64_t)c->n_head_kv * pad;
 }
 
+/* WINA_CUDA_FREE_MB: no GPU is thought to have more free memory, so that a model that would fit into
+ * one can be shared out over several. */
+static void limit_memory(wina_cuda_memory *gpus, int32_t n) {
+    const char *text = getenv("WINA_CUDA_FREE_MB");
+    char *end = NULL;
+    const double mb = text ? strtod(text, &end) : 0;
+    if (!text || end == text || *end || !(mb >= 0 && mb < 1e9))
+        return;
+    for (int32_t i = 0; i < n; i++)
+        if ((double)gpus[i].free_bytes > mb * (1 << 20))
+            gpus[i].free_bytes = (uint64_t)(mb * (1 << 20));
+}
+
 /* The first layer from which on all up to `end` fit into a GPU's memory. */
 static int32_t first_that_fits(const wina_cuda_plugin *plugin, const wina_model *model,
                                int32_t first, int32_t end, uint64_t room) {
@@ -95,6 +108,7 @@ static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t
     wina_cuda_memory gpus[WINA_MAX_GPUS];
     int32_t n = 0, n_used = 0, begins[WINA_MAX_GPUS], end = n_layer;
     WINA_TRY(plugin->list_devices(&HOST, gpus, WINA_MAX_GPUS, &n));
+    limit_memory(gpus, n);
     for (; n_used < n && end > first; n_used++) { /* from the last layer to the first */
         const int32_t begin = first_that_fits(plugin, model, first, end, gpus[n_used].free_bytes);
         if (begin == end)

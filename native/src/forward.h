@@ -12,8 +12,8 @@ typedef struct wina_forward {
     int32_t pos;     /* position of the first token */
     int32_t n_dense; /* tokens of this batch that run dense */
     const wina_rules *rules;
-    float *logits;       /* (n_tokens - logits_from, n_vocab) */
-    int32_t logits_from; /* < n_tokens */
+    float *logits;       /* (n_tokens - logits_from, n_vocab); or NULL: see wina_backend_ops */
+    int32_t logits_from; /* n_tokens: none are wanted */
     float *hidden;       /* (n_tokens, n_embd) normed output of the last layer, or NULL */
     const atomic_bool *cancel;
     wina_tap_fn tap; /* NULL: none */

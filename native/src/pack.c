@@ -186,19 +186,49 @@ static void store_scales(const wina_panel *p, uint8_t *super, uint8_t *scales, b
     }
 }
 
+/* Four rows of four 16-bit values, w[row], to four columns. */
+static inline void transpose_4x4(uint64_t w[4]) {
+    swap_parts(&w[0], &w[2], 32, 0x00000000ffffffffu);
+    swap_parts(&w[1], &w[3], 32, 0x00000000ffffffffu);
+    swap_parts(&w[0], &w[1], 16, 0x0000ffff0000ffffu);
+    swap_parts(&w[2], &w[3], 16, 0x0000ffff0000ffffu);
+}
+
+/* A strip of 16-bit values, (64 rows, 32 inputs), to columns `stride` bytes apart. */
+static void store_halves(uint8_t *to, uint64_t stride,
+                         const uint8_t tile[WINA_STRIP][4 * WINA_BLOCK], int32_t n_cols) {
+    for (int32_t c = 0; c < n_cols; c += 4)
+        for (int r = 0; r < WINA_STRIP; r += 4) {
+            uint64_t w[4];
+            for (int i = 0; i < 4; i++)
+                memcpy(&w[i], &tile[r + i][2 * c], 8);
+            transpose_4x4(w);
+            for (int32_t i = 0; i < 4 && c + i < n_cols; i++)
+                memcpy(to + (uint64_t)(c + i) * stride + 2 * r, &w[i], 8);
+        }
+}
+
+/* Up to a strip of rows, by tiles of one block: the pieces of rows that are a power of two apart
+ * would drive each other out of the cache if columns were gathered from them. */
 static void fill_floats(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t row_bytes,
                         int64_t n_rows) {
-    uint64_t size = p->layout->low_bits / 8;
-    for (int32_t c = 0; c < p->n_cols; c++) {
-        uint8_t *col = (uint8_t *)wina_panel_block(p, c / WINA_BLOCK) +
-                       (uint64_t)(c % WINA_BLOCK) * p->col_bytes + (uint64_t)row0 * size;
-        const uint8_t *src = rows + (uint64_t)c * size;
-        if (size == 2)
+    const uint64_t size = p->layout->low_bits / 8;
+    uint8_t tile[WINA_STRIP][4 * WINA_BLOCK];
+    for (int32_t b = 0; b < p->n_blocks; b++) {
+        const int32_t c0 = b * WINA_BLOCK;
+        const int32_t n_cols = p->n_cols - c0 < WINA_BLOCK ? p->n_cols - c0 : WINA_BLOCK;
+        uint8_t *to = (uint8_t *)wina_panel_block(p, b) + (uint64_t)row0 * size;
+        for (int64_t r = 0; r < n_rows; r++)
+            memcpy(tile[r], rows + (uint64_t)r * row_bytes + (uint64_t)c0 * size,
+                   (uint64_t)n_cols * size);
+        if (size == 2 && n_rows == WINA_STRIP) {
+            store_halves(to, p->col_bytes, (const uint8_t(*)[4 * WINA_BLOCK]) tile, n_cols);
+            continue;
+        }
+        for (int32_t c = 0; c < n_cols; c++)
             for (int64_t r = 0; r < n_rows; r++)
-                memcpy(col + 2 * r, src + (uint64_t)r * row_bytes, 2);
-        else
-            for (int64_t r = 0; r < n_rows; r++)
-                memcpy(col + 4 * r, src + (uint64_t)r * row_bytes, 4);
+                memcpy(to + (uint64_t)c * p->col_bytes + (uint64_t)r * size,
+                       &tile[r][(uint64_t)c * size], size);
     }
 }
 

@@ -196,7 +196,28 @@ int32_t wina_sampler_accept(wina_sampler *s, int32_t token) {
     return WINA_OK;
 }
 
-/* ---- logits: candidates are in token order -------------------------------------------------- */
+/* ---- logits: candidates are all tokens in order, or the best few ----------------------------- */
+
+/* Where a token is among n candidates, or NULL. */
+static candidate *find(wina_sampler *s, int64_t n, int32_t token) {
+    candidate *c = s->candidates;
+    if (token < 0)
+        return NULL;
+    if (token < n && c[token].token == token)
+        return &c[token];
+    for (int64_t i = 0; i < n; i++)
+        if (c[i].token == token)
+            return &c[i];
+    return NULL;
+}
+
+static void add_bias(wina_sampler *s, int64_t n, int32_t n_vocab) {
+    for (int32_t i = 0; i < s->params.n_logit_bias; i++) {
+        candidate *c = s->bias[i].token < n_vocab ? find(s, n, s->bias[i].token) : NULL;
+        if (c)
+            c->logit += s->bias[i].bias;
+    }
+}
 
 /* Logits as candidates. */
 static int32_t read_logits(wina_sampler *s, const float *logits, int32_t n_vocab) {
@@ -207,9 +228,7 @@ static int32_t read_logits(wina_sampler *s, const float *logits, int32_t n_vocab
             return wina_fail(WINA_E_NUMERIC, "the logit of token %d is %g", i, (double)logits[i]);
         s->candidates[i] = (candidate){logits[i], i};
     }
-    for (int32_t i = 0; i < s->params.n_logit_bias; i++)
-        if (s->bias[i].token >= 0 && s->bias[i].token < n_vocab)
-            s->candidates[s->bias[i].token].logit += s->bias[i].bias;
+    add_bias(s, n_vocab, n_vocab);
     for (int32_t i = 0; i < n_vocab; i++)
         if (s->candidates[i].logit > -INFINITY)
             return WINA_OK;
@@ -221,8 +240,8 @@ static void lower(float *logit, double from, double by) {
     *logit = (float)fmin(fmax(from - by, -(double)FLT_MAX), (double)FLT_MAX);
 }
 
-/* Lowers the candidates that occur among the last tokens. */
-static int32_t penalize(wina_sampler *s, int32_t n_vocab) {
+/* Lowers those of n_candidates that occur among the last tokens. */
+static int32_t penalize(wina_sampler *s, int64_t n_candidates, int32_t n_vocab) {
     const wina_sampler_params *p = &s->params;
     uint64_t n = p->repeat_last_n < 0 || (uint64_t)p->repeat_last_n > s->n_history
                      ? s->n_history
@@ -237,11 +256,10 @@ static int32_t penalize(wina_sampler *s, int32_t n_vocab) {
     for (uint64_t i = 0, j; i < n; i = j) {
         for (j = i; j < n && recent[j] == recent[i];)
             j++;
-        if (recent[i] < 0 || recent[i] >= n_vocab)
+        candidate *c = recent[i] < n_vocab ? find(s, n_candidates, recent[i]) : NULL;
+        if (!c || c->logit == -INFINITY)
             continue;
-        float *logit = &s->candidates[recent[i]].logit;
-        if (*logit == -INFINITY)
-            continue;
+        float *logit = &c->logit;
         double x = (double)*logit, repeat = (double)p->repeat_penalty;
         x = x > 0 ? x / repeat : x * repeat;
         lower(logit, x,
@@ -272,7 +290,7 @@ static void match_suffix(const int32_t *last, uint64_t n, uint64_t limit, uint64
 
 /* Don't repeat yourself: a token that would make the history's end go on as it once did is
  * lowered by multiplier * base^(length - allowed), length counting tokens that repeat already. */
-static int32_t dry(wina_sampler *s, int32_t n_vocab) {
+static int32_t dry(wina_sampler *s, int64_t n_candidates, int32_t n_vocab) {
     const wina_sampler_params *p = &s->params;
     uint64_t n = p->dry_penalty_last_n < 0 || (uint64_t)p->dry_penalty_last_n > s->n_history
                      ? s->n_history
@@ -298,11 +316,14 @@ static int32_t dry(wina_sampler *s, int32_t n_vocab) {
             if (next >= 0 && next < n_vocab && matches[i] > longest[next])
                 longest[next] = matches[i];
         }
-        for (int32_t t = 0; t < n_vocab; t++)
-            if (longest[t] >= allowed && s->candidates[t].logit > -INFINITY)
-                lower(&s->candidates[t].logit, (double)s->candidates[t].logit,
+        for (int64_t i = 0; i < n_candidates; i++) {
+            candidate *c = &s->candidates[i];
+            const uint64_t length = longest[c->token];
+            if (length >= allowed && c->logit > -INFINITY)
+                lower(&c->logit, (double)c->logit,
                       (double)p->dry_multiplier *
-                          pow((double)p->dry_base, (double)(longest[t] - allowed)));
+                          pow((double)p->dry_base, (double)(length - allowed)));
+        }
     }
     free(matches);
     free(longest);
@@ -346,7 +367,7 @@ static int32_t mirostat(wina_sampler *s, int32_t n_vocab) {
     return c[chosen].token;
 }
 
-/* Everything between the penalties and the draw; *n candidates are left. */
+/* Filters that come before those by probability of a few; *n candidates are left. */
 static int32_t filter(wina_sampler *s, int64_t *n) {
     const wina_sampler_params *p = &s->params;
     candidate *c = s->candidates;
@@ -356,8 +377,31 @@ static int32_t filter(wina_sampler *s, int64_t *n) {
     if (p->typical_p < 1)
         WINA_TRY(wina_candidates_typical(c, *n, p->typical_p, n));
     *n = wina_candidates_tail(c, *n, p->top_p, p->min_p);
+    return WINA_OK;
+}
+
+/* Only these can leave out the best token. */
+static bool has_filters(const wina_sampler_params *p) {
+    return p->temperature > 0 || p->typical_p < 1 || p->xtc_probability > 0;
+}
+
+/* From those that the filters left. */
+static int32_t choose_filtered(wina_sampler *s, int64_t n) {
+    const wina_sampler_params *p = &s->params;
+    candidate *c = s->candidates;
     if (p->xtc_probability > 0 && p->xtc_threshold <= 0.5f && draw(s) < (double)p->xtc_probability)
-        *n = wina_candidates_xtc(c, *n, p->xtc_threshold);
+        n = wina_candidates_xtc(c, n, p->xtc_threshold);
+    double temperature =
+        wina_candidates_temperature(c, n, p->temperature, p->dynatemp_range, p->dynatemp_exponent);
+    return p->temperature > 0 && temperature > 0 ? c[draw_one(s, c, n, temperature)].token
+                                                 : wina_candidates_best(c, n).token;
+}
+
+/* From n candidates whose logits are as they shall be. */
+static int32_t choose(wina_sampler *s, int64_t n, int32_t *token) {
+    if (has_filters(&s->params))
+        WINA_TRY(filter(s, &n));
+    *token = choose_filtered(s, n);
     return WINA_OK;
 }
 
@@ -366,20 +410,67 @@ int32_t wina_sampler_sample(wina_sampler *s, const float *logits, int32_t n_voca
     if (n_vocab < 1)
         return wina_fail(WINA_E_ARGUMENT, "no logits to sample from");
     WINA_TRY(read_logits(s, logits, n_vocab));
-    candidate *c = s->candidates;
     if (p->mirostat > 0 && p->temperature > 0) {
         *token = mirostat(s, n_vocab);
         return WINA_OK;
     }
-    WINA_TRY(penalize(s, n_vocab));
-    WINA_TRY(dry(s, n_vocab));
-    int64_t n = n_vocab;
-    /* Only these two can leave out the best token. */
-    if (p->temperature > 0 || p->typical_p < 1 || p->xtc_probability > 0)
-        WINA_TRY(filter(s, &n));
-    double temperature =
-        wina_candidates_temperature(c, n, p->temperature, p->dynatemp_range, p->dynatemp_exponent);
-    *token = p->temperature > 0 && temperature > 0 ? c[draw_one(s, c, n, temperature)].token
-                                                   : wina_candidates_best(c, n).token;
-    return WINA_OK;
+    WINA_TRY(penalize(s, n_vocab, n_vocab));
+    WINA_TRY(dry(s, n_vocab, n_vocab));
+    return choose(s, n_vocab, token);
+}
+
+/* ---- the best few ------------------------------------------------------------------------- */
+
+/* Candidates, best first, that decide what is chosen; 0: all may matter. */
+static int32_t n_wanted(const wina_sampler *s, int32_t n_vocab) {
+    const wina_sampler_params *p = &s->params;
+    if (p->mirostat > 0 && p->temperature > 0)
+        return 0;
+    if (p->repeat_penalty < 1 || p->presence_penalty < 0 || p->frequency_penalty < 0)
+        return 0; /* could lift any token */
+    for (int32_t i = 0; i < p->n_logit_bias; i++)
+        if (s->bias[i].bias > 0)
+            return 0;
+    if (!has_filters(p))
+        return 1;
+    return p->top_n_sigma > 0 || p->top_k <= 0 || p->top_k >= n_vocab ? 0 : p->top_k;
+}
+
+/* Top_p and min_p alone, of logits as the model gave them. */
+static bool is_plain(const wina_sampler *s, int32_t n_vocab) {
+    const wina_sampler_params *p = &s->params;
+    return has_filters(p) && (p->top_k <= 0 || p->top_k >= n_vocab) && p->top_n_sigma <= 0 &&
+           p->typical_p >= 1 && p->mirostat == 0 && p->repeat_penalty == 1.0f &&
+           p->presence_penalty == 0 && p->frequency_penalty == 0 && p->dry_multiplier == 0 &&
+           p->n_logit_bias == 0;
+}
+
+int32_t wina_sampler_sample_best(wina_sampler *s, const wina_best *best, int32_t n_vocab,
+                                 int32_t *token) {
+    const int32_t k = n_wanted(s, n_vocab), n = best->n;
+    *token = -1;
+    if (n < 1)
+        return WINA_OK;
+    WINA_TRY(wina_mem_grow(&s->candidates, &s->candidates_capacity, (uint64_t)n,
+                           sizeof *s->candidates, "sampler candidates"));
+    candidate *c = s->candidates;
+    if (is_plain(s, n_vocab)) {
+        int64_t n_kept;
+        if (wina_candidates_tail_of_best(best, n_vocab, s->params.top_p, s->params.min_p, c,
+                                         &n_kept))
+            *token = choose_filtered(s, n_kept);
+        return WINA_OK;
+    }
+    if (k == 0 || k > n)
+        return WINA_OK;
+    memcpy(c, best->all, (size_t)n * sizeof *c);
+    add_bias(s, n, n_vocab);
+    WINA_TRY(penalize(s, n, n_vocab));
+    WINA_TRY(dry(s, n, n_vocab));
+    wina_candidates_sort(c, n);
+    /* Logits were only lowered: those that are not here are still worse than the last that is. */
+    if (c[k - 1].logit == -INFINITY ||
+        (n < n_vocab && wina_candidates_is_worse(c[k - 1], best->all[n - 1])))
+        return WINA_OK;
+    return choose(s, k, token);
 }

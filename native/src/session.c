@@ -166,8 +166,7 @@ static int32_t check_tokens(const wina_session *s, const int32_t *tokens, int32_
 static int32_t check_logits(const float *logits, int64_t n) {
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(logits[i]))
-            return wina_fail(WINA_E_NUMERIC, "the model computed a logit that is not finite "
-                                             "(broken weights?)");
+            return wina_fail(WINA_E_NUMERIC, WINA_NOT_FINITE);
     return WINA_OK;
 }
 
@@ -195,7 +194,7 @@ static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int3
     if (from < n)
         f.logits = e->logits + (int64_t)(done + from - e->logits_from) * n_vocab;
     else if (last)
-        f.logits = s->logits, f.logits_from = n - 1;
+        f.logits = s->backend->ops->fetch_logits ? NULL : s->logits, f.logits_from = n - 1;
     WINA_TRY(wina_forward_run(s->backend, &f));
     if (f.logits)
         WINA_TRY(check_logits(f.logits, (int64_t)(n - f.logits_from) * n_vocab));
@@ -209,6 +208,7 @@ static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int3
 
 static int32_t evaluate(wina_session *s, const wina_eval *e) {
     atomic_store(&s->cancel, false);
+    s->has_logits &= !s->backend->late; /* what was not fetched is lost now */
     for (int32_t done = 0, n; done < e->n_tokens; done += n) {
         n = e->n_tokens - done < s->n_batch ? e->n_tokens - done : s->n_batch;
         const int32_t status = run_batch(s, e, done, n);
@@ -338,7 +338,17 @@ int32_t wina_session_decode_batch(wina_session *const *sessions, const int32_t *
 /* ---- state -------------------------------------------------------------------------------- */
 
 const float *wina_session_logits(const wina_session *s) {
+    wina_backend *b = s->backend;
+    if (s->has_logits && b->late) {
+        b->ops->fetch_logits(b, s->logits);
+        if (b->status != WINA_OK)
+            return NULL;
+    }
     return s->has_logits ? s->logits : NULL;
+}
+
+const wina_best *wina_session_best(const wina_session *s) {
+    return s->has_logits && s->backend->late ? s->backend->ops->best(s->backend) : NULL;
 }
 
 int32_t wina_session_n_ctx(const wina_session *s) {

@@ -27,4 +27,8 @@ struct wina_session {
 /* WINA_E_ARGUMENT names the field that is out of range. */
 int32_t wina_session_check_params(const wina_model *model, const wina_session_params *params);
 
+/* The best candidates of the last token if the backend has looked for them, or NULL; with them the
+ * logits may not be needed. Until the next call on the session. */
+const wina_best *wina_session_best(const wina_session *session);
+
 #endif

@@ -134,7 +134,15 @@ static int32_t token_bytes(const wina_stream *s, int32_t token, char **bytes, si
 
 static int32_t choose(wina_stream *s, int32_t *token) {
     const int32_t n_vocab = s->session->model->config.n_vocab;
+    const wina_best *best = s->process ? NULL : wina_session_best(s->session);
+    if (best) { /* all logits only if these do not tell */
+        WINA_TRY(wina_sampler_sample_best(s->sampler, best, n_vocab, token));
+        if (*token >= 0)
+            return wina_sampler_accept(s->sampler, *token);
+    }
     const float *logits = wina_session_logits(s->session);
+    if (!logits)
+        return s->session->backend->status ? s->session->backend->status : WINA_E_STATE;
     if (s->process) {
         memcpy(s->processed, logits, (size_t)n_vocab * sizeof *logits);
         int32_t status = s->process(s->processed, n_vocab, s->process_user);

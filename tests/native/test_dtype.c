@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "dequant.h"
 #include "dtype.h"
 
 static uint32_t bits_of(float f) {
@@ -40,6 +41,15 @@ static int signs_agree(float f, uint32_t h) {
 static void test_all_halves(void) {
     for (uint32_t h = 0; h < 65536; h++) {
         float f16 = wina_f16_to_f32((uint16_t)h), bf16 = wina_bf16_to_f32((uint16_t)h);
+        uint8_t odd[1 + 2 * 9]; /* the decoder of whole rows gives the same bits, at any address */
+        float row[9];
+        for (int i = 0; i < 9; i++) {
+            odd[1 + 2 * i] = (uint8_t)h;
+            odd[2 + 2 * i] = (uint8_t)(h >> 8);
+        }
+        wina_dequant_f16(odd + 1, row, 9);
+        for (int i = 0; i < 9; i++)
+            CHECK_MSG(bits_of(row[i]) == bits_of(f16), "f16 %04x of a row", h);
         double want16 = value_of(h, 10, 5), want_b = value_of(h, 7, 8);
         CHECK_MSG(isnan(want16) ? isnan(f16) : (double)f16 == want16, "f16 %04x", h);
         CHECK_MSG(isnan(want_b) ? isnan(bf16) : (double)bf16 == want_b, "bf16 %04x", h);

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "check.h"
+#include "sampler.h"
 #include "wina.h"
 
 enum { N = 6, DRAWS = 40000 };
@@ -225,6 +226,90 @@ static void expect_refused(wina_sampler_params p, const char *name) {
     CHECK_MSG(strstr(wina_error(), name) != NULL, "\"%s\" does not name %s", wina_error(), name);
 }
 
+/* The best few logits choose what all of them would, for the same seed, or say that they cannot:
+ * random ways to sample, logits with many equal ones, a history, banned tokens. */
+static void test_best_few(void) {
+    enum { MANY = 400, N_ROUNDS = 600, N_STEPS = 6 };
+    unsigned long long state = 99;
+    int n_told = 0, n_other = 0, n_wrong_count = 0;
+    for (int round = 0; round < N_ROUNDS; round++) {
+#define PICK(n) (int32_t)((check_random(&state) >> 33) % (unsigned)(n))
+        wina_sampler_params p = plain();
+        const wina_logit_bias bias[2] = {{PICK(MANY), -INFINITY}, {PICK(MANY), -1.5f}};
+        p.seed = round;
+        p.temperature = PICK(4) == 0 ? 0 : 0.5f * (float)(1 + PICK(4));
+        p.top_k = PICK(4) == 0 ? 0 : PICK(5) == 0 ? PICK(MANY + 2) : 1 + PICK(60);
+        p.top_p = PICK(2) ? 1 : 0.1f * (float)PICK(11);
+        p.min_p = PICK(2) ? 0 : 0.02f * (float)PICK(10);
+        p.typical_p = PICK(4) ? 1 : 0.8f;
+        p.xtc_probability = PICK(4) ? 0 : 0.5f;
+        p.dynatemp_range = PICK(4) ? 0 : 0.4f;
+        p.repeat_penalty = PICK(3) ? 1 : 0.9f + 0.2f * (float)PICK(4);
+        p.presence_penalty = PICK(3) ? 0 : 0.5f * (float)(PICK(4) - 1);
+        p.frequency_penalty = PICK(3) ? 0 : 0.3f;
+        p.dry_multiplier = PICK(4) ? 0 : 0.8f;
+        p.top_n_sigma = PICK(8) ? -1 : 2;
+        p.mirostat = PICK(8) ? 0 : 1 + PICK(2);
+        p.logit_bias = bias;
+        p.n_logit_bias = PICK(3) ? 0 : 2;
+        const int32_t n_vocab = PICK(3) ? MANY : 1 + PICK(150);
+        const int32_t n_best = n_vocab < WINA_MOST_BEST ? n_vocab : WINA_MOST_BEST;
+        const int32_t steps = PICK(2) ? 1 << 20 : 12; /* few: many are equal */
+        wina_sampler *a = NULL, *b = NULL;
+        CHECK(wina_sampler_create(&p, &a) == WINA_OK && wina_sampler_create(&p, &b) == WINA_OK);
+        for (int step = 0; step < N_STEPS; step++) {
+            float logits[MANY];
+            wina_candidate sorted[MANY];
+            int32_t few = -1, all = -1;
+            for (int32_t i = 0; i < n_vocab; i++) {
+                logits[i] = (float)PICK(steps) * (8.0f / (float)steps) - 3;
+                sorted[i] = (wina_candidate){logits[i], i};
+            }
+            wina_candidates_sort(sorted, n_vocab);
+            wina_best best = {.n = n_best};
+            memcpy(best.all, sorted, (size_t)n_best * sizeof *sorted);
+            for (int32_t i = n_vocab; i-- > 0;)
+                best.weight += exp((double)logits[i] - (double)best.all[0].logit);
+            CHECK(wina_sampler_sample_best(a, &best, n_vocab, &few) == WINA_OK);
+            n_told += few >= 0;
+            const int32_t status = wina_sampler_sample(b, logits, n_vocab, &all);
+            if (few < 0)
+                n_wrong_count += wina_sampler_sample(a, logits, n_vocab, &few) != status;
+            n_other += few != all;
+            wina_sampler_accept(a, all), wina_sampler_accept(b, all);
+        }
+        wina_sampler_free(a), wina_sampler_free(b);
+#undef PICK
+    }
+    CHECK_MSG(n_other == 0 && n_wrong_count == 0, "%d other tokens, %d other errors", n_other,
+              n_wrong_count);
+    CHECK_MSG(n_told > N_ROUNDS * N_STEPS / 3, "%d of %d told", n_told, N_ROUNDS * N_STEPS);
+}
+
+/* Those that decide are told apart from those that do not. */
+static void test_best_few_limits(void) {
+    float logits[200];
+    wina_best best = {.n = WINA_MOST_BEST};
+    for (int32_t i = 0; i < 200; i++)
+        logits[i] = (float)(200 - i) / 100;
+    for (int32_t i = 0; i < WINA_MOST_BEST; i++)
+        best.all[i] = (wina_candidate){logits[i], i};
+    wina_sampler_params p = plain();
+    p.top_k = 100, p.top_p = 1;
+    for (int k = 0; k < 4; k++) {
+        wina_sampler *s = NULL;
+        int32_t token = -2;
+        p.top_k = k == 1 ? 129 : 100;
+        p.presence_penalty = k == 2 ? 5 : k == 3 ? -1 : 0; /* k 2: the first 29 leave the best */
+        CHECK(wina_sampler_create(&p, &s) == WINA_OK);
+        for (int32_t i = 0; i < 29; i++)
+            wina_sampler_accept(s, i);
+        CHECK(wina_sampler_sample_best(s, &best, 200, &token) == WINA_OK);
+        CHECK_MSG((token >= 0) == (k == 0), "case %d: token %d", k, token);
+        wina_sampler_free(s);
+    }
+}
+
 int main(void) {
     wina_sampler_params p = plain();
     expect("temperature 1", p, "111111", 1.0f);
@@ -245,6 +330,8 @@ int main(void) {
     test_wild_penalties();
     test_large_vocabulary();
     test_generator();
+    test_best_few();
+    test_best_few_limits();
 
     p = plain(), p.temperature = 0;
     float ties[4] = {1, 5, 5, 5}, broken[3] = {0, NAN, 1}, endless[2] = {0, INFINITY};

@@ -97,6 +97,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     cuda_backend *c = cuda_of(b);
     b->counters = (wina_counters){0};
     b->status = WINA_OK;
+    b->late = false;
     note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
     c->entered = NULL;
     c->rules = rules;
@@ -162,13 +163,15 @@ static void finish_recording(cuda_backend *c) {
     note(c, wina_cuda_program_launch(&p, c->m->n_sms, c->stream), "program");
     const cudaError_t e =
         has_head(c)
-            ? cudaMemcpyAsync(c->host_logits, c->logits, (size_t)f->n_vocab * sizeof(float),
-                              cudaMemcpyDeviceToHost, c->stream)
+            ? wina_cuda_best_launch(c->logits, f->n_vocab, c->best_chunks, c->best_arrived, c->best,
+                                    c->m->n_sms, c->stream)
             : cudaMemcpyAsync(c->host_words, c->x, (size_t)f->n_embd * sizeof *c->host_words,
                               cudaMemcpyDeviceToHost, c->stream);
     note(c, e, "logits");
     note(c,
-         cudaMemcpyAsync(c->host_kept, c->kept, kept_bytes(c), cudaMemcpyDeviceToHost, c->stream),
+         cudaMemcpyAsync(c->host_kept, c->kept,
+                         has_head(c) ? best_at(c) + sizeof *c->best : kept_bytes(c),
+                         cudaMemcpyDeviceToHost, c->stream),
          "counters");
     cudaGraph_t graph = NULL;
     note(c, cudaStreamEndCapture(c->stream, &graph), "capture");
@@ -187,7 +190,16 @@ static void embed(cuda_backend *c, int32_t token) {
         c->host_step->x[i] *= f->embd_scale;
 }
 
-static void run_token(cuda_backend *c, int32_t i) {
+static void copy_logits(cuda_backend *c) {
+    note(c,
+         cudaMemcpyAsync(c->host_logits, c->logits,
+                         (size_t)c->base.model->config.n_vocab * sizeof(float),
+                         cudaMemcpyDeviceToHost, c->stream),
+         "logits");
+}
+
+/* copy: the logits to the host as well. */
+static void run_token(cuda_backend *c, int32_t i, bool copy) {
     const bool sparse = is_sparse(c, i);
     c->host_step->pos = c->pos + i;
     const size_t n_embd = (size_t)c->base.model->config.n_embd;
@@ -197,11 +209,16 @@ static void run_token(cuda_backend *c, int32_t i) {
         embed(c, c->tokens[i]);
     use_budgets(c, sparse);
     note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
+    if (copy)
+        copy_logits(c);
     note(c, cudaStreamSynchronize(c->stream), "running");
     if (c->base.status == WINA_OK)
         count(c, c->host_kept, sparse, i == c->n_tokens - 1);
-    if (c->host_kept[overflow_slot(c)]) { /* the session reports what is not finite */
+    if (c->host_kept[overflow_slot(c)]) { /* whoever takes the logits reports what is not finite */
+        if (!has_head(c) && c->base.status == WINA_OK)
+            c->base.status = c->m->host->fail(WINA_E_NUMERIC, WINA_NOT_FINITE);
         c->host_logits[0] = NAN;
+        c->host_best->is_broken = 1;
         note(c, cudaMemset(c->kept + overflow_slot(c), 0, sizeof *c->kept), "counters");
     }
 }
@@ -219,17 +236,43 @@ static void logits(wina_backend *b, int32_t from, float *out) {
     cuda_backend *c = cuda_of(b);
     const size_t n_vocab = (size_t)b->model->config.n_vocab;
     if (c->batch) {
-        note(c, wina_cuda_prompt_logits(c->prompt, from, out), "prompt");
+        note(c, wina_cuda_prompt_logits(c->prompt, from, out ? out : c->host_logits), "prompt");
         count_batch(c);
-        return;
     }
-    if (c->n_phases > 0 && b->status == WINA_OK)
+    if (!c->batch && c->n_phases > 0 && b->status == WINA_OK)
         finish_recording(c);
-    for (int32_t i = 0; i < c->n_tokens && b->status == WINA_OK; i++) {
-        run_token(c, i);
-        if (i >= from && b->status == WINA_OK)
+    for (int32_t i = 0; !c->batch && i < c->n_tokens && b->status == WINA_OK; i++) {
+        run_token(c, i, out && i >= from);
+        if (out && i >= from && b->status == WINA_OK)
             memcpy(out + (size_t)(i - from) * n_vocab, c->host_logits, n_vocab * sizeof *out);
     }
+    if (out || from >= c->n_tokens || b->status != WINA_OK)
+        return;
+    c->is_fetched = c->batch;
+    bool broken = !c->batch && c->host_best->is_broken;
+    for (size_t i = 0; c->batch && i < n_vocab; i++)
+        broken |= !isfinite(c->host_logits[i]);
+    if (broken)
+        b->status = c->m->host->fail(WINA_E_NUMERIC, WINA_NOT_FINITE);
+    b->late = !broken;
+}
+
+static void fetch_logits(wina_backend *b, float *out) {
+    cuda_backend *c = cuda_of(b);
+    if (!c->is_fetched) {
+        note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
+        copy_logits(c);
+        note(c, cudaStreamSynchronize(c->stream), "logits");
+    }
+    if (b->status != WINA_OK)
+        return;
+    memcpy(out, c->host_logits, (size_t)b->model->config.n_vocab * sizeof *out);
+    b->late = false;
+}
+
+static const wina_best *best(wina_backend *b) {
+    const cuda_backend *c = cuda_of(b);
+    return c->is_fetched ? NULL : &c->host_best->found;
 }
 
 static void enter(wina_backend *b, const float *x) {
@@ -251,7 +294,7 @@ static const float *residual(wina_backend *b) {
     if (c->n_phases > 0 && b->status == WINA_OK)
         finish_recording(c);
     for (int32_t i = 0; i < c->n_tokens && b->status == WINA_OK; i++) {
-        run_token(c, i);
+        run_token(c, i, false);
         for (size_t k = 0; k < n_embd; k++)
             c->residual[(size_t)i * n_embd + k] = (float)((double)c->host_words[k] / WINA_CUDA_ONE);
     }
@@ -298,7 +341,10 @@ static uint64_t place_all(cuda_backend *c) {
     c->hints = place(c, &used, (uint64_t)n_slots(c) * sizeof *c->hints);
     if (c->no_hints)
         c->hints = NULL;
-    c->kept = place(c, &used, kept_bytes(c));
+    c->kept = place(c, &used, best_at(c) + sizeof *c->best);
+    c->best = c->kept ? (wina_cuda_best *)((uint8_t *)c->kept + best_at(c)) : NULL;
+    c->best_chunks = place(c, &used, WINA_CUDA_BEST_CHUNKS * sizeof *c->best_chunks);
+    c->best_arrived = place(c, &used, sizeof *c->best_arrived);
     c->kept_sum = place(c, &used, kept_bytes(c));
     place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));
     for (int i = 0; i < (f->window ? 2 : 1); i++)
@@ -344,7 +390,9 @@ static int32_t create_buffers(cuda_backend *c) {
         for (int32_t k = 0; k < n_slots(c); k++)
             c->host_keep[i][k] = (wina_cuda_keep){INT32_MAX, 0};
     }
-    CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept, kept_bytes(c)), "host memory");
+    CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept, best_at(c) + sizeof *c->host_best),
+             "host memory");
+    c->host_best = (wina_cuda_best *)((uint8_t *)c->host_kept + best_at(c));
     CUDA_TRY(host, cudaMallocHost((void **)&c->host_kept_sum, kept_bytes(c)), "host memory");
     if (!has_head(c)) {
         const size_t n_embd = (size_t)model->config.n_embd;
@@ -400,6 +448,8 @@ static const wina_backend_ops CUDA_OPS = {
     .enter = enter,
     .residual = residual,
     .logits = logits,
+    .fetch_logits = fetch_logits,
+    .best = best,
 };
 
 int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,

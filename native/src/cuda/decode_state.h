@@ -39,6 +39,8 @@ typedef struct cuda_backend {
     wina_cuda_fixed *host_words;        /* (n_embd) like x, if the head is elsewhere */
     wina_cuda_keep *host_keep[2];       /* dense, sparse: like keep */
     int32_t *host_kept, *host_kept_sum; /* like kept */
+    wina_cuda_best *host_best;          /* behind host_kept */
+    bool is_fetched;                    /* host_logits hold the last token's, host_best nothing */
     float *host_norms;                  /* pageable: (norms_floats) */
 
     /* device memory */
@@ -53,6 +55,9 @@ typedef struct cuda_backend {
     wina_cuda_hint *hints;              /* by slot */
     wina_cuda_keep *keep;               /* by slot: (layer, group, list) */
     int32_t *kept, *kept_sum; /* by slot: inputs kept by the last token, by all of a batch */
+    wina_cuda_best *best;     /* of the last token: behind kept, so that one copy takes both */
+    wina_cuda_chunk *best_chunks;
+    uint32_t *best_arrived;
     const float **slot_norms; /* host array by slot: device vectors (n_in), zeros after them */
     uint64_t norms_floats;
     wina_cuda_fixed *exit; /* (n_embd) what a block adds, where that is changed on the way */
@@ -95,6 +100,11 @@ static inline size_t keep_bytes(const cuda_backend *c) {
 
 static inline size_t kept_bytes(const cuda_backend *c) {
     return (size_t)(n_slots(c) + 1) * sizeof *c->kept;
+}
+
+/* Where the best candidates are behind kept. */
+static inline size_t best_at(const cuda_backend *c) {
+    return (kept_bytes(c) + 15) / 16 * 16;
 }
 
 /* Lists of a group, at most. */

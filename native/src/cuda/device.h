@@ -8,6 +8,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "../candidates.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -232,6 +234,25 @@ int32_t wina_cuda_plan_phase(wina_cuda_phase *phase, int32_t n_sms);
 cudaError_t wina_cuda_program_prepare(void);
 cudaError_t wina_cuda_program_launch(const wina_cuda_program *p, int32_t n_sms,
                                      cudaStream_t stream);
+
+/* The best of a token's logits. */
+typedef struct wina_cuda_best {
+    wina_best found;   /* n is 0 if too many are equal */
+    int32_t is_broken; /* a logit is not finite */
+} wina_cuda_best;
+
+/* What is known of a part of the logits. */
+enum { WINA_CUDA_BEST_CHUNKS = 1024 };
+typedef struct wina_cuda_chunk {
+    double weight;    /* of all in it, 1 for the largest */
+    uint32_t largest; /* as a key that has the order of the numbers */
+} wina_cuda_chunk;
+
+/* *out = the best of n logits. chunks: WINA_CUDA_BEST_CHUNKS of scratch; arrived: zero, left as
+ * zero. */
+cudaError_t wina_cuda_best_launch(const float *logits, int32_t n, wina_cuda_chunk *chunks,
+                                  uint32_t *arrived, wina_cuda_best *out, int32_t n_sms,
+                                  cudaStream_t stream);
 
 /* Bytes of `partial`, elements of `arrived` that any projection of n_rows rows needs. */
 uint64_t wina_cuda_gemv_scratch(int32_t n_sms);

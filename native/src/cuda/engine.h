@@ -54,6 +54,9 @@ void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out);
 /* angles.c: out is device memory, (n_ctx, rope_dim / 2, 2); windowed: of layers with a window. */
 int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, bool windowed, float *out);
 
+/* copyspeed.c: bytes read and written per second. */
+int32_t wina_cuda_copy_speed(const wina_cuda_model *m, double *speed);
+
 /* decode.c */
 int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,
                                  wina_backend **out);

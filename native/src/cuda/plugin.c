@@ -6,6 +6,7 @@ static wina_cuda_plugin plugin = {
     .model_create = wina_cuda_model_create,
     .model_free = wina_cuda_model_free,
     .model_info = wina_cuda_model_info,
+    .copy_speed = wina_cuda_copy_speed,
     .backend_create = wina_cuda_backend_create,
 };
 

@@ -192,6 +192,9 @@ static int32_t open_device(wina_cuda_model *m) {
     CUDA_TRY(host, cudaGetDeviceProperties(&properties, m->device_index), "opening the GPU");
     snprintf(m->device, sizeof m->device, "%.63s", properties.name);
     m->n_sms = properties.multiProcessorCount;
+    const char *blocks = getenv("WINA_CUDA_BLOCKS"); /* fewer, for tools that follow every access */
+    if (blocks && atoi(blocks) > 0 && atoi(blocks) < m->n_sms)
+        m->n_sms = atoi(blocks);
     CUDA_TRY(host, wina_cuda_program_prepare(), "loading the kernels");
     return WINA_OK;
 }

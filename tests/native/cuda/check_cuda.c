@@ -5,6 +5,7 @@
 #include "cudalib.h"
 #include "fake.h"
 #include "forward.h"
+#include "sampler.h"
 
 static const wina_backend_params SESSION = {.n_ctx = 64, .n_batch = 16, .n_threads = 2};
 
@@ -158,7 +159,7 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b), *c = calloc(n, sizeof *c);
     CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
     CHECK(m->cuda_first == 3 - n_gpu);
-    if (getenv("EMULATE_GPUS") && n_gpu > 1)
+    if (getenv("WINA_CUDA_FREE_MB") ? n_gpu == 3 : getenv("EMULATE_GPUS") && n_gpu > 1)
         CHECK(m->more_cuda[0] != NULL);
     CHECK(wina_cpu_backend_create(m, &SESSION, &cpu) == WINA_OK);
     wina_backend_params small = SESSION;
@@ -183,6 +184,161 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     chain->ops->free(chain);
     wina_cudalib_remove(m);
     free(a), free(b), free(c);
+}
+
+/* ---- choosing tokens from the best that the device finds ---------------------------------- */
+
+static int by_rank(const void *a, const void *b) {
+    const wina_candidate *x = a, *y = b;
+    return wina_candidates_is_worse(*x, *y) ? 1 : -1;
+}
+
+/* The best candidates and the logits that stayed on the GPU against logits that were copied. */
+static void check_best(wina_backend *gpu, const float *copied) {
+    const int32_t n_vocab = gpu->model->config.n_vocab;
+    const int32_t most = n_vocab < WINA_MOST_BEST ? n_vocab : WINA_MOST_BEST;
+    wina_candidate *all = calloc((size_t)n_vocab, sizeof *all);
+    float *fetched = calloc((size_t)n_vocab, sizeof *fetched);
+    const wina_best *found = gpu->ops->best(gpu);
+    const wina_candidate *best = found->all;
+    const int32_t n = found->n;
+    int32_t n_other = 0;
+    double weight = 0;
+    for (int32_t i = 0; i < n_vocab; i++)
+        weight += exp((double)copied[i] - (double)best[0].logit);
+    CHECK_MSG(fabs(found->weight - weight) < 1e-10 * weight, "weight %g, not %g", found->weight,
+              weight);
+    for (int32_t i = 0; i < n_vocab; i++)
+        all[i] = (wina_candidate){copied[i], i};
+    qsort(all, (size_t)n_vocab, sizeof *all, by_rank);
+    CHECK_MSG(n == most, "%d best of %d", n, n_vocab);
+    for (int32_t i = 0; i < n && i < most; i++)
+        n_other += best[i].token != all[i].token || best[i].logit != all[i].logit;
+    CHECK_MSG(n_other == 0, "%d of the %d best are others", n_other, n);
+    CHECK(gpu->late);
+    gpu->ops->fetch_logits(gpu, fetched);
+    CHECK(!gpu->late && memcmp(fetched, copied, (size_t)n_vocab * sizeof *copied) == 0);
+    free(all), free(fetched);
+}
+
+static void run_late(wina_backend *gpu, int32_t token, int32_t pos, const wina_rules *rules,
+                     float *logits) {
+    const atomic_bool cancel = false;
+    const wina_forward f = {.tokens = &token,
+                            .n_tokens = 1,
+                            .pos = pos,
+                            .rules = rules,
+                            .logits = logits,
+                            .cancel = &cancel};
+    CHECK_MSG(wina_forward_run(gpu, &f) == WINA_OK, "%s", wina_error());
+    CHECK(gpu->late == !logits);
+}
+
+/* Ways to sample, and whether the best candidates are enough for most tokens. */
+static const struct way {
+    wina_sampler_params p;
+    bool is_enough;
+} WAYS[] = {
+    {{.temperature = 0, .top_p = 1}, true},
+    {{.temperature = 0, .top_p = 1, .repeat_penalty = 1.3f, .repeat_last_n = 64}, true},
+    {{.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f}, true},
+    {{.temperature = 1.5f, .top_k = 1, .top_p = 1}, true},
+    {{.temperature = 3, .top_k = 100, .top_p = 1, .presence_penalty = 1, .repeat_last_n = -1}, true},
+    {{.temperature = 1, .top_k = 128, .top_p = 0.5f, .typical_p = 0.9f}, true},
+    {{.temperature = 1, .top_k = 129, .top_p = 1}, false},
+    {{.temperature = 1, .top_k = 0, .top_p = 0.9f}, false},
+    {{.temperature = 1, .top_k = 0, .top_p = 0.004f}, true},
+    {{.temperature = 1, .top_k = 0, .top_p = 1, .min_p = 0.9f}, true},
+    {{.temperature = 1, .top_k = 20, .top_p = 1, .mirostat = 2, .mirostat_tau = 3}, false},
+};
+
+/* Tokens drawn from the best candidates, against those drawn from all logits by the same seed. */
+static void check_sampling(int32_t n_vocab, const char *what) {
+    const char *only = getenv("CHECK_ONLY");
+    if (only && !strstr(what, only))
+        return;
+    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,    96,         2,    1, 32, n_vocab,
+                            64,             false, false, FAKE_PLAIN, false};
+    wina_model *m = fake_model(&spec, 5);
+    wina_backend *gpu = NULL;
+    const wina_rules rules = fake_rules(m, 0.25f, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    float *logits = calloc((size_t)n_vocab, sizeof *logits);
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    CHECK_MSG(wina_chain_create(m, &SESSION, &gpu) == WINA_OK, "%s", wina_error());
+    int32_t n_enough = 0, n_other = 0, n_all = 0;
+    for (size_t w = 0; gpu && w < sizeof WAYS / sizeof WAYS[0]; w++) {
+        wina_sampler *a = NULL, *b = NULL;
+        wina_sampler_params p = WAYS[w].p; /* 0 where that is off or made so */
+        p.seed = 17 + (int64_t)w;
+        p.typical_p = p.typical_p > 0 ? p.typical_p : 1;
+        p.repeat_penalty = p.repeat_penalty > 0 ? p.repeat_penalty : 1;
+        p.dynatemp_exponent = 1;
+        p.dry_allowed_length = 1;
+        CHECK_MSG(wina_sampler_create(&p, &a) == WINA_OK, "%s", wina_error());
+        CHECK(wina_sampler_create(&p, &b) == WINA_OK);
+        int32_t token = 1 + (int32_t)w % n_vocab, enough = 0;
+        for (int32_t i = 0; i < 6; i++) {
+            int32_t from_best = -1, from_all = -1;
+            run_late(gpu, token, i, &rules, logits);
+            run_late(gpu, token, i, &rules, NULL);
+            const wina_best *best = gpu->ops->best(gpu);
+            CHECK(wina_sampler_sample_best(a, best, n_vocab, &from_best) == WINA_OK);
+            enough += from_best >= 0;
+            check_best(gpu, logits);
+            if (from_best < 0)
+                CHECK(wina_sampler_sample(a, logits, n_vocab, &from_best) == WINA_OK);
+            CHECK(wina_sampler_sample(b, logits, n_vocab, &from_all) == WINA_OK);
+            n_other += from_best != from_all;
+            token = from_all;
+            wina_sampler_accept(a, token), wina_sampler_accept(b, token);
+        }
+        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == 6, "way %zu: %d of 6", w, enough);
+        n_enough += enough, n_all += 6;
+        wina_sampler_free(a), wina_sampler_free(b);
+    }
+    printf("  %-44s %d of %d tokens from the best, %d others\n", what, n_enough, n_all, n_other);
+    CHECK(n_other == 0);
+    if (gpu)
+        gpu->ops->free(gpu);
+    wina_cudalib_remove(m);
+    free(logits);
+}
+
+/* All logits are equal: the first tokens are the best, or the device does not tell. Then a weight
+ * that is not finite. */
+static void check_equal(int32_t n_vocab, const char *what) {
+    const char *only = getenv("CHECK_ONLY");
+    if (only && !strstr(what, only))
+        return;
+    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,    96,         2,    1, 32, n_vocab,
+                            64,             false, false, FAKE_PLAIN, false};
+    wina_model *m = fake_model(&spec, 5);
+    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    for (int broken = 0; broken < 2; broken++) {
+        wina_backend *gpu = NULL;
+        memset(m->weights.output.data, 0, m->weights.output.n_bytes);
+        if (broken)
+            memset(m->weights.output.data, 0x7d, 2); /* a NaN */
+        CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+        CHECK_MSG(wina_chain_create(m, &SESSION, &gpu) == WINA_OK, "%s", wina_error());
+        int32_t token = n_vocab - 1, n = 0, n_other = 0;
+        const atomic_bool cancel = false;
+        const wina_forward f = {.tokens = &token, .n_tokens = 1, .rules = &rules, .cancel = &cancel};
+        const int32_t status = gpu ? wina_forward_run(gpu, &f) : WINA_E_DEVICE;
+        CHECK_MSG(status == (broken ? WINA_E_NUMERIC : WINA_OK), "status %d", status);
+        if (gpu && !broken) {
+            const wina_candidate *best = gpu->ops->best(gpu)->all;
+            n = gpu->ops->best(gpu)->n;
+            CHECK(n == (n_vocab > 2048 ? 0 : n_vocab < WINA_MOST_BEST ? n_vocab : WINA_MOST_BEST));
+            for (int32_t i = 0; i < n; i++)
+                n_other += best[i].token != i || best[i].logit != 0;
+            CHECK(n_other == 0);
+        }
+        if (gpu)
+            gpu->ops->free(gpu);
+        wina_cudalib_remove(m);
+    }
+    printf("  %s\n", what);
 }
 
 /* "quick": one layer shape per type, for tools that run a hundred times slower. */
@@ -247,5 +403,13 @@ int main(int argc, char **argv) {
     for (int32_t n_gpu = 1; n_gpu <= 3; n_gpu++)
         for (int k = 0; k < 2; k++)
             check_chain(n_gpu, k ? 0.5f : 0.0f);
+    static const int32_t VOCABULARIES[] = {3, 129, 1030, 20000};
+    for (size_t i = 0; i < (quick ? 3 : 4); i++) {
+        char what[80];
+        snprintf(what, sizeof what, "sampling, vocabulary of %d", VOCABULARIES[i]);
+        check_sampling(VOCABULARIES[i], what);
+        snprintf(what, sizeof what, "equal logits, vocabulary of %d", VOCABULARIES[i]);
+        check_equal(VOCABULARIES[i], what);
+    }
     return check_report("check_cuda");
 }

@@ -110,8 +110,9 @@ static inline void fake_fill(wina_panel *p, int32_t row0, int32_t n_rows, double
     free(values);
 }
 
-/* For timing: the first 512 rows are real, the rest of the memory repeats a block of 256 inputs of
- * a small panel of the same type, stretched by rows. */
+/* For timing: memory is filled with columns of a small panel of 512 rows and 256 inputs of the same
+ * type. Every 512 rows and every 256 inputs take them in another order, so that no two rows are
+ * equal: equal sums would be equal scores, which cost the selection more than a real model's. */
 static inline void fake_fill_fast(wina_panel *p, double *squares, unsigned long long *state) {
     wina_panel small;
     if (wina_panel_plan(p->layout->dtype, 512, 256, &small) != WINA_OK)
@@ -131,17 +132,20 @@ static inline void fake_fill_fast(wina_panel *p, double *squares, unsigned long 
     uint64_t rows = (uint64_t)p->n_rows;
     for (int32_t b = 0; b < p->n_blocks; b++) {
         uint8_t *to = (uint8_t *)wina_panel_block(p, b);
-        const uint8_t *from = wina_panel_block(&small, b % 8);
         for (int c = 0; c < WINA_BLOCK; c++)
             for (int plane = 0; plane < 2; plane++) {
                 uint64_t bits = plane ? l->high_bits : l->low_bits;
                 uint64_t unit = 512 * bits / 8, n = rows * bits / 8;
                 uint8_t *col =
                     to + (uint64_t)c * p->col_bytes + (plane ? rows * l->low_bits / 8 : 0);
-                const uint8_t *src =
-                    from + (uint64_t)c * small.col_bytes + (plane ? 512u * l->low_bits / 8 : 0);
-                for (uint64_t at = 0; at < n && unit; at += unit)
-                    memcpy(col + at, src, n - at < unit ? n - at : unit);
+                const uint64_t offset = plane ? 512u * l->low_bits / 8 : 0;
+                for (uint64_t at = 0; at < n && unit; at += unit) {
+                    const uint64_t shift = (73 * (at / unit) + 29 * (uint64_t)(b / 8)) % 256;
+                    const uint8_t *other = wina_panel_block(&small, (b + (int)(shift % 8)) % 8);
+                    const uint64_t from_col = ((uint64_t)c + shift / 8) % WINA_BLOCK;
+                    memcpy(col + at, other + from_col * small.col_bytes + offset,
+                           n - at < unit ? n - at : unit);
+                }
             }
         for (int part = 0; part < 2; part++) { /* scales: one or two rows of them */
             uint64_t width = l->scales == WINA_SCALES_DM ? 2 : l->scales == WINA_SCALES_D ? 2 : 1;

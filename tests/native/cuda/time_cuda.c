@@ -1,13 +1,17 @@
 /* time_cuda: decode speed of a random 7.24B-parameter model that is made in memory. Not a test:
  * numbers for docs/gpu.md without writing and loading files of 15 GB.
  *
- *   time_cuda TYPE[,TYPE] SPARSITY[,SPARSITY] [DEPTH] */
+ *   time_cuda TYPE[,TYPE] SPARSITY[,SPARSITY] [DEPTH]
+ *
+ * TIME_SAMPLED=1 adds tokens that are drawn. WINA_CUDA_FREE_MB=9000 puts an F16 model on two GPUs. */
 #include <stdlib.h>
 #include <time.h>
 
+#include "chain.h"
 #include "cudalib.h"
 #include "fake.h"
 #include "forward.h"
+#include "sampler.h"
 
 static double now(void) {
     struct timespec t;
@@ -16,6 +20,13 @@ static double now(void) {
 }
 
 enum { N_GEN = 128, N_PROMPT = 512 };
+
+static void stop_if_failed(int32_t status) {
+    if (status == WINA_OK)
+        return;
+    printf("failed: %s\n", wina_error());
+    exit(1);
+}
 
 static void time_one(wina_backend *b, float sparsity, int32_t depth, float *logits) {
     const atomic_bool cancel = false;
@@ -29,17 +40,15 @@ static void time_one(wina_backend *b, float sparsity, int32_t depth, float *logi
                               .n_tokens = 1,
                               .pos = depth + i,
                               .rules = &rules,
-                              .logits = logits,
                               .cancel = &cancel};
-            if (wina_forward_run(b, &f) != WINA_OK) {
-                printf("failed: %s\n", wina_error());
-                exit(1);
-            }
+            stop_if_failed(wina_forward_run(b, &f));
         }
         double t = now() - start;
         best = t < best ? t : best;
         total += r ? t : 0;
     }
+    b->ops->fetch_logits(b, logits);
+    stop_if_failed(b->status);
     printf("%s sparsity %.2f depth %d: %.1f tok/s (best %.1f), %.3f ms/token, kept %.4f, "
            "%.3f GB/token, %.0f GB/s, logit0 %g\n",
            wina_dtype_name(b->model->weights.output.layout->dtype), (double)sparsity, depth,
@@ -50,6 +59,56 @@ static void time_one(wina_backend *b, float sparsity, int32_t depth, float *logi
            (double)b->counters.token_bytes / 1e9,
            (double)b->counters.token_bytes / 1e9 * 3 * N_GEN / total, (double)logits[0]);
     fflush(stdout);
+}
+
+/* Tokens that are drawn, from the best that the device finds or from all logits: the same ones. */
+static void time_sampled(wina_backend *b, float sparsity, int32_t depth, bool greedy) {
+    const atomic_bool cancel = false;
+    const int32_t n_vocab = b->model->config.n_vocab;
+    const wina_rules rules = fake_rules(b->model, sparsity, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    float *logits = malloc((size_t)n_vocab * sizeof *logits);
+    static int32_t drawn[2][N_GEN];
+    double tok_s[2];
+    for (int copy = 0; copy < 2; copy++) {
+        double total = 0;
+        for (int r = 0; r < 3; r++) {
+            wina_sampler_params p;
+            wina_sampler *s = NULL;
+            wina_sampler_params_init(&p);
+            p.seed = 5;
+            p.temperature = greedy ? 0 : p.temperature;
+            stop_if_failed(wina_sampler_create(&p, &s));
+            double start = now();
+            int32_t token = 13;
+            for (int32_t i = 0; i < N_GEN; i++) {
+                wina_forward f = {.tokens = &token,
+                                  .n_tokens = 1,
+                                  .pos = depth + i,
+                                  .rules = &rules,
+                                  .cancel = &cancel};
+                stop_if_failed(wina_forward_run(b, &f));
+                int32_t next = -1;
+                if (!copy)
+                    stop_if_failed(wina_sampler_sample_best(s, b->ops->best(b), n_vocab, &next));
+                if (next < 0) {
+                    b->ops->fetch_logits(b, logits);
+                    stop_if_failed(b->status);
+                    stop_if_failed(wina_sampler_sample(s, logits, n_vocab, &next));
+                }
+                wina_sampler_accept(s, next);
+                drawn[copy][i] = token = next;
+            }
+            total += r ? now() - start : 0;
+            wina_sampler_free(s);
+        }
+        tok_s[copy] = 2 * N_GEN / total;
+    }
+    printf("%s sparsity %.2f, %s: %.1f tok/s from the best, %.1f from all logits, tokens %s\n",
+           wina_dtype_name(b->model->weights.output.layout->dtype), (double)sparsity,
+           greedy ? "greedy" : "sampled", tok_s[0], tok_s[1],
+           memcmp(drawn[0], drawn[1], sizeof drawn[0]) ? "DIFFER" : "equal");
+    fflush(stdout);
+    free(logits);
 }
 
 /* A prompt of N_PROMPT tokens in one batch. */
@@ -69,10 +128,7 @@ static void time_prompt(wina_backend *b, float *logits) {
                           .logits_from = N_PROMPT - 1,
                           .cancel = &cancel};
         double start = now();
-        if (wina_forward_run(b, &f) != WINA_OK) {
-            printf("failed: %s\n", wina_error());
-            exit(1);
-        }
+        stop_if_failed(wina_forward_run(b, &f));
         best = now() - start < best ? now() - start : best;
     }
     printf("%s prompt of %d: %.0f tok/s, %.1f ms\n",
@@ -99,18 +155,23 @@ int main(int argc, char **argv) {
         wina_model *m = fake_model(&spec, 3);
         double made = now();
         wina_backend *b = NULL;
-        if (wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) != WINA_OK ||
-            m->cuda_plugin->backend_create(m->cuda, depth + N_PROMPT, N_PROMPT, &b) != WINA_OK) {
-            printf("failed: %s\n", wina_error());
-            return 1;
-        }
-        printf("%s: made in %.1f s, on the GPU in %.1f s\n", name, made - start, now() - made);
+        stop_if_failed(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1));
+        const wina_backend_params session = {
+            .n_ctx = depth + N_PROMPT, .n_batch = N_PROMPT, .n_threads = 1};
+        stop_if_failed(wina_chain_create(m, &session, &b));
+        printf("%s: made in %.1f s, on the GPU in %.1f s%s%s\n", name, made - start, now() - made,
+               *m->backend_note ? ", " : "", m->backend_note);
         float *logits = malloc((size_t)spec.n_vocab * sizeof *logits);
         if (!getenv("WINA_CUDA_PROFILE"))
             time_prompt(b, logits);
+        double copy = 0;
+        stop_if_failed(m->cuda_plugin->copy_speed(m->cuda, &copy));
+        printf("%s: a copy reads and writes %.0f GB/s\n", name, copy / 1e9);
         char *list = strdup(argc > 2 ? argv[2] : "0,0.5,0.65");
         for (char *p = strtok(list, ","); p; p = strtok(NULL, ","))
             time_one(b, (float)atof(p), depth, logits);
+        for (int greedy = 0; greedy < 2 && getenv("TIME_SAMPLED"); greedy++)
+            time_sampled(b, 0.65f, depth, greedy);
         free(list);
         free(logits);
         b->ops->free(b);
