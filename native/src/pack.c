@@ -92,6 +92,18 @@ static void store_u16(uint8_t *p, uint16_t v) {
     p[1] = (uint8_t)(v >> 8);
 }
 
+/* Eight bytes at any address. Here and below not memcpy itself: _FORTIFY_SOURCE=3 would work out for each
+ * piece how far the end of a local array is, which takes longer than packing it. */
+static inline uint64_t load_u64(const uint8_t *p) {
+    uint64_t v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void store_u64(uint8_t *p, uint64_t v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+
 /* Swaps what lies in `mask` of b with what lies `shift` higher in a. */
 static inline void swap_parts(uint64_t *a, uint64_t *b, int shift, uint64_t mask) {
     uint64_t t = (*a >> shift ^ *b) & mask;
@@ -106,7 +118,7 @@ static void transpose(const uint8_t q[WINA_STRIP][WINA_BLOCK], uint8_t t[WINA_BL
         for (int c = 0; c < WINA_BLOCK; c += 8) {
             uint64_t w[8];
             for (int i = 0; i < 8; i++)
-                memcpy(&w[i], &q[r + i][c], 8);
+                w[i] = load_u64(&q[r + i][c]);
             for (int i = 0; i < 4; i++)
                 swap_parts(&w[i], &w[i + 4], 32, 0x00000000ffffffffu);
             for (int i = 0; i < 8; i += i % 2 ? 3 : 1)
@@ -114,7 +126,7 @@ static void transpose(const uint8_t q[WINA_STRIP][WINA_BLOCK], uint8_t t[WINA_BL
             for (int i = 0; i < 8; i += 2)
                 swap_parts(&w[i], &w[i + 1], 8, 0x00ff00ff00ff00ffu);
             for (int i = 0; i < 8; i++)
-                memcpy(&t[c + i][r], &w[i], 8);
+                store_u64(&t[c + i][r], w[i]);
         }
 }
 
@@ -145,8 +157,7 @@ static void store_values(const wina_panel *p, uint8_t *block, int32_t strip,
         uint8_t *high = col + (uint64_t)p->n_rows * l->low_bits / 8;
         if (l->high_bits == 1) {
             for (int r = 0; r < 64; r += 8) {
-                uint64_t w; /* the bit of eight bytes, gathered into the top one */
-                memcpy(&w, v + r, 8);
+                const uint64_t w = load_u64(v + r); /* its bits are gathered into the top byte */
                 high[strip * 8 + r / 8] =
                     (uint8_t)((w >> low_bits & 0x0101010101010101u) * 0x0102040810204080u >> 56);
             }
@@ -201,10 +212,10 @@ static void store_halves(uint8_t *to, uint64_t stride,
         for (int r = 0; r < WINA_STRIP; r += 4) {
             uint64_t w[4];
             for (int i = 0; i < 4; i++)
-                memcpy(&w[i], &tile[r + i][2 * c], 8);
+                w[i] = load_u64(&tile[r + i][2 * c]);
             transpose_4x4(w);
             for (int32_t i = 0; i < 4 && c + i < n_cols; i++)
-                memcpy(to + (uint64_t)(c + i) * stride + 2 * r, &w[i], 8);
+                store_u64(to + (uint64_t)(c + i) * stride + 2 * r, w[i]);
         }
 }
 
@@ -219,8 +230,8 @@ static void fill_floats(wina_panel *p, int64_t row0, const uint8_t *rows, uint64
         const int32_t n_cols = p->n_cols - c0 < WINA_BLOCK ? p->n_cols - c0 : WINA_BLOCK;
         uint8_t *to = (uint8_t *)wina_panel_block(p, b) + (uint64_t)row0 * size;
         for (int64_t r = 0; r < n_rows; r++)
-            memcpy(tile[r], rows + (uint64_t)r * row_bytes + (uint64_t)c0 * size,
-                   (uint64_t)n_cols * size);
+            __builtin_memcpy(tile[r], rows + (uint64_t)r * row_bytes + (uint64_t)c0 * size,
+                             (uint64_t)n_cols * size);
         if (size == 2 && n_rows == WINA_STRIP) {
             store_halves(to, p->col_bytes, (const uint8_t(*)[4 * WINA_BLOCK]) tile, n_cols);
             continue;
@@ -243,15 +254,16 @@ void wina_panel_fill(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t 
     }
     for (int64_t r0 = 0; r0 < n_rows; r0 += WINA_STRIP) {
         int32_t strip = (int32_t)((row0 + r0) / WINA_STRIP);
+        const int32_t n = n_rows - r0 < WINA_STRIP ? (int32_t)(n_rows - r0) : WINA_STRIP;
+        uint8_t q[WINA_STRIP][WINA_BLOCK] = {{0}}; /* rows beyond the last stay zero */
         for (int32_t b = 0; b < p->n_blocks; b++) {
             uint8_t *super = (uint8_t *)wina_panel_super(p, b);
             uint8_t *block = (uint8_t *)wina_panel_block(p, b);
             uint8_t *scales = (uint8_t *)wina_panel_scales(p, b);
-            uint8_t q[WINA_STRIP][WINA_BLOCK] = {{0}};
-            for (int32_t r = 0; r < WINA_STRIP && r0 + r < n_rows; r++) {
+            for (int32_t r = 0; r < n; r++) {
                 wina_piece w = {.d = 0};
                 l->read(rows + (uint64_t)(r0 + r) * row_bytes, b, &w);
-                memcpy(q[r], w.q, WINA_BLOCK);
+                __builtin_memcpy(q[r], w.q, WINA_BLOCK);
                 store_scales(p, super, scales, b % WINA_SUPER_BLOCKS == 0,
                              (int64_t)strip * WINA_STRIP + wina_strip_swap(r), &w);
             }
