@@ -159,7 +159,7 @@ static __device__ __forceinline__ window_outcome rank_window(select_shared &s, c
     each_score(scores, n, [&](uint32_t score) {
         above += score > high;
         if (score >= low && score <= high) {
-            const uint32_t at = atomicAdd(&s.n_window, 1u);
+            const int at = (int)atomicAdd(&s.n_window, 1u);
             if (at < SELECT_WINDOW)
                 s.window[at] = score;
         }
