@@ -75,8 +75,8 @@ static uint64_t cache_bytes(const wina_config *c) {
     return 2 * 2 * n_ctx * (uint64_t)c->n_head_kv * pad;
 }
 
-/* WINA_CUDA_FREE_MB: no GPU is thought to have more free memory, so that a model that would fit into
- * one can be shared out over several. */
+/* WINA_CUDA_FREE_MB: no GPU is thought to have more free memory, so that a model that would fit
+ * into one can be shared out over several. */
 static void limit_memory(wina_cuda_memory *gpus, int32_t n) {
     const char *text = getenv("WINA_CUDA_FREE_MB");
     char *end = NULL;

@@ -15,8 +15,8 @@
 
 #include "common.cuh"
 
-/* Scores near the last token's threshold that are ranked instead of counted in a histogram, at most;
- * a multiple of 8. */
+/* Scores near the last token's threshold that are ranked instead of counted in a histogram, at
+ * most; a multiple of 8. */
 #ifndef WINA_CUDA_WINDOW
 #define WINA_CUDA_WINDOW 0
 #endif
@@ -66,7 +66,7 @@ static __device__ __forceinline__ void select_clear(select_shared &s) {
     *reinterpret_cast<uint4 *>(&s.bins[4 * threadIdx.x]) = make_uint4(0, 0, 0, 0);
     if (threadIdx.x < SELECT_RANKED)
         s.candidates[threadIdx.x] = 0;
-    if (threadIdx.x < SELECT_WINDOW)
+    if ((int)threadIdx.x < SELECT_WINDOW)
         s.window[threadIdx.x] = 0;
     if (threadIdx.x == 0)
         s.n_candidates = s.n_window = 0;
@@ -149,12 +149,14 @@ static __device__ __forceinline__ void each_score(const uint32_t *scores, int n,
     }
 }
 
-/* The threshold if it is in [low, high] and few other scores are: these are ranked by the block, two
- * threads for each. All threads; ends with a barrier. */
+/* The threshold if it is in [low, high] and few other scores are: these are ranked by the block,
+ * two threads for each. All threads; ends with a barrier. */
 enum window_outcome { WINDOW_FOUND, WINDOW_MISSED, WINDOW_TOO_MANY };
-static __device__ __forceinline__ window_outcome rank_window(select_shared &s, const uint32_t *scores, int n,
-                                                   int n_keep, uint32_t low, uint32_t high,
-                                                   select_threshold *found) {
+static __device__ __forceinline__ window_outcome rank_window(select_shared &s,
+                                                             const uint32_t *scores, int n,
+                                                             int n_keep, uint32_t low,
+                                                             uint32_t high,
+                                                             select_threshold *found) {
     uint32_t above = 0;
     each_score(scores, n, [&](uint32_t score) {
         above += score > high;

@@ -243,7 +243,8 @@ static const struct way {
     {{.temperature = 0, .top_p = 1, .repeat_penalty = 1.3f, .repeat_last_n = 64}, true},
     {{.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f}, true},
     {{.temperature = 1.5f, .top_k = 1, .top_p = 1}, true},
-    {{.temperature = 3, .top_k = 100, .top_p = 1, .presence_penalty = 1, .repeat_last_n = -1}, true},
+    {{.temperature = 3, .top_k = 100, .top_p = 1, .presence_penalty = 1, .repeat_last_n = -1},
+     true},
     {{.temperature = 1, .top_k = 128, .top_p = 0.5f, .typical_p = 0.9f}, true},
     {{.temperature = 1, .top_k = 129, .top_p = 1}, false},
     {{.temperature = 1, .top_k = 0, .top_p = 0.9f}, false},
@@ -257,8 +258,8 @@ static void check_sampling(int32_t n_vocab, const char *what) {
     const char *only = getenv("CHECK_ONLY");
     if (only && !strstr(what, only))
         return;
-    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,    96,         2,    1, 32, n_vocab,
-                            64,             false, false, FAKE_PLAIN, false};
+    const fake_spec spec = {WINA_DTYPE_F16, 1,  64,    96,    2,          1,    32,
+                            n_vocab,        64, false, false, FAKE_PLAIN, false};
     wina_model *m = fake_model(&spec, 5);
     wina_backend *gpu = NULL;
     const wina_rules rules = fake_rules(m, 0.25f, WINA_METHOD_WINA, WINA_MASK_GROUP);
@@ -292,7 +293,8 @@ static void check_sampling(int32_t n_vocab, const char *what) {
             token = from_all;
             wina_sampler_accept(a, token), wina_sampler_accept(b, token);
         }
-        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == 6, "way %zu: %d of 6", w, enough);
+        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == 6, "way %zu: %d of 6", w,
+                  enough);
         n_enough += enough, n_all += 6;
         wina_sampler_free(a), wina_sampler_free(b);
     }
@@ -310,8 +312,8 @@ static void check_equal(int32_t n_vocab, const char *what) {
     const char *only = getenv("CHECK_ONLY");
     if (only && !strstr(what, only))
         return;
-    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,    96,         2,    1, 32, n_vocab,
-                            64,             false, false, FAKE_PLAIN, false};
+    const fake_spec spec = {WINA_DTYPE_F16, 1,  64,    96,    2,          1,    32,
+                            n_vocab,        64, false, false, FAKE_PLAIN, false};
     wina_model *m = fake_model(&spec, 5);
     const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
     for (int broken = 0; broken < 2; broken++) {
@@ -323,7 +325,8 @@ static void check_equal(int32_t n_vocab, const char *what) {
         CHECK_MSG(wina_chain_create(m, &SESSION, &gpu) == WINA_OK, "%s", wina_error());
         int32_t token = n_vocab - 1, n = 0, n_other = 0;
         const atomic_bool cancel = false;
-        const wina_forward f = {.tokens = &token, .n_tokens = 1, .rules = &rules, .cancel = &cancel};
+        const wina_forward f = {
+            .tokens = &token, .n_tokens = 1, .rules = &rules, .cancel = &cancel};
         const int32_t status = gpu ? wina_forward_run(gpu, &f) : WINA_E_DEVICE;
         CHECK_MSG(status == (broken ? WINA_E_NUMERIC : WINA_OK), "status %d", status);
         if (gpu && !broken) {
