@@ -128,9 +128,12 @@ static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t
         WINA_TRY(plugin->model_create(&HOST, model, gpus[i].device, begins[i],
                                       i ? begins[i - 1] : n_layer,
                                       k ? &model->more_cuda[k - 1] : &model->cuda));
-    if (end > 0 || n_used > 1)
+    if (end > 0)
         snprintf(model->backend_note, sizeof model->backend_note,
                  "%d layers on the CPU, the last %d on %d GPU(s)", end, n_layer - end, n_used);
+    else if (n_used > 1)
+        snprintf(model->backend_note, sizeof model->backend_note, "%d layers on %d GPUs", n_layer,
+                 n_used);
     return WINA_OK;
 }
 

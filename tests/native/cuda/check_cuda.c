@@ -366,13 +366,14 @@ int main(int argc, char **argv) {
     static const fake_spec ODD[] = {
         {WINA_DTYPE_F16, 1, 36, 52, 3, 3, 12, 41, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_F32, 1, 1, 1, 1, 1, 2, 3, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_Q4_0, 1, 32, 64, 1, 1, 32, 20, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_Q4_0, 2, 576, 1536, 9, 3, 64, 1000, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_Q8_0, 1, 896, 4864, 14, 2, 64, 777, 64, true, true, FAKE_PLAIN, false},
         {WINA_DTYPE_Q4_0, 1, 320, 17408, 4, 4, 80, 128, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_F16, 1, 512, 18944, 2, 1, 256, 128, 64, false, true, FAKE_PLAIN, false},
         {WINA_DTYPE_Q6_K, 1, 5120, 768, 40, 8, 128, 128, 64, false, false, FAKE_PLAIN, false},
     };
-    for (size_t t = 0; t < (quick ? 3 : sizeof ODD / sizeof ODD[0]); t++)
+    for (size_t t = 0; t < (quick ? 4 : sizeof ODD / sizeof ODD[0]); t++)
         for (int k = 0; k < 2; k++) {
             char what[80];
             wina_sparsity s = {.sparsity = k ? 0.5f : 0, .method = WINA_METHOD_WINA};
