@@ -49,10 +49,8 @@ def emulated() -> Path:
         ("chain", {"EMULATE_GPUS": "3", "EMULATE_FREE_MB": "401"}),  # a layer on each
         ("chain, 3", {"EMULATE_GPUS": "2", "WINA_CUDA_FREE_MB": "401.5"}),
         ("Q4_0, sparsity 0.5", {"WINA_CUDA_BLOCKS": "2"}),  # several tiles for every block
-        ("sampling, vocabulary of 129", {}),  # tokens from the best candidates
-        ("sampling, vocabulary of 1030", {}),
-        ("equal logits, vocabulary of 1030", {}),  # ties, and what is not finite
-        ("equal logits, vocabulary of 20000", {}),  # too many equal ones
+        ("sampling, vocabulary of 1030", {}),  # tokens from the best candidates
+        ("equal logits", {}),  # ties, also too many, and what is not finite
     ],
 )
 def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[str, str]) -> None:

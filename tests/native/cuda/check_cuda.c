@@ -253,6 +253,8 @@ static const struct way {
     {{.temperature = 1, .top_k = 20, .top_p = 1, .mirostat = 2, .mirostat_tau = 3}, false},
 };
 
+enum { N_DRAWN = 4 }; /* tokens for every way */
+
 /* Tokens drawn from the best candidates, against those drawn from all logits by the same seed. */
 static void check_sampling(int32_t n_vocab, const char *what) {
     const char *only = getenv("CHECK_ONLY");
@@ -278,7 +280,7 @@ static void check_sampling(int32_t n_vocab, const char *what) {
         CHECK_MSG(wina_sampler_create(&p, &a) == WINA_OK, "%s", wina_error());
         CHECK(wina_sampler_create(&p, &b) == WINA_OK);
         int32_t token = 1 + (int32_t)w % n_vocab, enough = 0;
-        for (int32_t i = 0; i < 6; i++) {
+        for (int32_t i = 0; i < N_DRAWN; i++) {
             int32_t from_best = -1, from_all = -1;
             run_late(gpu, token, i, &rules, logits);
             run_late(gpu, token, i, &rules, NULL);
@@ -293,9 +295,9 @@ static void check_sampling(int32_t n_vocab, const char *what) {
             token = from_all;
             wina_sampler_accept(a, token), wina_sampler_accept(b, token);
         }
-        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == 6, "way %zu: %d of 6", w,
-                  enough);
-        n_enough += enough, n_all += 6;
+        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == N_DRAWN, "way %zu: %d of %d", w,
+                  enough, N_DRAWN);
+        n_enough += enough, n_all += N_DRAWN;
         wina_sampler_free(a), wina_sampler_free(b);
     }
     printf("  %-44s %d of %d tokens from the best, %d others\n", what, n_enough, n_all, n_other);
