@@ -32,7 +32,7 @@ for step in "$@"; do
         done
         ;;
     racecheck) # every barrier of all blocks spins under it: two blocks, tiny models, side by side
-        cases="F32 1 x 1:F16 36 x 52:Q4_0, sparsity 0.5:sampling, vocabulary of 1030"
+        cases="F32 1 x 1:F16 36 x 52:Q4_0 32 x 64:equal logits, vocabulary of 129"
         pids= n=0 old_ifs=$IFS IFS=:
         set -f
         for case in ${RACES:-$cases}; do

@@ -17,7 +17,7 @@ typedef struct bench {
     int32_t n_vocab;
     const char *backend;
     double copy_gb_s; /* of the GPU that all layers are on; 0: there is none */
-    json *json; /* NULL: a table */
+    json *json;       /* NULL: a table */
 } bench;
 
 static bool parse_list(const char *text, float *out, int *n) {
@@ -137,11 +137,12 @@ static int32_t measure_all(const bench *b, const float *sparsities, int n) {
     if (!b->json && share)
         printf("A copy in the GPU's memory reads and writes %.0f GB/s.\n\n", b->copy_gb_s);
     if (!b->json)
-        printf("| test     | sparsity |   kept | threads |        tokens/s   | MB/token |   GB/s |%s "
-               "logits hash      |\n"
-               "|----------|---------:|-------:|--------:|------------------:|---------:|-------:|%s"
-               "------------------|\n",
-               share ? " of copy |" : "", share ? "--------:|" : "");
+        printf(
+            "| test     | sparsity |   kept | threads |        tokens/s   | MB/token |   GB/s |%s "
+            "logits hash      |\n"
+            "|----------|---------:|-------:|--------:|------------------:|---------:|-------:|%s"
+            "------------------|\n",
+            share ? " of copy |" : "", share ? "--------:|" : "");
     for (int i = 0; i < n && status == WINA_OK; i++) {
         /* Prompts are dense by default: one row, at sparsity 0, says it all. */
         bool sparse = b->o->sparsity.prefill != 0;

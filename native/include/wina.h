@@ -150,9 +150,9 @@ typedef struct wina_model_info {
 
 int32_t wina_model_get_info(const wina_model *model, wina_model_info *info);
 
-/* Measures how many bytes per second the model's GPU (of several the slowest) reads and writes while
- * it copies its own memory, in up to 1 GiB that are free; takes milliseconds. WINA_E_UNSUPPORTED if
- * a layer is on the CPU. */
+/* Measures how many bytes per second the model's GPU (of several the slowest) reads and writes
+ * while it copies its own memory, in up to 1 GiB that are free; takes milliseconds.
+ * WINA_E_UNSUPPORTED if a layer is on the CPU. */
 int32_t wina_model_copy_speed(const wina_model *model, double *bytes_per_second);
 
 /* Metadata of the file: n keys in file order; text of the value (arrays: type, length and the

@@ -75,8 +75,8 @@ static uint64_t cache_bytes(const wina_config *c) {
     return 2 * 2 * n_ctx * (uint64_t)c->n_head_kv * pad;
 }
 
-/* WINA_CUDA_FREE_MB: no GPU is thought to have more free memory, so that a model that would fit into
- * one can be shared out over several. */
+/* WINA_CUDA_FREE_MB: no GPU is thought to have more free memory, so that a model that would fit
+ * into one can be shared out over several. */
 static void limit_memory(wina_cuda_memory *gpus, int32_t n) {
     const char *text = getenv("WINA_CUDA_FREE_MB");
     char *end = NULL;
@@ -128,9 +128,12 @@ static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t
         WINA_TRY(plugin->model_create(&HOST, model, gpus[i].device, begins[i],
                                       i ? begins[i - 1] : n_layer,
                                       k ? &model->more_cuda[k - 1] : &model->cuda));
-    if (end > 0 || n_used > 1)
+    if (end > 0)
         snprintf(model->backend_note, sizeof model->backend_note,
                  "%d layers on the CPU, the last %d on %d GPU(s)", end, n_layer - end, n_used);
+    else if (n_used > 1)
+        snprintf(model->backend_note, sizeof model->backend_note, "%d layers on %d GPUs", n_layer,
+                 n_used);
     return WINA_OK;
 }
 

@@ -3,11 +3,13 @@ tests/native/cuda/emulate), against the CPU backend; and that nvcc compiles ever
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,10 @@ def emulated() -> Path:
         ("like smollm3, heads of 64", {}),  # layers without rotation, multipliers
         ("chain", {}),  # layers on the CPU and on a GPU
         ("chain", {"EMULATE_GPUS": "3", "EMULATE_FREE_MB": "401"}),  # a layer on each
+        ("chain, 3", {"EMULATE_GPUS": "2", "WINA_CUDA_FREE_MB": "401.5"}),
+        ("Q4_0, sparsity 0.5", {"WINA_CUDA_BLOCKS": "2"}),  # several tiles for every block
+        ("sampling, vocabulary of 1030", {}),  # tokens from the best candidates
+        ("equal logits", {}),  # ties, also too many, and what is not finite
     ],
 )
 def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[str, str]) -> None:
@@ -63,6 +69,74 @@ def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[s
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert case.split(",")[0] in done.stdout
+
+
+DRAW = """
+import sys
+import pywina
+
+ways = [
+    {"temperature": 0.0},
+    {"temperature": 0.0, "repeat_penalty": 1.3},
+    {"temperature": 1.5, "seed": 3},
+    {"temperature": 1.0, "seed": 4, "top_k": 0, "min_p": 0.0},
+    {"temperature": 1.0, "seed": 4, "top_k": 0, "top_p": 0.2},
+]
+with pywina.load(sys.argv[1], backend="cuda", n_ctx=64) as model:
+    assert model.info.device == "emulated GPU"
+    for way in ways:
+        way |= {"max_tokens": 6, "ignore_eog": True}
+        found = model.stream("Hello the world", **way)
+        list(found)
+        # a processor needs all logits, and leaves them as they are
+        copied = model.stream(
+            "Hello the world", logits_processors=[lambda tokens, logits: logits], **way
+        )
+        list(copied)
+        assert len(found.tokens) == 6 and found.tokens == copied.tokens, way
+    late = [chunk.logprob for chunk in model.stream([1, 2], max_tokens=3, logprobs=2)]
+    assert all(p is not None and p < 0 for p in late if p is not None) and late[0] is not None
+"""
+
+
+def test_tokens_drawn_from_the_best_are_those_drawn_from_all(
+    emulated: Path, write_model: Callable[..., Path]
+) -> None:
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "EMULATE_SMS": "2",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW, str(write_model())],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_bench_reports_the_share_of_a_copy(
+    emulated: Path, write_model: Callable[..., Path], wina_bin: Path
+) -> None:
+    command = [str(wina_bin), "bench", "-m", str(write_model()), "-p", "0", "-n", "2", "-r", "1"]
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "EMULATE_SMS": "2",
+        "EMULATE_FREE_MB": "500",
+    }
+
+    def bench(*options: str) -> str:
+        return subprocess.run(
+            [*command, *options], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    (row,) = json.loads(bench("--backend", "cuda", "--json"))
+    assert row["copy_gb_s"] > 0.1
+    assert row["copy_share"] == pytest.approx(row["gb_s"] / row["copy_gb_s"], rel=1e-6)
+    assert "A copy in the GPU's memory reads and writes" in bench("--backend", "cuda")
+    (row,) = json.loads(bench("--backend", "cpu", "--json"))
+    assert "copy_gb_s" not in row and "copy" not in bench("--backend", "cpu")
 
 
 def test_nvcc_compiles_the_backend(tmp_path: Path) -> None:

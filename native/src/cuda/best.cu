@@ -1,7 +1,7 @@
 /* best: the best logits of a token, so that the host needs no others to choose one. Logits are cut
- * into chunks; the k-th largest of the chunks' maxima is exceeded or met by at least k logits, which
- * lie in the chunks whose maximum is not below it: few, unless many logits are equal. They are
- * sorted. The weight of all logits is summed in double precision in an order that is fixed. */
+ * into chunks; the k-th largest of the chunks' maxima is exceeded or met by at least k logits,
+ * which lie in the chunks whose maximum is not below it: few, unless many logits are equal. They
+ * are sorted. The weight of all logits is summed in double precision in an order that is fixed. */
 #include <cfloat>
 
 #include "common.cuh"
@@ -18,7 +18,7 @@ enum {
 
 struct best_arguments {
     const float *logits;
-    int n, width, n_chunks; /* logits of a chunk */
+    int n, width, n_chunks;  /* logits of a chunk */
     wina_cuda_chunk *chunks; /* (n_chunks) */
     uint32_t *arrived;
     wina_cuda_best *out;

@@ -15,20 +15,12 @@
 
 #include "common.cuh"
 
-/* Scores near the last token's threshold that are ranked instead of counted in a histogram, at most;
- * a multiple of 8. */
-#ifndef WINA_CUDA_WINDOW
-#define WINA_CUDA_WINDOW 0
-#endif
-
 enum {
     SELECT_THREADS = 512,
     SELECT_WARPS = SELECT_THREADS / 32,
     SELECT_BINS = 2048,
-    SELECT_RANKED = 64, /* most candidates that are ranked against each other by every warp */
-    SELECT_WINDOW = WINA_CUDA_WINDOW /* most that the block ranks: scores near the hint, or 0 */
+    SELECT_RANKED = 64 /* most candidates that are ranked against each other */
 };
-static_assert(SELECT_WINDOW <= SELECT_THREADS / 2, "two threads for each");
 
 /* A tile of rows and the thread blocks that work on it. */
 struct tile_share {
@@ -38,10 +30,6 @@ struct tile_share {
 struct select_shared {
     alignas(16) uint32_t bins[SELECT_BINS];
     alignas(16) uint32_t candidates[SELECT_RANKED];
-    alignas(16) uint32_t window[SELECT_WINDOW ? SELECT_WINDOW : 4];
-    uint32_t n_window;
-    uint32_t found_bits;
-    int found_kept, found_equal;
     uint32_t above[SELECT_WARPS];
     float hint_center, hint_width;
     tile_share own; /* of a step whose tiles have their own thread blocks */
@@ -66,10 +54,8 @@ static __device__ __forceinline__ void select_clear(select_shared &s) {
     *reinterpret_cast<uint4 *>(&s.bins[4 * threadIdx.x]) = make_uint4(0, 0, 0, 0);
     if (threadIdx.x < SELECT_RANKED)
         s.candidates[threadIdx.x] = 0;
-    if (threadIdx.x < SELECT_WINDOW)
-        s.window[threadIdx.x] = 0;
     if (threadIdx.x == 0)
-        s.n_candidates = s.n_window = 0;
+        s.n_candidates = 0;
 }
 
 /* Sum over the warps before this one; *total receives all. values must be behind a barrier. */
@@ -149,58 +135,6 @@ static __device__ __forceinline__ void each_score(const uint32_t *scores, int n,
     }
 }
 
-/* The threshold if it is in [low, high] and few other scores are: these are ranked by the block, two
- * threads for each. All threads; ends with a barrier. */
-enum window_outcome { WINDOW_FOUND, WINDOW_MISSED, WINDOW_TOO_MANY };
-static __device__ __forceinline__ window_outcome rank_window(select_shared &s, const uint32_t *scores, int n,
-                                                   int n_keep, uint32_t low, uint32_t high,
-                                                   select_threshold *found) {
-    uint32_t above = 0;
-    each_score(scores, n, [&](uint32_t score) {
-        above += score > high;
-        if (score >= low && score <= high) {
-            const uint32_t at = atomicAdd(&s.n_window, 1u);
-            if (at < SELECT_WINDOW)
-                s.window[at] = score;
-        }
-    });
-    above = __reduce_add_sync(0xffffffffu, above);
-    if ((threadIdx.x & 31) == 0)
-        s.above[threadIdx.x >> 5] = above;
-    __syncthreads();
-    sum_before(s.above, &above);
-    const int m = (int)s.n_window, left = n_keep - (int)above;
-    if (m > SELECT_WINDOW || left < 1 || left > m) {
-        __syncthreads(); /* s.above is read until here */
-        return left < 1 || left > m ? WINDOW_MISSED : WINDOW_TOO_MANY;
-    }
-    const int own = threadIdx.x >> 1, half = threadIdx.x & 1;
-    const uint32_t mine = own < m ? s.window[own] : 0;
-    int greater = 0, equal = 0, before = 0; /* equal ones, of them in front of this one */
-    if ((int)(threadIdx.x & ~31u) < 2 * m)
-#pragma unroll 2
-        for (int k = 4 * half; k < m; k += 8) {
-            const uint4 other = *reinterpret_cast<const uint4 *>(&s.window[k]);
-            greater += (other.x > mine) + (other.y > mine) + (other.z > mine) + (other.w > mine);
-            const int x = other.x == mine, y = other.y == mine, z = other.z == mine,
-                      w = other.w == mine;
-            equal += x + y + z + w;
-            before += (k < own ? x : 0) + (k + 1 < own ? y : 0) + (k + 2 < own ? z : 0) +
-                      (k + 3 < own ? w : 0);
-        }
-    greater += __shfl_xor_sync(0xffffffffu, greater, 1);
-    equal += __shfl_xor_sync(0xffffffffu, equal, 1);
-    before += __shfl_xor_sync(0xffffffffu, before, 1);
-    if (half == 0 && own < m && before == 0 && greater < left && left <= greater + equal) {
-        s.found_bits = mine;
-        s.found_kept = left - greater;
-        s.found_equal = equal;
-    }
-    __syncthreads();
-    *found = {s.found_bits, s.found_kept, s.found_equal};
-    return WINDOW_FOUND;
-}
-
 /* Threshold of the n_keep (1 <= n_keep <= n) largest of n scores in shared memory; top is the
  * largest; it is looked for in [low, high] first. All threads; scores and cleared bins must be
  * behind a barrier. */
@@ -210,13 +144,6 @@ static __device__ __forceinline__ select_threshold threshold(select_shared &s,
                                                              uint32_t high) {
     uint32_t shift = 15, left = (uint32_t)n_keep, m;
     bool guess = high < top; /* [low, high] may be wrong */
-    if (SELECT_WINDOW > 0 && guess && n <= 32 * SELECT_WINDOW) {
-        select_threshold found;
-        const window_outcome outcome = rank_window(s, scores, n, n_keep, low, high, &found);
-        if (outcome == WINDOW_FOUND)
-            return found;
-        guess = outcome == WINDOW_TOO_MANY;
-    }
     if (guess) {
         shift = (uint32_t)max(22 - __clz((int)(high - low)), 0);
     } else

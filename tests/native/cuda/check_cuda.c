@@ -243,7 +243,8 @@ static const struct way {
     {{.temperature = 0, .top_p = 1, .repeat_penalty = 1.3f, .repeat_last_n = 64}, true},
     {{.temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .min_p = 0.05f}, true},
     {{.temperature = 1.5f, .top_k = 1, .top_p = 1}, true},
-    {{.temperature = 3, .top_k = 100, .top_p = 1, .presence_penalty = 1, .repeat_last_n = -1}, true},
+    {{.temperature = 3, .top_k = 100, .top_p = 1, .presence_penalty = 1, .repeat_last_n = -1},
+     true},
     {{.temperature = 1, .top_k = 128, .top_p = 0.5f, .typical_p = 0.9f}, true},
     {{.temperature = 1, .top_k = 129, .top_p = 1}, false},
     {{.temperature = 1, .top_k = 0, .top_p = 0.9f}, false},
@@ -252,13 +253,15 @@ static const struct way {
     {{.temperature = 1, .top_k = 20, .top_p = 1, .mirostat = 2, .mirostat_tau = 3}, false},
 };
 
+enum { N_DRAWN = 4 }; /* tokens for every way */
+
 /* Tokens drawn from the best candidates, against those drawn from all logits by the same seed. */
 static void check_sampling(int32_t n_vocab, const char *what) {
     const char *only = getenv("CHECK_ONLY");
     if (only && !strstr(what, only))
         return;
-    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,    96,         2,    1, 32, n_vocab,
-                            64,             false, false, FAKE_PLAIN, false};
+    const fake_spec spec = {WINA_DTYPE_F16, 1,  64,    96,    2,          1,    32,
+                            n_vocab,        64, false, false, FAKE_PLAIN, false};
     wina_model *m = fake_model(&spec, 5);
     wina_backend *gpu = NULL;
     const wina_rules rules = fake_rules(m, 0.25f, WINA_METHOD_WINA, WINA_MASK_GROUP);
@@ -277,7 +280,7 @@ static void check_sampling(int32_t n_vocab, const char *what) {
         CHECK_MSG(wina_sampler_create(&p, &a) == WINA_OK, "%s", wina_error());
         CHECK(wina_sampler_create(&p, &b) == WINA_OK);
         int32_t token = 1 + (int32_t)w % n_vocab, enough = 0;
-        for (int32_t i = 0; i < 6; i++) {
+        for (int32_t i = 0; i < N_DRAWN; i++) {
             int32_t from_best = -1, from_all = -1;
             run_late(gpu, token, i, &rules, logits);
             run_late(gpu, token, i, &rules, NULL);
@@ -292,8 +295,9 @@ static void check_sampling(int32_t n_vocab, const char *what) {
             token = from_all;
             wina_sampler_accept(a, token), wina_sampler_accept(b, token);
         }
-        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == 6, "way %zu: %d of 6", w, enough);
-        n_enough += enough, n_all += 6;
+        CHECK_MSG(!WAYS[w].is_enough || n_vocab <= 128 || enough == N_DRAWN, "way %zu: %d of %d", w,
+                  enough, N_DRAWN);
+        n_enough += enough, n_all += N_DRAWN;
         wina_sampler_free(a), wina_sampler_free(b);
     }
     printf("  %-44s %d of %d tokens from the best, %d others\n", what, n_enough, n_all, n_other);
@@ -310,8 +314,8 @@ static void check_equal(int32_t n_vocab, const char *what) {
     const char *only = getenv("CHECK_ONLY");
     if (only && !strstr(what, only))
         return;
-    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,    96,         2,    1, 32, n_vocab,
-                            64,             false, false, FAKE_PLAIN, false};
+    const fake_spec spec = {WINA_DTYPE_F16, 1,  64,    96,    2,          1,    32,
+                            n_vocab,        64, false, false, FAKE_PLAIN, false};
     wina_model *m = fake_model(&spec, 5);
     const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
     for (int broken = 0; broken < 2; broken++) {
@@ -323,7 +327,8 @@ static void check_equal(int32_t n_vocab, const char *what) {
         CHECK_MSG(wina_chain_create(m, &SESSION, &gpu) == WINA_OK, "%s", wina_error());
         int32_t token = n_vocab - 1, n = 0, n_other = 0;
         const atomic_bool cancel = false;
-        const wina_forward f = {.tokens = &token, .n_tokens = 1, .rules = &rules, .cancel = &cancel};
+        const wina_forward f = {
+            .tokens = &token, .n_tokens = 1, .rules = &rules, .cancel = &cancel};
         const int32_t status = gpu ? wina_forward_run(gpu, &f) : WINA_E_DEVICE;
         CHECK_MSG(status == (broken ? WINA_E_NUMERIC : WINA_OK), "status %d", status);
         if (gpu && !broken) {
@@ -363,13 +368,14 @@ int main(int argc, char **argv) {
     static const fake_spec ODD[] = {
         {WINA_DTYPE_F16, 1, 36, 52, 3, 3, 12, 41, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_F32, 1, 1, 1, 1, 1, 2, 3, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_Q4_0, 1, 32, 64, 1, 1, 32, 20, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_Q4_0, 2, 576, 1536, 9, 3, 64, 1000, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_Q8_0, 1, 896, 4864, 14, 2, 64, 777, 64, true, true, FAKE_PLAIN, false},
         {WINA_DTYPE_Q4_0, 1, 320, 17408, 4, 4, 80, 128, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_F16, 1, 512, 18944, 2, 1, 256, 128, 64, false, true, FAKE_PLAIN, false},
         {WINA_DTYPE_Q6_K, 1, 5120, 768, 40, 8, 128, 128, 64, false, false, FAKE_PLAIN, false},
     };
-    for (size_t t = 0; t < (quick ? 3 : sizeof ODD / sizeof ODD[0]); t++)
+    for (size_t t = 0; t < (quick ? 4 : sizeof ODD / sizeof ODD[0]); t++)
         for (int k = 0; k < 2; k++) {
             char what[80];
             wina_sparsity s = {.sparsity = k ? 0.5f : 0, .method = WINA_METHOD_WINA};

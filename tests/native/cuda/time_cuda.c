@@ -3,7 +3,8 @@
  *
  *   time_cuda TYPE[,TYPE] SPARSITY[,SPARSITY] [DEPTH]
  *
- * TIME_SAMPLED=1 adds tokens that are drawn. WINA_CUDA_FREE_MB=9000 puts an F16 model on two GPUs. */
+ * TIME_SAMPLED=1 adds tokens that are drawn. WINA_CUDA_FREE_MB=9000 puts an F16 model on two GPUs.
+ */
 #include <stdlib.h>
 #include <time.h>
 
