@@ -11,11 +11,10 @@ DIR holds smollm2-135m.gguf, qwen2.5-coder-0.5b.gguf and gemma3-270m.gguf. For e
   perplexity.json       losses of single 512-token windows of wikitext2's test file, the first
                         20,480 tokens; a window begins with the beginning-of-text token where the
                         model has one. Float32 and, with --llama-python (an interpreter that has
-                        llama-cpp-python), llama.cpp's. --perplexity makes only this; what the file
-                        holds already is kept
+                        llama-cpp-python), llama.cpp's. What the file holds already is kept
 
-and stops unless transformers and reference.py, two implementations that share no code but the
-dequantiser, agree with each other on the dense logits.
+(--greedy and --perplexity: only these) and stops unless transformers and reference.py, two
+implementations that share no code but the dequantiser, agree with each other on the dense logits.
 """
 
 from __future__ import annotations
@@ -221,6 +220,7 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path, required=True, help="wikitext2's wiki.test.raw")
     parser.add_argument("--llama-python", help="interpreter that has llama-cpp-python")
     parser.add_argument("--only", choices=sorted(MODELS), help="one model")
+    parser.add_argument("--greedy", action="store_true", help="leave the other files alone")
     parser.add_argument("--perplexity", action="store_true", help="leave the other files alone")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent.parent / "tests" / "golden"
@@ -236,11 +236,15 @@ def main() -> None:
         path = args.models / file
         print(f"{name}: {path.name}", flush=True)
         model = Transformers(path)
-        if not args.perplexity:
+        everything = not (args.greedy or args.perplexity)
+        if everything:
             reference = Reference(path)
             make_dense(model, reference, args.out / f"dense_{name}.npz")
             del reference
+        if everything or args.greedy:
             make_greedy(name, model, args.out / f"greedy_{name}.json")
+        if not (everything or args.perplexity):
+            continue
         save = partial(write_json, ppl_path, ppl)
         found = ppl.setdefault(name, {})
         make_perplexity(model, path, args.wikitext, args.llama_python, found, save)
