@@ -105,8 +105,8 @@ static int32_t attach(wina_gguf *gguf, wina_gguf_tensor *tensors, const wina_ggu
         WINA_TRY(wina_gguf_get_array(gguf, KEYS[k], WINA_GGUF_U32, names->count, &numbers[k]));
     const wina_gguf_kv *stacks = NULL;
     if (wina_gguf_find(gguf, "wina.pack.stacks"))
-        WINA_TRY(wina_gguf_get_array(gguf, "wina.pack.stacks", WINA_GGUF_U32, names->count,
-                                     &stacks));
+        WINA_TRY(
+            wina_gguf_get_array(gguf, "wina.pack.stacks", WINA_GGUF_U32, names->count, &stacks));
     const uint8_t *cursor = names->data;
     for (uint64_t i = 0; i < names->count; i++) {
         wina_gguf_tensor *t = &tensors[i];

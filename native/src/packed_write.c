@@ -80,8 +80,8 @@ typedef struct plan {
     bool *packed;      /* (n_tensors) of the source: lies in a panel */
     uint64_t *offsets; /* (n_tensors) of the others, from the start of the data */
     uint64_t n_packed;
-    bool stacked;      /* some of those are stacks of matrices */
-    bytes norms; /* all of them */
+    bool stacked; /* some of those are stacks of matrices */
+    bytes norms;  /* all of them */
     uint64_t norms_offset, sums_offset, n_sections;
     uint64_t alignment, data_offset;
     bytes header;
