@@ -259,7 +259,7 @@ def make_perplexities(
         gguffile.write(source, dequantised(models / f"{name}.gguf"))
         own = result.setdefault(name, {})
         if "F16" not in own:
-            own["F16"] = nll(source, text, WINDOWS)
+            own["F16"] = nll(source, text, n)
         for kind in kinds:
             peer, ours = folder / "peer.gguf", folder / "ours.gguf"
             peer_quantize(python, source, peer, kind)
