@@ -11,11 +11,11 @@ DIR holds smollm2-135m.gguf, qwen2.5-coder-0.5b.gguf and gemma3-270m.gguf. For e
   perplexity.json       losses of single 512-token windows of wikitext2's test file, the first
                         20,480 tokens; a window begins with the beginning-of-text token where the
                         model has one. Float32 and, with --llama-python (an interpreter that has
-                        llama-cpp-python), llama.cpp's. --perplexity makes only this; what the file
-                        holds already is kept
+                        llama-cpp-python), llama.cpp's, with --wina (the program) our own.
+                        What the file holds already is kept
 
-and stops unless transformers and reference.py, two implementations that share no code but the
-dequantiser, agree with each other on the dense logits.
+(--greedy and --perplexity: only these) and stops unless transformers and reference.py, two
+implementations that share no code but the dequantiser, agree with each other on the dense logits.
 """
 
 from __future__ import annotations
@@ -179,11 +179,11 @@ def make_greedy(name: str, model: Transformers, out: Path) -> None:
 
 
 def make_perplexity(
-    model: Transformers, path: Path, text: Path, llama_python: str | None, result: dict[str, Any],
-    save: Callable[[], None],
+    model: Transformers, path: Path, text: Path, llama_python: str | None, wina: Path | None,
+    result: dict[str, Any], save: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Float32 and llama.cpp losses of the first windows of a text, into result, which may hold
-    those of some already: a run that was stopped goes on."""
+    """Float32, llama.cpp's and our own losses of the first windows of a text, into result, which
+    may hold those of some already: a run that was stopped goes on."""
     n, first = WINDOWS * WINDOW, model.starts_with()
     tokens = model.tokenizer(text.read_text(encoding="utf-8")[: n * 8], add_special_tokens=False)
     windows = np.array((first + tokens["input_ids"])[:n]).reshape(-1, WINDOW).tolist()
@@ -196,22 +196,37 @@ def make_perplexity(
         print(f"  window {len(losses)} of {WINDOWS}: {losses[-1]}", flush=True)
         save()
     result["ppl"] = round(math.exp(float(np.mean(losses))), 4)
-    if llama_python:
+    own = result.setdefault("llama_cpp", {"nll_per_window": []})
+    while llama_python and len(own["nll_per_window"]) < WINDOWS:
+        known = len(own["nll_per_window"])
         worker = Path(__file__).with_name("peer_llama.py")
         done = subprocess.run(
             [llama_python, str(worker), "perplexity", "-m", str(path), "-t", "1"],
-            input=json.dumps(windows),
+            input=json.dumps(windows[known : known + 4]),
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
         peer = json.loads(done.stdout)
-        result["llama_cpp"] = {
-            "version": peer["version"],
-            "nll_per_window": [round(x, 6) for x in peer["nll_per_window"]],
-            "ppl": round(math.exp(float(np.mean(peer["nll_per_window"]))), 4),
+        own["version"] = peer["version"]
+        own["nll_per_window"] += [round(x, 6) for x in peer["nll_per_window"]]
+        own["ppl"] = round(math.exp(float(np.mean(own["nll_per_window"]))), 4)
+        save()
+    if wina:
+        command = [wina, "perplexity", "-m", path, "-f", text, "-c", WINDOW, "--chunks", WINDOWS]
+        done = subprocess.run(
+            [*map(str, command), "--json"], capture_output=True, text=True, check=True
+        )
+        losses = json.loads(done.stdout)["nll_per_window"]
+        result["wina"] = {
+            "nll_per_window": [round(x, 6) for x in losses],
+            "ppl": round(math.exp(float(np.mean(losses))), 4),
         }
-    print(f"  perplexity: float32 {result['ppl']}, llama.cpp {result.get('llama_cpp')}")
+        save()
+    peers = {
+        who: result[who]["ppl"] for who in ("llama_cpp", "wina") if "ppl" in result.get(who, {})
+    }
+    print(f"  perplexity: float32 {result['ppl']}, {peers}")
 
 
 def main() -> None:
@@ -220,7 +235,9 @@ def main() -> None:
     parser.add_argument("--models", type=Path, required=True, help="folder of the GGUF files")
     parser.add_argument("--wikitext", type=Path, required=True, help="wikitext2's wiki.test.raw")
     parser.add_argument("--llama-python", help="interpreter that has llama-cpp-python")
+    parser.add_argument("--wina", type=Path, help="our program, build/bin/wina")
     parser.add_argument("--only", choices=sorted(MODELS), help="one model")
+    parser.add_argument("--greedy", action="store_true", help="leave the other files alone")
     parser.add_argument("--perplexity", action="store_true", help="leave the other files alone")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent.parent / "tests" / "golden"
@@ -236,14 +253,18 @@ def main() -> None:
         path = args.models / file
         print(f"{name}: {path.name}", flush=True)
         model = Transformers(path)
-        if not args.perplexity:
+        everything = not (args.greedy or args.perplexity)
+        if everything:
             reference = Reference(path)
             make_dense(model, reference, args.out / f"dense_{name}.npz")
             del reference
+        if everything or args.greedy:
             make_greedy(name, model, args.out / f"greedy_{name}.json")
+        if not (everything or args.perplexity):
+            continue
         save = partial(write_json, ppl_path, ppl)
         found = ppl.setdefault(name, {})
-        make_perplexity(model, path, args.wikitext, args.llama_python, found, save)
+        make_perplexity(model, path, args.wikitext, args.llama_python, args.wina, found, save)
         save()
 
 

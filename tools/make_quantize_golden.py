@@ -4,7 +4,7 @@
 
 PYTHON is an interpreter that has llama-cpp-python. The types that llama_model_quantize gives the
 tensors of small models of zeros are recorded by mixture, as letters in the order of the tensors,
-and so are the errors of its quantisers on random numbers.
+and so are the errors of its quantisers on random numbers, and hashes of the simpler ones' results.
 
 With --models (a folder of smollm2-135m.gguf and qwen2.5-coder-0.5b.gguf) the real models are
 written in F16 first, both programs quantise that file, and perplexities of the results over the
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ LETTERS = {
 MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
 MEASURED = ("Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 SEARCHED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+ROUNDED = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 WINDOWS = 8
 
 
@@ -176,40 +178,54 @@ def relative_error(values: np.ndarray, stored: bytes, kind: Type, w: np.ndarray)
     return float(np.sqrt((w * (back - wide) ** 2).sum() / (w * wide**2).sum()))
 
 
-def make_errors(python: str) -> dict[str, float]:
-    """Errors of ggml's quantisers, with and without importance."""
+def ggml(python: str) -> ctypes.CDLL:
+    """llama.cpp's library of tensors."""
     code = "import llama_cpp; print(llama_cpp.__path__[0])"
     done = subprocess.run([python, "-c", code], capture_output=True, check=True, text=True)
     library = ctypes.CDLL(str(Path(done.stdout.strip()) / "lib" / "libggml-base.so"))
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        pointer,
-        pointer,
-        size,
-        size,
-        size,
-        pointer,
-    ]
+    arguments = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
+    library.ggml_quantize_chunk.argtypes = arguments
+    return library
+
+
+def peer_chunk(
+    library: ctypes.CDLL, values: np.ndarray, kind: Type, importance: np.ndarray | None
+) -> bytes:
+    """What ggml's quantiser makes of values (rows, cols)."""
+    out = ctypes.create_string_buffer(gguffile.tensor_bytes(values.shape, kind))
+    use = None if importance is None else importance.ctypes.data
+    library.ggml_quantize_chunk(int(kind), values.ctypes.data, out, 0, *values.shape, use)
+    return out.raw
+
+
+def make_errors(library: ctypes.CDLL) -> dict[str, float]:
+    """Errors of ggml's quantisers, with and without importance."""
     result = {}
     for data in ("normal", "tailed"):
         values, importance = weights(data)
         for name in SEARCHED:
-            kind = Type[name]
             for how in ("plain", "importance"):
-                out = ctypes.create_string_buffer(gguffile.tensor_bytes(values.shape, kind))
-                use = importance.ctypes.data if how == "importance" else None
-                library.ggml_quantize_chunk(
-                    int(kind), values.ctypes.data, out, 0, *values.shape, use
-                )
-                w = importance if use else np.ones_like(importance)
-                error = relative_error(values, out.raw, kind, w)
+                use = importance if how == "importance" else None
+                stored = peer_chunk(library, values, Type[name], use)
+                w = np.ones_like(importance) if use is None else use
+                error = relative_error(values, stored, Type[name], w)
                 result[f"{data} {name} {how}"] = round(error, 6)
     return result
 
 
-def nll(model: Path, text: Path, n: int = WINDOWS) -> list[float]:
+def make_hashes(library: ctypes.CDLL) -> dict[str, str]:
+    """Hashes of what ggml makes of the types whose bits leave no choice."""
+    result = {}
+    for data in ("normal", "tailed"):
+        for name in ROUNDED:
+            stored = peer_chunk(library, weights(data)[0], Type[name], None)
+            result[f"{data} {name}"] = hashlib.sha256(stored).hexdigest()
+    return result
+
+
+def nll(model: Path, text: Path, n: int) -> list[float]:
     """Losses of windows by `wina perplexity`."""
     wina = os.environ.get("WINA_BIN") or str(ROOT / "build" / "bin" / "wina")
     command = [wina, "perplexity", "-m", str(model), "-f", str(text), "-c", "512", "--json"]
@@ -217,34 +233,52 @@ def nll(model: Path, text: Path, n: int = WINDOWS) -> list[float]:
     return [round(x, 6) for x in json.loads(done.stdout)["nll_per_window"]]
 
 
+def equal_tensors(a: Path, b: Path) -> tuple[int, int]:
+    """How many tensors of two files have the same type and bytes, and how many there are."""
+    left = {t.name: t for t in gguf.GGUFReader(a).tensors}
+    right = {t.name: t for t in gguf.GGUFReader(b).tensors}
+    assert left.keys() == right.keys()
+    same = sum(
+        left[name].tensor_type == right[name].tensor_type
+        and np.array_equal(left[name].data, right[name].data)
+        for name in left
+    )
+    return int(same), len(left)
+
+
 def make_perplexities(
-    python: str, models: Path, text: Path, folder: Path, kinds: list[str], only: str | None
-) -> dict[str, Any]:
-    """Losses by model and mixture, of llama.cpp's file and of pywina's."""
-    result: dict[str, Any] = {}
+    python: str, models: Path, text: Path, folder: Path, args: argparse.Namespace,
+    result: dict[str, Any], save: Callable[[], object],
+) -> None:  # fmt: skip
+    """Losses by model and mixture, of llama.cpp's file and of pywina's, into result."""
+    kinds, only, n = args.kinds.split(","), args.only, args.windows
     for name in MODELS:
         if only not in (None, name):
             continue
         source = folder / f"{name}-F16.gguf"
         gguffile.write(source, dequantised(models / f"{name}.gguf"))
-        own: dict[str, Any] = {"F16": nll(source, text)}
+        own = result.setdefault(name, {})
+        if "F16" not in own:
+            own["F16"] = nll(source, text, n)
         for kind in kinds:
             peer, ours = folder / "peer.gguf", folder / "ours.gguf"
             peer_quantize(python, source, peer, kind)
             if pywina(["convert", str(source), str(ours), "--quantize", kind]) != 0:
                 raise SystemExit(f"pywina cannot quantise {source} to {kind}")
-            own[kind] = {"llama_cpp": nll(peer, text), "pywina": nll(ours, text)}
-            means = {side: float(np.mean(values)) for side, values in own[kind].items()}
-            apart = np.expm1(means["pywina"] - means["llama_cpp"])
-            base = np.exp(np.mean(own["F16"]))
+            same, count = equal_tensors(peer, ours)
+            print(f"{name} {kind}: {same} of {count} tensors are equal to the bit", flush=True)
+            losses = nll(peer, text, n)
+            mine = losses if same == count else nll(ours, text, n)
+            own[kind] = {"equal_tensors": [same, count], "llama_cpp": losses, "pywina": mine}
+            apart = np.expm1(np.mean(mine) - np.mean(losses))
+            base, theirs = np.exp(np.mean(own["F16"][:n])), np.exp(np.mean(losses))
             print(
-                f"{name} {kind}: F16 {base:.4f}, llama.cpp {np.exp(means['llama_cpp']):.4f}, "
-                f"pywina {np.exp(means['pywina']):.4f}, {apart:+.3%}",
+                f"{name} {kind}: F16 {base:.4f}, llama.cpp {theirs:.4f}, "
+                f"pywina {np.exp(np.mean(mine)):.4f}, {apart:+.3%}",
                 flush=True,
             )
-        result[name] = own
+            save()
         source.unlink()
-    return result
 
 
 def main() -> None:
@@ -255,21 +289,26 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path)
     parser.add_argument("--only", choices=MODELS)
     parser.add_argument("--kinds", default=",".join(MEASURED))
+    parser.add_argument("--windows", type=int, default=WINDOWS, help="of 512 tokens")
     parser.add_argument("--out", type=Path, default=ROOT / "tests" / "golden" / "quantize.json")
     args = parser.parse_args()
     kept = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
+
+    def save() -> None:
+        args.out.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as name:
-        folder, kinds = Path(name), args.kinds.split(",")
+        folder = Path(name)
         if args.models is None:
-            kept["errors"] = make_errors(args.llama_python)
+            library = ggml(args.llama_python)
+            kept["errors"] = make_errors(library)
+            kept["hashes"] = make_hashes(library)
             kept["mixtures"] = make_types(args.llama_python, folder)
         else:
             own = kept.setdefault("perplexity", {})
-            for model, found in make_perplexities(
-                args.llama_python, args.models, args.wikitext, folder, kinds, args.only
-            ).items():
-                own.setdefault(model, {}).update(found)
-    args.out.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            python, models, text = args.llama_python, args.models, args.wikitext
+            make_perplexities(python, models, text, folder, args, own, save)
+    save()
 
 
 if __name__ == "__main__":

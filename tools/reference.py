@@ -31,7 +31,8 @@ PROFILE = {"qkv": 0.58, "o": 0.42, "gate_up": 0.59, "down": 0.32}
 #: bits of one weight, scales excluded
 VALUE_BITS = {
     "F32": 32, "F16": 16, "BF16": 16, "Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8,
-    "Q4_K": 4, "Q5_K": 5, "Q6_K": 6,
+    "Q4_K": 4, "Q5_K": 5, "Q6_K": 6, "Q2_K": 2, "Q3_K": 3, "IQ4_NL": 4, "IQ4_XS": 4, "MXFP4": 4,
+    "TQ1_0": 2, "TQ2_0": 2,  # as panels hold them
 }  # fmt: skip
 # Pairs of a head that the position rotates: (2i, 2i + 1) or (i, i + n/2).
 ROPE_INTERLEAVED = {

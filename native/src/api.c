@@ -291,9 +291,6 @@ int32_t wina_model_write_packed(const wina_model *m, const char *path, wina_prog
                                 void *user) {
     if (!m->weights.output_norm)
         return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
-    if (m->config.n_expert)
-        return wina_fail(WINA_E_UNSUPPORTED, "%s models with a mixture of experts cannot be packed",
-                         m->config.arch->name);
     return wina_packed_write(m->gguf, &m->weights, path, progress, user);
 }
 

@@ -2,6 +2,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "mem.h"
 #include "status.h"
@@ -71,6 +72,7 @@ int32_t wina_experts_plan(const wina_gguf *gguf, const wina_config *c, int32_t l
     const int32_t n = wina_experts_count(c);
     WINA_TRY(wina_mem_create((uint64_t)n, sizeof *out->experts, "experts", &out->experts));
     out->n = n;
+    out->n_chosen_from = c->n_expert;
     for (int32_t i = 0; i < n; i++) {
         s = gate_up_source(gguf, c, layer, i);
         WINA_TRY(wina_group_plan(gguf, &s, &out->experts[i].gate_up));
@@ -100,6 +102,59 @@ int32_t wina_experts_load(const wina_gguf *gguf, const wina_config *c, wina_thre
         WINA_TRY(wina_group_load(gguf, threads, &s, true, &e->experts[i].down));
     }
     return WINA_OK;
+}
+
+/* Whether the name is blk.<layer>.<role><rest>.weight; *rest is what stands there. */
+static bool match(const char *name, int32_t layer, const char *role, char rest[16]) {
+    char head[64];
+    const int n = snprintf(head, sizeof head, "blk.%d.%s", layer, role);
+    const size_t all = strlen(name), tail = strlen(".weight");
+    if (all < (size_t)n + tail || strncmp(name, head, (size_t)n) != 0 ||
+        strcmp(name + all - tail, ".weight") != 0 || all - (size_t)n - tail >= 16)
+        return false;
+    snprintf(rest, 16, "%.*s", (int)(all - (size_t)n - tail), name + n);
+    return true;
+}
+
+/* Row `row` of the matrix that `rest` of a name says: "_exps", "_shexp" or the expert's number. */
+static bool find_matrix(const wina_experts_layer *e, int32_t projection, bool down,
+                        const char *rest, int64_t row, wina_panel_rows *out) {
+    const wina_expert *first = &e->experts[0];
+    const int64_t n_rows = (down ? &first->down : &first->gate_up)->projections[projection].n_rows;
+    int64_t index;
+    if (strcmp(rest, "_exps") == 0) {
+        index = row / n_rows;
+        row %= n_rows;
+    } else if (strcmp(rest, "_shexp") == 0 && e->n > e->n_chosen_from) {
+        index = e->n_chosen_from;
+    } else {
+        char own[16];
+        index = rest[0] == '.' ? strtol(rest + 1, NULL, 10) : -1;
+        snprintf(own, sizeof own, ".%d", (int32_t)index);
+        if (strcmp(rest, own) != 0)
+            return false;
+    }
+    if (index < 0 || index >= e->n || (index >= e->n_chosen_from && rest[1] != 's'))
+        return false;
+    const wina_expert *x = &e->experts[index];
+    return wina_group_find_row(down ? &x->down : &x->gate_up, projection, 1, row, out);
+}
+
+bool wina_experts_find_row(const wina_experts_layer *e, int32_t layer, const char *name,
+                           int64_t row, wina_panel_rows *out) {
+    char rest[16];
+    if (e->n == 0)
+        return false;
+    if (match(name, layer, "ffn_gate_inp", rest)) {
+        const int32_t i = rest[0] ? 1 : 0; /* ffn_gate_inp_shexp */
+        return (i == 0 || strcmp(rest, "_shexp") == 0) && i < e->router.n_projections &&
+               wina_group_find_row(&e->router, i, 1, row, out);
+    }
+    if (match(name, layer, "ffn_gate", rest))
+        return find_matrix(e, 0, false, rest, row, out);
+    if (match(name, layer, "ffn_up", rest))
+        return find_matrix(e, 1, false, rest, row, out);
+    return match(name, layer, "ffn_down", rest) && find_matrix(e, 0, true, rest, row, out);
 }
 
 uint64_t wina_experts_bytes(const wina_experts_layer *e) {

@@ -14,6 +14,7 @@ typedef struct wina_expert {
 
 typedef struct wina_experts_layer {
     int32_t n; /* experts to choose from, then the shared one; 0: the layer has none */
+    int32_t n_chosen_from;
     wina_group_weights router; /* logits (n_expert), then that of the shared expert's gate; dense */
     wina_expert *experts;      /* (n) */
 } wina_experts_layer;
@@ -30,6 +31,10 @@ uint64_t wina_experts_place(wina_experts_layer *experts, uint8_t *arena, uint64_
 int32_t wina_experts_load(const wina_gguf *gguf, const wina_config *config, wina_threads *threads,
                           int32_t layer, wina_experts_layer *experts);
 void wina_experts_free(wina_experts_layer *experts);
+
+/* Row `row` of a tensor of this layer, as wina_weights_find_rows has it. */
+bool wina_experts_find_row(const wina_experts_layer *experts, int32_t layer, const char *name,
+                           int64_t row, wina_panel_rows *out);
 
 /* Bytes of the panels of all experts; the router's are not among them. */
 uint64_t wina_experts_bytes(const wina_experts_layer *experts);

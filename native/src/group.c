@@ -43,10 +43,6 @@ static int32_t get_matrix(const wina_gguf *gguf, const wina_matrix_source *m, in
     *out = *t;
     if (m->n_rows == m->n_all && m->n_stacked == 1)
         return WINA_OK;
-    if (!t->data && m->n_stacked > 1)
-        return wina_fail(WINA_E_UNSUPPORTED,
-                         "tensor %s: packed files with stacked matrices are not supported",
-                         m->name);
     out->ne[1] = (uint64_t)m->n_rows;
     out->ne[2] = 1;
     if (t->data) /* else its panels are in the file */
@@ -102,6 +98,19 @@ uint64_t wina_group_bytes(const wina_group_weights *g) {
     for (int32_t i = 0; i < g->n_panels; i++)
         n += g->panels[i].n_bytes;
     return n;
+}
+
+bool wina_group_find_row(const wina_group_weights *g, int32_t first, int32_t n, int64_t row,
+                         wina_panel_rows *out) {
+    for (int32_t i = first; i < first + n; i++) {
+        const wina_projection *p = &g->projections[i];
+        if (row < p->n_rows) {
+            *out = (wina_panel_rows){&g->panels[p->panel], p->panel_row0 + row, p->n_rows - row};
+            return true;
+        }
+        row -= p->n_rows;
+    }
+    return false;
 }
 
 void wina_group_free(wina_group_weights *g) {

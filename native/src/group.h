@@ -67,6 +67,16 @@ int32_t wina_group_pack_matrix(const wina_gguf *gguf, wina_threads *threads,
 /* Gives each panel its place from byte `at` on (arena NULL: only counts); returns where it ends. */
 uint64_t wina_group_place(wina_group_weights *group, uint8_t *arena, uint64_t at);
 
+/* Rows of a matrix that lie together in a panel. */
+typedef struct wina_panel_rows {
+    const wina_panel *panel;
+    int64_t row0, n_rows; /* in the panel */
+} wina_panel_rows;
+
+/* Row `row` of projections first .. first + n - 1, one after the other; false: they end before. */
+bool wina_group_find_row(const wina_group_weights *group, int32_t first, int32_t n, int64_t row,
+                         wina_panel_rows *out);
+
 /* Bytes of its panels. */
 uint64_t wina_group_bytes(const wina_group_weights *group);
 

@@ -103,6 +103,10 @@ static int32_t attach(wina_gguf *gguf, wina_gguf_tensor *tensors, const wina_ggu
     const wina_gguf_kv *numbers[3];
     for (int k = 0; k < 3; k++)
         WINA_TRY(wina_gguf_get_array(gguf, KEYS[k], WINA_GGUF_U32, names->count, &numbers[k]));
+    const wina_gguf_kv *stacks = NULL;
+    if (wina_gguf_find(gguf, "wina.pack.stacks"))
+        WINA_TRY(
+            wina_gguf_get_array(gguf, "wina.pack.stacks", WINA_GGUF_U32, names->count, &stacks));
     const uint8_t *cursor = names->data;
     for (uint64_t i = 0; i < names->count; i++) {
         wina_gguf_tensor *t = &tensors[i];
@@ -120,7 +124,9 @@ static int32_t attach(wina_gguf *gguf, wina_gguf_tensor *tensors, const wina_ggu
             return wina_fail(WINA_E_UNSUPPORTED, "wina.pack.types: unknown tensor type %u", type);
         t->ne[0] = (uint64_t)wina_gguf_item_int(numbers[1], i);
         t->ne[1] = (uint64_t)wina_gguf_item_int(numbers[2], i);
-        t->ne[2] = t->ne[3] = 1;
+        t->ne[2] = stacks ? (uint64_t)wina_gguf_item_int(stacks, i) : 1;
+        t->ne[3] = 1;
+        t->n_dims = t->ne[2] == 1 ? 2 : 3;
     }
     return wina_gguf_add_tensors(gguf, tensors, names->count);
 }

@@ -4,6 +4,7 @@
  *   wina.pack.version  u32  number of this format
  *   wina.pack.layout   u32  WINA_PANEL_LAYOUT of the panels
  *   wina.pack.names, .types, .rows, .cols   what the packed matrices were, in file order
+ *   wina.pack.stacks  how many each of them was, if there are stacks (of experts) among them
  *   wina.pack.padding  u8[] moves the tensor data to a 4096-byte border
  *
  *   wina.pack.panels   all panels as wina_weights places them     (tensors of F32: a type that

@@ -80,7 +80,8 @@ typedef struct plan {
     bool *packed;      /* (n_tensors) of the source: lies in a panel */
     uint64_t *offsets; /* (n_tensors) of the others, from the start of the data */
     uint64_t n_packed;
-    bytes norms; /* all of them */
+    bool stacked; /* some of those are stacks of matrices */
+    bytes norms;  /* all of them */
     uint64_t norms_offset, sums_offset, n_sections;
     uint64_t alignment, data_offset;
     bytes header;
@@ -114,6 +115,7 @@ static int32_t place(plan *p) {
         name[t->name.n] = 0;
         p->packed[i] = wina_weights_find_rows(p->weights, name, 0, &rows);
         p->n_packed += p->packed[i];
+        p->stacked |= p->packed[i] && t->ne[2] > 1;
         p->offsets[i] = at;
         if (!p->packed[i])
             at = round_up(at + t->n_bytes, p->alignment);
@@ -130,8 +132,9 @@ static void put_packed_names(plan *p) {
     for (uint64_t i = 0; i < g->n_tensors; i++)
         if (p->packed[i])
             put_str(h, g->tensors[i].name.data, g->tensors[i].name.n);
-    static const char *const KEYS[] = {"wina.pack.types", "wina.pack.cols", "wina.pack.rows"};
-    for (int k = 0; k < 3; k++) {
+    static const char *const KEYS[] = {"wina.pack.types", "wina.pack.cols", "wina.pack.rows",
+                                       "wina.pack.stacks"};
+    for (int k = 0; k < (p->stacked ? 4 : 3); k++) {
         put_array(h, KEYS[k], WINA_GGUF_U32, p->n_packed);
         for (uint64_t i = 0; i < g->n_tensors; i++)
             if (p->packed[i])
@@ -147,7 +150,7 @@ static int32_t build_header(plan *p, uint64_t padding) {
     put(h, "GGUF", 4);
     put_u32(h, 3);
     put_u64(h, g->n_tensors - p->n_packed + N_OWN_TENSORS);
-    put_u64(h, g->n_kv + N_OWN_KEYS);
+    put_u64(h, g->n_kv + N_OWN_KEYS + p->stacked);
     put(h, g->map.data + g->kv_offset, g->kv_end - g->kv_offset);
     put_key(h, "wina.pack.version", WINA_GGUF_U32);
     put_u32(h, WINA_PACKED_VERSION);

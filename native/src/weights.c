@@ -68,9 +68,6 @@ static int32_t plan_layer(const wina_gguf *gguf, const wina_config *c, int32_t i
         w->sparse_bytes += wina_group_bytes(&layer->groups[group]);
     }
     if (c->n_expert) {
-        if (wina_packed_find(gguf))
-            return wina_fail(WINA_E_UNSUPPORTED, "packed files of mixtures of experts are not "
-                                                 "supported");
         WINA_TRY(wina_experts_plan(gguf, c, i, &layer->mixture));
         layer->groups[WINA_GROUP_GATE_UP] = shape_of(&layer->mixture.experts[0].gate_up);
         layer->groups[WINA_GROUP_DOWN] = shape_of(&layer->mixture.experts[0].down);
@@ -258,20 +255,6 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, const win
     return WINA_OK;
 }
 
-/* Row `row` of all the projections of a group, one after the other. */
-static bool find_in_group(const wina_group_weights *g, int32_t first, int32_t n, int64_t row,
-                          wina_panel_rows *out) {
-    for (int32_t i = first; i < first + n; i++) {
-        const wina_projection *p = &g->projections[i];
-        if (row < p->n_rows) {
-            *out = (wina_panel_rows){&g->panels[p->panel], p->panel_row0 + row, p->n_rows - row};
-            return true;
-        }
-        row -= p->n_rows;
-    }
-    return false;
-}
-
 static bool find_in_layer(const wina_weights *w, int32_t i, const char *name, int64_t row,
                           wina_panel_rows *out) {
     const wina_layer *layer = &w->layers[i];
@@ -279,18 +262,20 @@ static bool find_in_layer(const wina_weights *w, int32_t i, const char *name, in
     for (int group = 0; group < WINA_N_GROUPS; group++) {
         const wina_group_weights *g = &layer->groups[group];
         const char *fused = w->fused ? FUSED_TENSORS[group] : NULL;
+        if (g->n_panels == 0) /* only the shape of an expert */
+            continue;
         for (int32_t p = 0; p < g->n_projections; p++) {
             layer_name(own, sizeof own, i, fused ? fused : GROUP_TENSORS[group][p], "weight");
             if (strcmp(name, own) == 0)
-                return find_in_group(g, p, fused ? g->n_projections : 1, row, out);
+                return wina_group_find_row(g, p, fused ? g->n_projections : 1, row, out);
         }
     }
     for (int site = 0; site < WINA_N_SITES; site++) {
         layer_name(own, sizeof own, i, SITE_TENSORS[site], "weight");
         if (layer->rotations[site].n_panels && strcmp(name, own) == 0)
-            return find_in_group(&layer->rotations[site], 0, 1, row, out);
+            return wina_group_find_row(&layer->rotations[site], 0, 1, row, out);
     }
-    return false;
+    return wina_experts_find_row(&layer->mixture, i, name, row, out);
 }
 
 bool wina_weights_find_rows(const wina_weights *w, const char *name, int64_t row,
@@ -308,16 +293,28 @@ bool wina_weights_find_rows(const wina_weights *w, const char *name, int64_t row
     return false;
 }
 
+static int32_t each_norms(wina_group_weights *g, int32_t (*visit)(float **, int32_t, void *),
+                          void *user) {
+    if (g->n_panels == 0) /* only the shape of an expert */
+        return WINA_OK;
+    WINA_TRY(visit(&g->norms, g->n_in, user));
+    for (int32_t p = 0; p < g->n_projections; p++)
+        WINA_TRY(visit(&g->projections[p].norms, g->n_in, user));
+    return WINA_OK;
+}
+
 int32_t wina_weights_each_norms(wina_weights *w,
                                 int32_t (*visit)(float **norms, int32_t n, void *user),
                                 void *user) {
-    for (int32_t i = 0; i < w->n_layer; i++)
-        for (int group = 0; group < WINA_N_GROUPS; group++) {
-            wina_group_weights *g = &w->layers[i].groups[group];
-            WINA_TRY(visit(&g->norms, g->n_in, user));
-            for (int32_t p = 0; p < g->n_projections; p++)
-                WINA_TRY(visit(&g->projections[p].norms, g->n_in, user));
+    for (int32_t i = 0; i < w->n_layer; i++) {
+        wina_layer *layer = &w->layers[i];
+        for (int group = 0; group < WINA_N_GROUPS; group++)
+            WINA_TRY(each_norms(&layer->groups[group], visit, user));
+        for (int32_t e = 0; e < layer->mixture.n; e++) {
+            WINA_TRY(each_norms(&layer->mixture.experts[e].gate_up, visit, user));
+            WINA_TRY(each_norms(&layer->mixture.experts[e].down, visit, user));
         }
+    }
     return WINA_OK;
 }
 

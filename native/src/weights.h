@@ -64,12 +64,8 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *config,
                           const wina_weights_how *how, wina_weights *weights);
 void wina_weights_free(wina_weights *weights);
 
-/* Rows of a matrix that lie together in a panel: from its row `row` on, which must be there. A
- * fused matrix is in pieces. false: the tensor is in no panel. */
-typedef struct wina_panel_rows {
-    const wina_panel *panel;
-    int64_t row0, n_rows; /* in the panel */
-} wina_panel_rows;
+/* Rows of a tensor from its row `row` on, which must be there; those of fused and of stacked
+ * matrices are in pieces. false: the tensor is in no panel. */
 bool wina_weights_find_rows(const wina_weights *weights, const char *name, int64_t row,
                             wina_panel_rows *out);
 

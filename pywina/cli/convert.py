@@ -134,14 +134,17 @@ def main(args: argparse.Namespace) -> int:
         return _write(plan, args.target, args)
     tuning = Tuning.load(args.tuning) if args.tuning else None
     with load_shown(source, n_threads=args.threads, backend="cpu") as model:
-        if tuning is None and any(".ffn_gate_inp." in name for name in model.tensors):
+        mixture = tuning is None and any(".ffn_gate_inp." in name for name in model.tensors)
+        if mixture and (args.transform or not args.pack):
             raise UnsupportedError(
                 f"{source} is a mixture of experts, which have norms of their own: norms cannot be "
-                "stored, weights not rotated or packed; only --quantize and --tuning with budgets"
+                "stored, weights not rotated; only --pack, --quantize and --tuning with budgets"
             )
         if tuning is not None:
             model.set_tuning(tuning)  # refuses what does not belong to this model
-        if args.transform is None:
+        if mixture:
+            plan = convert.plan_copy(source)
+        elif args.transform is None:
             plan = convert.plan_tuned(model, tuning)
         else:
             rotation = _rotation(model, args)

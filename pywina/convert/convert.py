@@ -63,6 +63,12 @@ def check_paths(source: Path, target: Path) -> None:
         raise ArgumentError(f"{target} is the input itself; give another name")
 
 
+def plan_copy(source: Path) -> Plan:
+    """The same weights and metadata, in one file."""
+    content = gguffile.read(source)
+    return Plan([f"weights: copied as they are, {len(content.tensors)} tensors"], content)
+
+
 def plan_tuned(model: Model, tuning: Tuning | None) -> Plan:
     """The same weights with a tuning as metadata, or with l2 norms if there is none."""
     content = gguffile.read(Path(model.path))

@@ -422,7 +422,7 @@ int main(void) {
                                         "neon", "dotprod", "i8mm"};
     wina_kernels c;
     wina_kernels_init_c(&c);
-    for (int n = 0; n < 6; n++) {
+    for (size_t n = 0; n < sizeof names / sizeof names[0]; n++) {
         wina_kernels k;
         setenv("WINA_CPU", names[n], 1);
         if (wina_kernels_detect(&k) != WINA_OK) {

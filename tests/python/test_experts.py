@@ -5,6 +5,8 @@ and kept inputs of its own, only what is chosen is read and counted, and what is
 from __future__ import annotations
 
 import json
+import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from test_packed import _hash as checksum
 from tinycheckpoint import CONFIGS, TOKENS, config_of, write_checkpoint
 
 import pywina
@@ -232,6 +235,82 @@ def test_all_experts_are_in_memory(files: Callable[..., Path]) -> None:
         assert model.info.n_params > stacks
 
 
+# ---- packed files ----------------------------------------------------------------------------
+
+
+def packed(source: Path, target: Path) -> Path:
+    assert main(["convert", str(source), str(target), "--pack"]) == 0
+    return target
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "granitemoeshared"])
+@pytest.mark.parametrize("kind", ["F16", "Q4_0"])
+def test_packed(
+    files: Callable[..., Path], family: str, kind: str, tmp_path: Path, wina_bin: Path
+) -> None:
+    """Bits, weights, norms of experts and what is known of the tensors: as in the plain file."""
+    source = files(family, kind)
+    target = packed(source, tmp_path / "packed.gguf")
+    verify = [wina_bin, "inspect", "-m", target, "--verify"]
+    assert subprocess.run(verify, capture_output=True, timeout=60).returncode == 0
+    with pywina.load(source, n_ctx=64) as plain, pywina.load(target, n_ctx=64) as mapped:
+        for rule in RULES[:2]:
+            rule = pywina.Sparsity(**rule)
+            np.testing.assert_array_equal(
+                plain.logits(TOKENS, sparsity=rule), mapped.logits(TOKENS, sparsity=rule)
+            )
+        assert mapped.info.n_params == plain.info.n_params
+        assert mapped.info.sparse_bytes == plain.info.sparse_bytes
+        for name, tensor in plain.tensors.items():
+            own = mapped.tensors[name]
+            assert (own.shape, own.type) == (tensor.shape, tensor.type)
+            np.testing.assert_array_equal(mapped.read_tensor(name), plain.read_tensor(name))
+        stacks = [name for name, tensor in mapped.tensors.items() if len(tensor.shape) == 3]
+        assert len(stacks) == 3 * plain.info.n_layer
+        for name in (stacks[0].replace("_exps", ".0"), stacks[0].replace("_exps", "_exps.9")):
+            with pytest.raises(pywina.ArgumentError, match="no tensor"):
+                mapped.read_tensor(name)
+
+
+def test_a_damaged_expert_is_found(
+    files: Callable[..., Path], tmp_path: Path, wina_bin: Path
+) -> None:
+    target = packed(files("mixtral", "Q4_0"), tmp_path / "packed.gguf")
+    data = bytearray(target.read_bytes())
+    panels = next(t for t in gguf.GGUFReader(target).tensors if t.name == "wina.pack.panels")
+    data[panels.data_offset + panels.n_bytes - 70] ^= 1
+    target.write_bytes(data)
+    done = subprocess.run(
+        [wina_bin, "inspect", "-m", target, "--verify"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "checksum" in done.stderr and "layer 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(0, "dimension 2 is zero"), (1, "has shape"), (6, "has shape"),
+                     (2**31, "more bytes than the file"), (2**32 - 1, "more bytes")],
+)  # fmt: skip
+def test_other_numbers_of_experts(
+    files: Callable[..., Path], tmp_path: Path, n: int, words: str
+) -> None:
+    """A packed file whose header says so, with the header's checksum made good."""
+    target = packed(files("mixtral", "Q4_0"), tmp_path / "packed.gguf")
+    data, reader = bytearray(target.read_bytes()), gguf.GGUFReader(target)
+    key = b"wina.pack.stacks"
+    at = data.index(key) + len(key) + 8
+    (count,) = struct.unpack_from("<Q", data, at)
+    stacks = list(struct.unpack_from(f"<{count}I", data, at + 8))
+    assert stacks.count(5) == 9 and set(stacks) == {1, 5}
+    stacks[stacks.index(5)] = n
+    struct.pack_into(f"<{count}I", data, at + 8, *stacks)
+    sums = next(t for t in reader.tensors if t.name == "wina.pack.sums")
+    head = bytes(data[: reader.data_offset])
+    struct.pack_into("<Q", data, int(sums.data_offset), checksum(head))
+    target.write_bytes(data)
+    with pytest.raises(pywina.FormatError, match=words):
+        pywina.load(target)
+
+
 # ---- what is refused -------------------------------------------------------------------------
 
 
@@ -243,10 +322,7 @@ def test_not_on_a_gpu(files: Callable[..., Path]) -> None:
 
 
 def test_what_experts_have_not(files: Callable[..., Path], tmp_path: Path) -> None:
-    target = tmp_path / "packed.gguf"
     with pywina.load(files("mixtral")) as model:
-        with pytest.raises(pywina.UnsupportedError, match="mixture of experts cannot be packed"):
-            model.write_packed(target)
         with pytest.raises(pywina.UnsupportedError, match="cannot be seen"), model.tap(print):
             pass
         with pytest.raises(pywina.UnsupportedError, match="norms of their own"):
@@ -261,7 +337,9 @@ def test_what_experts_have_not(files: Callable[..., Path], tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [[], ["--pack"], ["--transform", "paper"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--transform", "paper"], ["--pack", "--transform", "paper"]]
+)
 def test_not_converted(
     files: Callable[..., Path], flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ tests/golden/quantize.json holds what llama.cpp makes of the same weights
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import sys
@@ -23,7 +24,7 @@ from pywina._native import check, ffi, lib
 from pywina.cli import main
 from pywina.convert import gguffile, imatrix
 from pywina.convert.mixture import MIXTURES, Mixture
-from pywina.convert.quantize import plan_quantized, quantize_rows
+from pywina.convert.quantize import plan_quantized, quantize, quantize_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -55,6 +56,30 @@ def decoded(data: bytes, kind: Type, shape: tuple[int, ...]) -> np.ndarray:
     raw = np.frombuffer(data, np.uint8)
     shape = gguf.quants.quant_shape_to_byte_shape(shape, kind)
     return gguf.quants.dequantize(raw.reshape(shape), kind)
+
+
+@pytest.mark.parametrize("data", ["normal", "tailed"])
+@pytest.mark.parametrize("kind", golden.ROUNDED)
+def test_simple_types_are_llama_cpps_to_the_bit(kind: str, data: str) -> None:
+    values, _ = golden.weights(data)
+    raw = values.tobytes()
+    tensor = gguffile.Tensor("a.weight", values.shape, 0, len(raw), lambda: iter([raw]))
+    (result,) = quantize(gguffile.GgufFile({}, [tensor]), kind).content.tensors
+    written = b"".join(result.read())
+    assert hashlib.sha256(written).hexdigest() == GOLDEN["hashes"][f"{data} {kind}"]
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [(model, kind) for model in GOLDEN.get("perplexity", {})
+     for kind in GOLDEN["perplexity"][model] if kind != "F16"],
+)  # fmt: skip
+def test_perplexity_is_not_above_llama_cpps(model: str, kind: str) -> None:
+    """Of real models, both quantised from the same F16 file, over the same windows."""
+    found = GOLDEN["perplexity"][model][kind]
+    assert len(found["pywina"]) == len(found["llama_cpp"]) >= 2
+    apart = np.mean(found["pywina"]) - np.mean(found["llama_cpp"])
+    assert -0.02 < apart < np.log(1.005)
 
 
 @pytest.mark.parametrize("data", ["normal", "tailed"])

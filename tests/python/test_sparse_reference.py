@@ -122,7 +122,12 @@ def test_tiny_float_models(
         assert np.median(distance(masked(reference, ids, other), wanted)[N_DENSE:]) > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"])
+QUANTISED = (
+    "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K Q2_K Q3_K IQ4_NL IQ4_XS MXFP4 TQ1_0 TQ2_0".split()
+)
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
 @pytest.mark.parametrize("rule", [*RULES[:4], RULES[6]])
 def test_tiny_quantised_models(write_model: Callable[..., Path], kind: str, rule: Rule) -> None:
     """One block in every format that is decoded input by input."""

@@ -83,7 +83,7 @@ def vocabulary(request: pytest.FixtureRequest) -> Callable[[str], Vocabulary]:
 Get = Callable[[str], Vocabulary]
 
 
-@pytest.mark.parametrize("name", [name for name in VOCABULARIES if name != "smollm2"])
+@pytest.mark.parametrize("name", [*(x for x in VOCABULARIES if x != "smollm2"), "llama-bpe"])
 def test_vectors(name: str, vocabulary: Get, data_dir: Path) -> None:
     base = data_dir / "tokenizer-vectors" / f"ggml-vocab-{name}.gguf"
     texts = base.with_suffix(".gguf.inp").read_bytes().decode().split(SEPARATOR)

@@ -32,7 +32,11 @@ ENDOFTEXT, IM_START, IM_END, TOOL = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 #: roles of matrices; the keys of TinySpec.types
 ROLES = ("embd", "output", "q", "k", "v", "o", "gate", "up", "down")
 
-_K_BLOCK_BYTES = {Type.Q4_K: 144, Type.Q5_K: 176, Type.Q6_K: 210}
+#: types that gguf-py does not quantise: weights of a block, and its bytes
+_BLOCKS = {
+    Type.Q4_K: (256, 144), Type.Q5_K: (256, 176), Type.Q6_K: (256, 210), Type.Q2_K: (256, 84),
+    Type.Q3_K: (256, 110), Type.IQ4_XS: (256, 136), Type.IQ4_NL: (32, 18),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,30 +91,39 @@ def vocabulary() -> tuple[list[str], list[int]]:
     return texts, [int(kind) for kind in types]
 
 
-def _random_k_blocks(kind: Type, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Random bytes as blocks of a K type, with float16 scales that keep the weights small."""
+def _random_blocks(kind: Type, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Random bytes as blocks, with float16 scales that keep the weights small."""
     rows, cols = shape
-    n_bytes = _K_BLOCK_BYTES[kind]
-    blocks = rng.integers(0, 256, (rows, cols // 256, n_bytes), dtype=np.uint8)
+    n_weights, n_bytes = _BLOCKS[kind]
+    blocks = rng.integers(0, 256, (rows, cols // n_weights, n_bytes), dtype=np.uint8)
 
     def store(offset: int, scale: float) -> None:
-        values = rng.uniform(0.5 * scale, scale, (rows, cols // 256)).astype(np.float16)
+        values = rng.uniform(0.5 * scale, scale, blocks.shape[:2]).astype(np.float16)
         blocks[:, :, offset : offset + 2] = values[..., None].view(np.uint8)
 
     unit = 1 / np.sqrt(cols)
     if kind == Type.Q6_K:  # d * int8 * (q - 32)
         store(208, unit / (64 * 16))
+    elif kind == Type.Q3_K:  # d * (scale - 32) * (q - 4)
+        store(108, unit / (16 * 2))
+    elif kind == Type.Q2_K:  # d * scale * q - dmin * min, with 4-bit scales and mins
+        store(80, unit / 8)
+        store(82, 1.5 * unit / 8)
+    elif kind == Type.IQ4_NL:  # d * one of 16 integers
+        store(0, unit / 64)
+    elif kind == Type.IQ4_XS:  # d * (scale - 32) * one of 16 integers
+        store(0, unit / (64 * 16))
     else:  # d * scale * q - dmin * min, with 6-bit scales and mins
         top = 15 if kind == Type.Q4_K else 31
         store(0, 2 * unit / (32 * top))
         store(2, unit / 32)
-    return blocks.reshape(rows, cols // 256 * n_bytes)
+    return blocks.reshape(rows, cols // n_weights * n_bytes)
 
 
 def random_matrix(kind: Type, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """(rows, cols) random weights of about unit gain, as stored bytes (floats for F32, F16)."""
-    if kind in _K_BLOCK_BYTES:
-        return _random_k_blocks(kind, shape, rng)
+    if kind in _BLOCKS:
+        return _random_blocks(kind, shape, rng)
     values = rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[1]))
     if kind == Type.F32:
         return values
