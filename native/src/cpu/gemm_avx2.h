@@ -14,7 +14,8 @@ enum {
     F_ROWS = 8 * F_REGS
 };                  /* floats: 12 sums, 3 activations, weights */
 enum { F_RUN = 4 }; /* blocks whose floats stay in the first-level cache: 16 KB */
-/* Blocks whose activations stay in the second-level cache, of as many tokens as above: 64 or 128 KB.
+/* Blocks whose activations stay in the second-level cache, of as many tokens as above: 64 or 128
+ * KB.
  */
 enum { RUNS = 16, F_RUNS = 8 };
 

@@ -22,12 +22,12 @@ typedef struct job {
     const wina_rule *rules; /* (n_masks) */
     const float *gate;      /* see wina_cpu_product */
     int64_t gate_stride;
-    int32_t first;   /* of the batch's tokens, which its first one is */
-    int32_t last;    /* token whose bytes are counted, or -1 */
-    int32_t n_masks; /* kept lists per token: 1, or one per projection */
-    int32_t mask;    /* under way in a batch */
-    int32_t token;   /* under way where tokens are multiplied one by one */
-    bool by32, by16; /* kinds of rounded activations its panels read */
+    int32_t first;    /* of the batch's tokens, which its first one is */
+    int32_t last;     /* token whose bytes are counted, or -1 */
+    int32_t n_masks;  /* kept lists per token: 1, or one per projection */
+    int32_t mask;     /* under way in a batch */
+    int32_t token;    /* under way where tokens are multiplied one by one */
+    bool by32, by16;  /* kinds of rounded activations its panels read */
     atomic_int taken; /* pieces of a batch's rows that threads have taken */
 } job;
 
