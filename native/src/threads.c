@@ -1,5 +1,8 @@
 /* The step counter `generation` is the only thing workers watch: it changes when a step is ready.
- * `pending` counts workers that have not finished the step. Sleeping workers are woken through a
+ * A worker's share of a step is run by whoever sets its `claimed` to the step's number first: the
+ * worker, or the caller, when its own share is done and the worker has not begun: where other
+ * programs keep the processors busy, a worker may be milliseconds away. `pending` counts shares
+ * that are not finished. Sleeping workers are woken through a
  * condition variable; `n_asleep` keeps the common case free of system calls. */
 #include "threads.h"
 
@@ -19,6 +22,8 @@ typedef struct worker {
     struct wina_threads *pool;
     pthread_t id;
     int32_t index;
+    atomic_uint claimed; /* the last step whose share was taken */
+    char padding[64];    /* two workers' are not in one line */
 } worker;
 
 struct wina_threads {
@@ -43,20 +48,36 @@ static inline void relax(void) {
 #endif
 }
 
-static void wait_for_step(wina_threads *t, unsigned seen) {
+/* The number of the step that is ready, which is not `seen`. */
+static unsigned wait_for_step(wina_threads *t, unsigned seen) {
+    unsigned now;
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&t->generation, memory_order_acquire) != seen)
-            return;
+        now = atomic_load_explicit(&t->generation, memory_order_acquire);
+        if (now != seen)
+            return now;
         relax();
         if (i > SPINS_BEFORE_YIELD && i % 256 == 0)
             sched_yield();
     }
     pthread_mutex_lock(&t->mutex);
     atomic_fetch_add(&t->n_asleep, 1);
-    while (atomic_load(&t->generation) == seen)
+    while ((now = atomic_load(&t->generation)) == seen)
         pthread_cond_wait(&t->wake, &t->mutex);
     atomic_fetch_sub(&t->n_asleep, 1);
     pthread_mutex_unlock(&t->mutex);
+    return now;
+}
+
+/* Runs a worker's share of a step unless another thread has. A worker that comes so late that the
+ * step is over finds it claimed. */
+static void run_share(wina_threads *t, worker *w, unsigned step) {
+    unsigned before = step - 1;
+    if (atomic_load_explicit(&w->claimed, memory_order_relaxed) != before ||
+        !atomic_compare_exchange_strong_explicit(&w->claimed, &before, step, memory_order_acq_rel,
+                                                 memory_order_relaxed))
+        return;
+    t->fn(t->arg, w->index, t->n_threads);
+    atomic_fetch_sub_explicit(&t->pending, 1, memory_order_release);
 }
 
 static void publish_step(wina_threads *t) {
@@ -72,12 +93,11 @@ static void publish_step(wina_threads *t) {
 static void *worker_main(void *arg) {
     worker *w = arg;
     wina_threads *t = w->pool;
-    for (unsigned seen = 0;; seen++) {
-        wait_for_step(t, seen);
+    for (unsigned seen = 0;;) {
+        seen = wait_for_step(t, seen);
         if (atomic_load_explicit(&t->stop, memory_order_acquire))
             return NULL;
-        t->fn(t->arg, w->index, t->n_threads);
-        atomic_fetch_sub_explicit(&t->pending, 1, memory_order_release);
+        run_share(t, w, seen);
     }
 }
 
@@ -96,7 +116,7 @@ int32_t wina_threads_create(int32_t n_threads, wina_threads **out) {
         wina_mem_create((uint64_t)n_threads, sizeof *t->workers, "thread pool", &t->workers);
     for (int32_t i = 1; i < n_threads && status == WINA_OK; i++) {
         worker *w = &t->workers[i - 1];
-        *w = (worker){.pool = t, .index = i};
+        w->pool = t, w->index = i;
         if (pthread_create(&w->id, NULL, worker_main, w) != 0)
             status = wina_fail(WINA_E_MEMORY, "cannot start thread %d of %d", i + 1, n_threads);
         else
@@ -142,6 +162,9 @@ void wina_threads_run(wina_threads *t, wina_threads_fn fn, void *arg) {
     atomic_store_explicit(&t->pending, t->n_threads - 1, memory_order_relaxed);
     publish_step(t);
     fn(arg, 0, t->n_threads);
+    const unsigned step = atomic_load_explicit(&t->generation, memory_order_relaxed);
+    for (int32_t i = 0; i < t->n_threads - 1; i++)
+        run_share(t, &t->workers[i], step);
     for (int i = 0; atomic_load_explicit(&t->pending, memory_order_acquire) > 0; i++) {
         relax();
         if (i > SPINS_BEFORE_YIELD && i % 256 == 0)
