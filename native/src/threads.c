@@ -1,9 +1,9 @@
 /* The step counter `generation` is the only thing workers watch: it changes when a step is ready.
  * A worker's share of a step is run by whoever sets its `claimed` to the step's number first: the
- * worker, or the caller, when its own share is done and the worker has not begun: where other
- * programs keep the processors busy, a worker may be milliseconds away. `pending` counts shares
- * that are not finished. Sleeping workers are woken through a
- * condition variable; `n_asleep` keeps the common case free of system calls. */
+ * worker, or the caller, when its own share is done and the worker has not begun for as long
+ * again: where other programs keep the processors busy, it may be milliseconds away. `pending`
+ * counts shares that are not finished. Sleeping workers are woken through a condition variable;
+ * `n_asleep` keeps the common case free of system calls. */
 #include "threads.h"
 
 #include <limits.h>
@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "mem.h"
 #include "status.h"
@@ -90,6 +91,24 @@ static void publish_step(wina_threads *t) {
     }
 }
 
+static int64_t clock_now(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Gives a worker until `patience` to begin its share: as long as the caller's own share took. Less
+ * would lose a worker that is about to run, more would lose what running its share here saves. */
+static void wait_for_claim(const worker *w, unsigned step, int64_t patience) {
+    for (int i = 1; atomic_load_explicit(&w->claimed, memory_order_relaxed) != step; i++) {
+        relax();
+        if (i % 16 == 0 && clock_now() > patience)
+            return;
+        if (i > SPINS_BEFORE_YIELD && i % 256 == 0)
+            sched_yield();
+    }
+}
+
 static void *worker_main(void *arg) {
     worker *w = arg;
     wina_threads *t = w->pool;
@@ -161,10 +180,14 @@ void wina_threads_run(wina_threads *t, wina_threads_fn fn, void *arg) {
     t->arg = arg;
     atomic_store_explicit(&t->pending, t->n_threads - 1, memory_order_relaxed);
     publish_step(t);
-    fn(arg, 0, t->n_threads);
     const unsigned step = atomic_load_explicit(&t->generation, memory_order_relaxed);
-    for (int32_t i = 0; i < t->n_threads - 1; i++)
+    const int64_t begin = clock_now();
+    fn(arg, 0, t->n_threads);
+    const int64_t end = clock_now(), patience = end + (end - begin);
+    for (int32_t i = 0; i < t->n_threads - 1; i++) {
+        wait_for_claim(&t->workers[i], step, patience);
         run_share(t, &t->workers[i], step);
+    }
     for (int i = 0; atomic_load_explicit(&t->pending, memory_order_acquire) > 0; i++) {
         relax();
         if (i > SPINS_BEFORE_YIELD && i % 256 == 0)
