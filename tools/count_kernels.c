@@ -48,7 +48,8 @@ static void multiply_batch(const wina_kernels *k, const wina_panel *p, int32_t n
             k->quantize_row(&b, t, i);
     }
     for (int32_t strip = 0; strip < p->n_rows / WINA_STRIP; strip++)
-        k->gemm(p, &b, 0, p->n_blocks, strip, y + (int64_t)strip * n_tokens * WINA_STRIP);
+        k->gemm(p, &b, 0, p->n_blocks, strip, strip + 1,
+                y + (int64_t)strip * n_tokens * WINA_STRIP);
 }
 
 int main(int argc, char **argv) {

@@ -231,8 +231,8 @@ void wina_quantize_row_avx2(const wina_batch *batch, int32_t token, int which);
 
 /* gemm_avx2.c */
 void wina_gemm_avxvnni(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                       int32_t block1, int32_t strip, float *y);
+                       int32_t block1, int32_t strip0, int32_t strip1, float *y);
 void wina_gemm_avx2(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                    int32_t block1, int32_t strip, float *y);
+                    int32_t block1, int32_t strip0, int32_t strip1, float *y);
 
 #endif

@@ -172,7 +172,7 @@ static inline __m512 load_floats(const uint8_t *p, wina_scales kind) {
 
 /* gemm_avx512.c */
 void wina_gemm_avx512(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                      int32_t block1, int32_t strip, float *y);
+                      int32_t block1, int32_t strip0, int32_t strip1, float *y);
 
 /* attend_avx512.c */
 void wina_attend_dots_avx512(const float *q, const float *k, int32_t n_dim, int32_t n_rows,

@@ -108,7 +108,7 @@ static void place_all(wina_cpu *c, layout *a) {
         s->parts =
             place(a, WINA_ATTENTION_QUERIES * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
         s->tile = place(a, (uint64_t)c->tile_rows * (uint64_t)f->head_dim, sizeof(float));
-        s->part_sums = place(a, b * WINA_STRIP, sizeof(float));
+        s->part_sums = place(a, WINA_GEMM_STRIPS * b * WINA_STRIP, sizeof(float));
     }
 }
 

@@ -16,7 +16,7 @@ typedef struct wina_cpu_scratch {
     float *attention; /* (ATTENTION_QUERIES, ATTENTION_CHUNK) scores */
     float *parts;     /* (ATTENTION_QUERIES, n_chunks, head_dim + 2) see partial, of a batch */
     float *tile;      /* (tile_rows, head_dim) rows of the cache */
-    float *part_sums; /* (B, 64) */
+    float *part_sums; /* (WINA_GEMM_STRIPS, B, 64) */
 } wina_cpu_scratch;
 
 typedef struct wina_cpu {
@@ -67,6 +67,7 @@ enum {
     WINA_ATTENTION_QUERIES = 16, /* heads times tokens that read the cache together */
     WINA_ATTENTION_TILE = 4096,  /* floats of the cache that are read together, about */
     WINA_EMBEDDED = 64,          /* tokens after which the embeddings' pages are given back */
+    WINA_GEMM_STRIPS = 4,        /* strips that several tokens multiply together */
     WINA_HEAD_BATCH = 16         /* tokens whose logits are computed together */
 };
 

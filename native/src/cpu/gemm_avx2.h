@@ -14,6 +14,10 @@ enum {
     F_ROWS = 8 * F_REGS
 };                  /* floats: 12 sums, 3 activations, weights */
 enum { F_RUN = 4 }; /* blocks whose floats stay in the first-level cache: 16 KB */
+/* Blocks whose activations stay in the second-level cache, of as many tokens as above: 64 or 128
+ * KB.
+ */
+enum { RUNS = 16, F_RUNS = 8 };
 
 /* One block of one strip: 16 pairs of inputs, 8 x 8 rows each. */
 typedef struct strip_block {
@@ -103,13 +107,15 @@ INLINE void multiply_tokens(const strip_block *w, wina_scales kind, int32_t offs
 }
 
 INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane, wina_scales kind,
-                      int32_t block0, int32_t block1, int32_t strip, int32_t t0, int32_t t1,
-                      float *y) {
+                      int32_t block0, int32_t block1, int32_t strip, bool next, int32_t t0,
+                      int32_t t1, float *y) {
     for (int32_t block = block0; block < block1; block++) {
         strip_block w;
         load_block(p, plane, kind, block, strip, &w);
         if (block + 1 < block1)
             fetch_block(p, block + 1, strip);
+        else if (next)
+            fetch_block(p, block0, strip + 1);
         const int n_sub = wina_scales_subs(kind), which = n_sub - 1;
         for (int32_t t = t0, n; t < t1; t += n) {
             const int64_t at = wina_batch_sub(b, block * n_sub, t);
@@ -125,8 +131,6 @@ INLINE void gemm_kind(const wina_panel *p, const wina_batch *b, wina_plane plane
             }
         }
     }
-    for (int32_t t = t0; t < t1; t++)
-        unswap_strip(y + t * WINA_STRIP);
 }
 
 /* Float panels: half a strip of some blocks is converted once into F_RUN * F_ROWS floats, then
@@ -184,7 +188,8 @@ INLINE void fetch_floats(const wina_panel *p, wina_scales kind, int32_t block0, 
 }
 
 INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales kind, int32_t block0,
-                        int32_t block1, int32_t strip, int32_t t0, int32_t t1, float *y) {
+                        int32_t block1, int32_t strip, bool next, int32_t t0, int32_t t1,
+                        float *y) {
     _Alignas(64) float w[F_RUN * WINA_BLOCK * F_ROWS];
     const int64_t x_stride = wina_batch_at(b, 1, 0);
     for (int32_t block = block0, end; block < block1; block = end) {
@@ -193,45 +198,64 @@ INLINE void gemm_floats(const wina_panel *p, const wina_batch *b, wina_scales ki
         for (int at = 0; at < WINA_STRIP; at += F_ROWS) {
             const int32_t row = strip * WINA_STRIP + at;
             const int n = convert_blocks(p, kind, block, end, row, w);
-            fetch_floats(p, kind, end, end + F_RUN < block1 ? end + F_RUN : block1, row);
+            if (end < block1)
+                fetch_floats(p, kind, end, end + F_RUN < block1 ? end + F_RUN : block1, row);
+            else if (next)
+                fetch_floats(p, kind, block0, block0 + F_RUN < block1 ? block0 + F_RUN : block1,
+                             row + WINA_STRIP);
             int32_t t = t0;
             for (; t + F_TOKENS <= t1; t += F_TOKENS)
                 add_floats(w, n, x + t * WINA_BLOCK, x_stride, F_TOKENS, y + t * WINA_STRIP + at);
-            for (; t < t1; t++)
+            if (t + 2 == t1)
+                add_floats(w, n, x + t * WINA_BLOCK, x_stride, 2, y + t * WINA_STRIP + at), t = t1;
+            if (t < t1)
                 add_floats(w, n, x + t * WINA_BLOCK, x_stride, 1, y + t * WINA_STRIP + at);
         }
     }
 }
 
 typedef void (*x86_gemm)(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                         int32_t strip, int32_t t0, int32_t t1, float *y);
+                         int32_t strip, bool next, int32_t t0, int32_t t1, float *y);
 #define DEFINE_GEMM(name, plane, kind)                                                             \
     static void gemm_##name(const wina_panel *p, const wina_batch *b, int32_t block0,              \
-                            int32_t block1, int32_t strip, int32_t t0, int32_t t1, float *y) {     \
-        gemm_kind(p, b, plane, kind, block0, block1, strip, t0, t1, y);                            \
+                            int32_t block1, int32_t strip, bool next, int32_t t0, int32_t t1,      \
+                            float *y) {                                                            \
+        gemm_kind(p, b, plane, kind, block0, block1, strip, next, t0, t1, y);                      \
     }
 #define LIST_GEMM(name, plane, kind) [plane][kind] = gemm_##name,
 WINA_KINDS(DEFINE_GEMM)
 static const x86_gemm GEMM[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMM)};
 
+/* Adds the products of tokens [t0, t1) to y, rows in stored order; next: the strip behind this one
+ * comes next, so that its first columns are fetched. */
 static void gemm_strip(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                       int32_t strip, int32_t t0, int32_t t1, float *y) {
+                       int32_t strip, bool next, int32_t t0, int32_t t1, float *y) {
     const wina_layout *l = p->layout;
     if (l->scales == WINA_SCALES_F32)
-        gemm_floats(p, b, WINA_SCALES_F32, block0, block1, strip, t0, t1, y);
+        gemm_floats(p, b, WINA_SCALES_F32, block0, block1, strip, next, t0, t1, y);
     else if (l->scales == WINA_SCALES_F16)
-        gemm_floats(p, b, WINA_SCALES_F16, block0, block1, strip, t0, t1, y);
+        gemm_floats(p, b, WINA_SCALES_F16, block0, block1, strip, next, t0, t1, y);
     else if (l->scales == WINA_SCALES_BF16)
-        gemm_floats(p, b, WINA_SCALES_BF16, block0, block1, strip, t0, t1, y);
+        gemm_floats(p, b, WINA_SCALES_BF16, block0, block1, strip, next, t0, t1, y);
     else
-        GEMM[l->plane][l->scales](p, b, block0, block1, strip, t0, t1, y);
+        GEMM[l->plane][l->scales](p, b, block0, block1, strip, next, t0, t1, y);
 }
 
+/* The activations of some tokens and a run of blocks stay in the second-level cache while all
+ * strips multiply them. */
 static void gemm_all(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                     int32_t strip, float *y) {
-    memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
-    const int32_t most = p->layout->low_bits < 16 ? MOST_TOKENS : F_MOST_TOKENS;
-    for (int32_t t = 0; t < b->n_tokens; t += most)
-        gemm_strip(p, b, block0, block1, strip, t, t + most < b->n_tokens ? t + most : b->n_tokens,
-                   y);
+                     int32_t strip0, int32_t strip1, float *y) {
+    const int64_t size = (int64_t)b->n_tokens * WINA_STRIP, n_rows = size * (strip1 - strip0);
+    const bool floats = p->layout->low_bits >= 16;
+    const int32_t most = floats ? F_MOST_TOKENS : MOST_TOKENS, run = floats ? F_RUNS : RUNS;
+    memset(y, 0, (size_t)n_rows * sizeof *y);
+    for (int32_t t = 0; t < b->n_tokens; t += most) {
+        const int32_t end = t + most < b->n_tokens ? t + most : b->n_tokens;
+        for (int32_t block = block0; block < block1; block += run)
+            for (int32_t strip = strip0; strip < strip1; strip++)
+                gemm_strip(p, b, block, block + run < block1 ? block + run : block1, strip,
+                           strip + 1 < strip1, t, end, y + (strip - strip0) * size);
+    }
+    for (int64_t i = 0; i < n_rows && !floats; i += WINA_STRIP)
+        unswap_strip(y + i);
 }

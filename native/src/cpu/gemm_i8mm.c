@@ -154,6 +154,6 @@ WINA_KINDS(DEFINE_GEMM)
 static const neon_gemm_table GEMM = {WINA_KINDS(LIST_GEMM)};
 
 void wina_gemm_i8mm(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                    int32_t strip, float *y) {
-    wina_gemm_strip_neon(GEMM, p, b, block0, block1, strip, y);
+                    int32_t strip0, int32_t strip1, float *y) {
+    wina_gemm_strips_neon(GEMM, p, b, block0, block1, strip0, strip1, y);
 }

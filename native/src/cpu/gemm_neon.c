@@ -219,17 +219,20 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0
 
 /* ---- strips ------------------------------------------------------------------------------- */
 
-void wina_gemm_strip_neon(const neon_gemm_table table, const wina_panel *p, const wina_batch *b,
-                          int32_t block0, int32_t block1, int32_t strip, float *y) {
+void wina_gemm_strips_neon(const neon_gemm_table table, const wina_panel *p, const wina_batch *b,
+                           int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
+                           float *y) {
     const wina_layout *l = p->layout;
-    memset(y, 0, (size_t)b->n_tokens * WINA_STRIP * sizeof *y);
-    if (l->low_bits >= 16)
-        gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
-    else
-        table[l->plane][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
+    const int64_t n = (int64_t)b->n_tokens * WINA_STRIP;
+    memset(y, 0, (size_t)(n * (strip1 - strip0)) * sizeof *y);
+    for (int32_t strip = strip0; strip < strip1; strip++, y += n)
+        if (l->low_bits >= 16)
+            gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
+        else
+            table[l->plane][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
 }
 
 void wina_gemm_neon(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                    int32_t strip, float *y) {
-    wina_gemm_strip_neon(GEMM, p, b, block0, block1, strip, y);
+                    int32_t strip0, int32_t strip1, float *y) {
+    wina_gemm_strips_neon(GEMM, p, b, block0, block1, strip0, strip1, y);
 }

@@ -79,9 +79,9 @@ typedef struct wina_kernels {
      * [block0, block1). */
     void (*gemv)(const wina_panel *panel, const wina_act *act, int32_t block0, int32_t block1,
                  int32_t strip0, int32_t strip1, float *y);
-    /* The same for one strip and every token of a batch: y (n_tokens, 64). */
+    /* The same for every token of a batch: y (strip1 - strip0, n_tokens, 64). */
     void (*gemm)(const wina_panel *panel, const wina_batch *batch, int32_t block0, int32_t block1,
-                 int32_t strip, float *y);
+                 int32_t strip0, int32_t strip1, float *y);
 
     /* Rounds the kept inputs to 16 bits; sub is 32 or 16. */
     void (*quantize)(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,

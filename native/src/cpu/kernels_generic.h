@@ -471,13 +471,16 @@ static void gemm_block(const wina_panel *p, const wina_batch *batch, int32_t blo
 }
 
 static void gemm(const wina_panel *p, const wina_batch *batch, int32_t block0, int32_t block1,
-                 int32_t strip, float *y) {
-    memset(y, 0, (size_t)batch->n_tokens * WINA_STRIP * sizeof *y);
-    if (p->layout->low_bits >= 16)
-        gemm_floats(p, batch, block0, block1, strip, y);
-    else
-        for (int32_t b = block0; b < block1; b++)
-            gemm_block(p, batch, b, strip, y);
+                 int32_t strip0, int32_t strip1, float *y) {
+    const int64_t n = (int64_t)batch->n_tokens * WINA_STRIP;
+    for (int32_t strip = strip0; strip < strip1; strip++, y += n) {
+        memset(y, 0, (size_t)n * sizeof *y);
+        if (p->layout->low_bits >= 16)
+            gemm_floats(p, batch, block0, block1, strip, y);
+        else
+            for (int32_t b = block0; b < block1; b++)
+                gemm_block(p, batch, b, strip, y);
+    }
 }
 
 static inline void fill_table(wina_kernels *k, const char *name) {

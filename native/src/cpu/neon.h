@@ -283,16 +283,16 @@ void wina_gemv_tiles_neon(const neon_gemv_table table, const wina_panel *panel, 
 
 /* gemm_neon.c */
 void wina_gemm_neon(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                    int32_t block1, int32_t strip, float *y);
-void wina_gemm_strip_neon(const neon_gemm_table table, const wina_panel *panel,
-                          const wina_batch *batch, int32_t block0, int32_t block1, int32_t strip,
-                          float *y);
+                    int32_t block1, int32_t strip0, int32_t strip1, float *y);
+void wina_gemm_strips_neon(const neon_gemm_table table, const wina_panel *panel,
+                           const wina_batch *batch, int32_t block0, int32_t block1, int32_t strip0,
+                           int32_t strip1, float *y);
 
 /* gemm_dotprod.c, gemm_i8mm.c */
 void wina_gemm_dotprod(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                       int32_t block1, int32_t strip, float *y);
+                       int32_t block1, int32_t strip0, int32_t strip1, float *y);
 void wina_gemm_i8mm(const wina_panel *panel, const wina_batch *batch, int32_t block0,
-                    int32_t block1, int32_t strip, float *y);
+                    int32_t block1, int32_t strip0, int32_t strip1, float *y);
 
 /* attend_neon.c */
 void wina_attend_dots_neon(const float *q, const float *k, int32_t n_dim, int32_t n_rows,

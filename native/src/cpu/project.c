@@ -1,5 +1,6 @@
 /* project: select the inputs that are kept, then multiply by their columns only. */
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "../sparse/rule.h"
@@ -21,12 +22,13 @@ typedef struct job {
     const wina_rule *rules; /* (n_masks) */
     const float *gate;      /* see wina_cpu_product */
     int64_t gate_stride;
-    int32_t first;   /* of the batch's tokens, which its first one is */
-    int32_t last;    /* token whose bytes are counted, or -1 */
-    int32_t n_masks; /* kept lists per token: 1, or one per projection */
-    int32_t mask;    /* under way in a batch */
-    int32_t token;   /* under way where tokens are multiplied one by one */
-    bool by32, by16; /* kinds of rounded activations its panels read */
+    int32_t first;    /* of the batch's tokens, which its first one is */
+    int32_t last;     /* token whose bytes are counted, or -1 */
+    int32_t n_masks;  /* kept lists per token: 1, or one per projection */
+    int32_t mask;     /* under way in a batch */
+    int32_t token;    /* under way where tokens are multiplied one by one */
+    bool by32, by16;  /* kinds of rounded activations its panels read */
+    atomic_int taken; /* pieces of a batch's rows that threads have taken */
 } job;
 
 /* The rules of a token; NULL: it is dense. */
@@ -246,42 +248,63 @@ static void prepare_batch(void *arg, int32_t thread, int32_t n_threads) {
     }
 }
 
-/* One strip of every token, part by part. The products go through a small buffer, since rows of the
- * result lie far apart, often by a power of two, which is hard on the cache. */
-static void multiply_strip(const job *j, const segment *s, int32_t strip, float *sums) {
+/* Some strips of every token, part by part. The products go through a small buffer, since rows of
+ * the result lie far apart, often by a power of two, which is hard on the cache. */
+static void multiply_strips(const job *j, const segment *s, int32_t strip0, int32_t strip1,
+                            float *sums) {
     const wina_cpu *c = j->cpu;
-    float *out = j->out + s->row0 + (int64_t)strip * WINA_STRIP;
     for (int32_t part = 0; part < s->panel->n_parts; part++) {
         int32_t block0, block1;
         wina_panel_part(s->panel, part, &block0, &block1);
-        c->kernels.gemm(s->panel, &c->batch, block0, block1, strip, sums);
-        for (int32_t t = 0; t < c->n_tokens; t++) {
-            float *to = out + t * j->out_stride;
-            const float *from = sums + (int64_t)t * WINA_STRIP;
-            if (part == 0)
-                memcpy(to, from, WINA_STRIP * sizeof *to);
-            else
-                c->kernels.add(to, from, WINA_STRIP);
+        c->kernels.gemm(s->panel, &c->batch, block0, block1, strip0, strip1, sums);
+        const float *from = sums;
+        for (int32_t strip = strip0; strip < strip1; strip++) {
+            float *to = j->out + s->row0 + (int64_t)strip * WINA_STRIP;
+            for (int32_t t = 0; t < c->n_tokens; t++, to += j->out_stride, from += WINA_STRIP)
+                if (part == 0)
+                    memcpy(to, from, WINA_STRIP * sizeof *to);
+                else
+                    c->kernels.add(to, from, WINA_STRIP);
         }
     }
 }
 
+/* Strips a thread takes at a time: fewer where there are few, so that no thread is left with much
+ * while the others are done. */
+static int32_t strips_at_a_time(int64_t n_strips, int32_t n_threads) {
+    const int64_t n = n_threads > 1 ? n_strips / (8 * n_threads) : n_strips;
+    return n < 1 ? 1 : n > WINA_GEMM_STRIPS ? WINA_GEMM_STRIPS : (int32_t)n;
+}
+
+static void multiply_rows(const job *j, const segment *s, int32_t strip0, int32_t strip1,
+                          float *sums) {
+    multiply_strips(j, s, strip0, strip1, sums);
+    const int64_t row0 = s->row0 + (int64_t)strip0 * WINA_STRIP;
+    const int64_t row1 = s->row0 + (int64_t)strip1 * WINA_STRIP;
+    for (int32_t t = 0; t < j->cpu->n_tokens; t++) {
+        add_bias(j, t, row0, row1);
+        if (j->residual)
+            add_residual(j, t, row0, row1);
+    }
+}
+
+/* Threads take strips as they come to them: a processor that others use too does less. */
 static void multiply_batch(void *arg, int32_t thread, int32_t n_threads) {
-    const job *j = arg;
+    job *j = arg;
     segment s[WINA_MAX_PROJECTIONS];
     const int n = find_segments(j, j->mask, s);
+    int32_t first = 0; /* piece of a segment, counted through all of them */
+    int32_t piece = atomic_fetch_add_explicit(&j->taken, 1, memory_order_relaxed);
     for (int i = 0; i < n; i++) {
-        int64_t begin, end;
-        wina_threads_share(s[i].strip1 - s[i].strip0, thread, n_threads, &begin, &end);
-        begin += s[i].strip0, end += s[i].strip0;
-        for (int64_t strip = begin; strip < end; strip++)
-            multiply_strip(j, &s[i], (int32_t)strip, j->cpu->scratch[thread].part_sums);
-        const int64_t row0 = s[i].row0 + begin * WINA_STRIP, row1 = s[i].row0 + end * WINA_STRIP;
-        for (int32_t t = 0; t < j->cpu->n_tokens && row0 < row1; t++) {
-            add_bias(j, t, row0, row1);
-            if (j->residual)
-                add_residual(j, t, row0, row1);
+        const int32_t size = strips_at_a_time(s[i].strip1 - s[i].strip0, n_threads);
+        const int32_t n_pieces = (s[i].strip1 - s[i].strip0 + size - 1) / size;
+        while (piece < first + n_pieces) {
+            const int32_t strip0 = s[i].strip0 + (piece - first) * size;
+            const int32_t strip1 = strip0 + size < s[i].strip1 ? strip0 + size : s[i].strip1;
+            multiply_rows(j, &s[i], strip0, strip1, j->cpu->scratch[thread].part_sums);
+            piece = atomic_fetch_add_explicit(&j->taken, 1, memory_order_relaxed);
         }
+        first += n_pieces;
     }
 }
 
@@ -345,6 +368,7 @@ static void run(job *j) {
         wina_threads_run(c->threads, prepare_batch, j);
         for (int32_t t = 0; t < c->n_tokens; t++)
             count(j, t, j->mask, c->n_kept[t]);
+        atomic_store_explicit(&j->taken, 0, memory_order_relaxed);
         wina_threads_run(c->threads, multiply_batch, j);
     }
 }
