@@ -15,6 +15,7 @@ import pytest
 from tinymodel import ROLES
 
 import pywina
+from pywina._native import check, ffi, lib
 from pywina.cli import main
 
 IDS = [int(t) for t in np.random.default_rng(3).integers(0, 250, 40)]
@@ -251,3 +252,22 @@ def test_resident_columns_want_a_packed_file(
     ):
         done = _run(wina_bin, *options, "-m", path, *more)
         assert done.returncode == 2 and message in done.stderr
+
+
+def _locked() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmLck:"))
+
+
+def test_locked_weights_are_locked_until_the_end(packed: Path) -> None:
+    for no_mmap in (0, 1):
+        params, model = ffi.new("wina_model_params *"), ffi.new("wina_model **")
+        lib.wina_model_params_init(params)
+        params.mlock, params.no_mmap, params.n_threads = 1, no_mmap, 1
+        before = _locked()
+        check(lib.wina_model_load(str(packed).encode(), params, model))
+        info = ffi.new("wina_model_info *")
+        lib.wina_model_get_info(model[0], info)
+        assert _locked() - before >= info.weight_bytes * 0.9
+        lib.wina_model_free(model[0])
+        assert _locked() == before
