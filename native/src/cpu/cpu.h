@@ -5,8 +5,8 @@
 #define WINA_CPU_H
 
 #include "../backend.h"
-#include "kernels.h"
 #include "columns.h"
+#include "kernels.h"
 #include "kvcache.h"
 
 /* Scratch of one thread that selects inputs and attends. */
