@@ -24,7 +24,7 @@ MAX_LINES = 700
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("wina",),  # the public header
     ("status",),
-    ("mem", "mapfile", "threads", "unicode", "unicode_data"),
+    ("mem", "mapfile", "diskread", "threads", "unicode", "unicode_data"),
     ("replace",),
     ("sparse",),
     ("dtype", "dequant", "piece", "pairmap"),

@@ -22,6 +22,7 @@ typedef struct cli_options {
     int64_t gpu_layers;                 /* -1: as many as fit */
     int32_t backend;                    /* wina_backend_kind */
     int64_t mem_limit;                  /* bytes; 0: none */
+    int64_t resident;                   /* bytes; 0: off */
     int32_t cache_type_k, cache_type_v; /* wina_cache_type */
     wina_sampler_params sampler;
     wina_sparsity sparsity;

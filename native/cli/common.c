@@ -113,6 +113,7 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
     p.mlock = o->mlock;
     const wina_session_params session = cli_session(o);
     p.mem_limit = o->mem_limit;
+    p.resident = o->resident;
     p.session = p.session ? p.session : &session;
     double start = cli_now();
     int32_t status = wina_model_load(o->model, &p, model);

@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 6
+#define WINA_ABI_VERSION 7
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
@@ -110,6 +110,9 @@ typedef struct wina_model_params {
                         * higher peak fails with WINA_E_MEMORY, at once; default 0: no limit */
     const struct wina_session_params *session; /* that the limit must leave room for at load;
                                                 * default NULL: one with defaults */
+    int64_t resident; /* bytes of the layers of a packed file that each session keeps in memory, on
+                       * the CPU, reading the columns of other inputs from the file when they are
+                       * kept; default 0: the file is mapped and the system decides */
 } wina_model_params;
 
 /* Fills *params with the defaults above. */

@@ -88,13 +88,24 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
     wina_session_params_init(&session);
     session = p->session ? *p->session : session;
     m->mem_limit = p->mem_limit;
+    if (p->resident) {
+        if (!wina_packed_find(m->gguf) || p->no_mmap || p->mlock)
+            return wina_fail(WINA_E_ARGUMENT, "resident is for packed files that are mapped, "
+                                              "without no_mmap and mlock");
+        m->resident = p->resident;
+        m->path = strdup(path);
+        if (!m->path)
+            return wina_fail(WINA_E_MEMORY, "out of memory: the path");
+    }
     if (p->mem_limit) {
         WINA_TRY(wina_session_check_params(m, &session));
         WINA_TRY(wina_memplan_check(m, &session));
     }
     WINA_TRY(load_weights(m, p));
     WINA_TRY(load_rules(m));
-    return wina_cudalib_place(m, p->backend, p->n_gpu_layers);
+    if (m->resident && p->backend == WINA_BACKEND_CUDA)
+        return wina_fail(WINA_E_ARGUMENT, "resident is for the CPU");
+    return wina_cudalib_place(m, m->resident ? WINA_BACKEND_CPU : p->backend, p->n_gpu_layers);
 }
 
 int32_t wina_model_load(const char *path, const wina_model_params *params, wina_model **out) {
@@ -112,6 +123,9 @@ int32_t wina_model_load(const char *path, const wina_model_params *params, wina_
     if (p.mem_limit < 0)
         return wina_fail(WINA_E_ARGUMENT, "mem_limit is %lld, must be 0 (none) or more",
                          (long long)p.mem_limit);
+    if (p.resident < 0)
+        return wina_fail(WINA_E_ARGUMENT, "resident is %lld, must be 0 (off) or more",
+                         (long long)p.resident);
     wina_model *m = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *m, "model", &m));
     int32_t status = load(m, path, &p);
@@ -133,6 +147,7 @@ void wina_model_free(wina_model *m) {
     free(m->experts);
     wina_tokenizer_free(m->tokenizer);
     wina_gguf_close(m->gguf);
+    free(m->path);
     free(m);
 }
 

@@ -19,6 +19,8 @@ struct wina_model {
     wina_tuning_store tuning;     /* what the file has of it */
     wina_rule_group *groups;      /* (n_layer, 4) what rules need to know; with has_plan */
     wina_rule_group *experts;     /* (n_layer, n, 2) the same of experts, or NULL */
+    char *path;                   /* of the file, if resident is not 0 */
+    int64_t resident;             /* see wina_model_params; 0: off */
     int64_t mem_limit;            /* of the load, and of every session; 0: none */
     bool has_plan;                /* config and weights were read */
     struct wina_cuda_model *cuda; /* the weights on a GPU (layers from cuda_first on), or NULL */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from tinymodel import ROLES
 
 import pywina
+from pywina._native import check, ffi, lib
 from pywina.cli import main
 
 IDS = [int(t) for t in np.random.default_rng(3).integers(0, 250, 40)]
@@ -218,3 +220,54 @@ def test_wrong_headers_with_right_checksums(packed: Path) -> None:
         except pywina.WinaError:
             outcomes.add("refused")
     assert outcomes == {"loaded", "refused"}
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_columns_read_from_the_file_give_the_same_bits(
+    kind: str, write_model: Callable[..., Path], tmp_path: Path, wina_bin: Path
+) -> None:
+    """However many of them stay in memory."""
+    target = tmp_path / "packed.gguf"
+    assert _run(wina_bin, "pack", "-m", write_model(**MODELS[kind]), "-o", target).returncode == 0
+    for mask in ("group", "projection"):
+        options = f"bench -p 3 -n 6 -r 2 -t 2 --sparsity 0,0.5 --mask {mask} --json -m".split()
+        want = [row["logits_hash"] for row in json.loads(_run(wina_bin, *options, target).stdout)]
+        assert len(want) == 3
+        n_bytes = target.stat().st_size
+        for resident in (n_bytes // 4, n_bytes // 2, 10 * n_bytes):
+            done = _run(wina_bin, *options, target, "--resident", resident)
+            assert done.returncode == 0, done.stderr
+            assert [row["logits_hash"] for row in json.loads(done.stdout)] == want
+
+
+def test_resident_columns_want_a_packed_file(
+    packed: Path, tiny_model: Path, wina_bin: Path
+) -> None:
+    options = "run -p a -n 1 -t 1".split()
+    for path, more, message in (
+        (tiny_model, ["--resident", "1M"], "packed files that are mapped"),
+        (packed, ["--resident", "1M", "--no-mmap"], "packed files that are mapped"),
+        (packed, ["--resident", "0"], "--resident"),
+        (packed, ["--resident", "-1"], "--resident"),
+    ):
+        done = _run(wina_bin, *options, "-m", path, *more)
+        assert done.returncode == 2 and message in done.stderr
+
+
+def _locked() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmLck:"))
+
+
+def test_locked_weights_are_locked_until_the_end(packed: Path) -> None:
+    for no_mmap in (0, 1):
+        params, model = ffi.new("wina_model_params *"), ffi.new("wina_model **")
+        lib.wina_model_params_init(params)
+        params.mlock, params.no_mmap, params.n_threads = 1, no_mmap, 1
+        before = _locked()
+        check(lib.wina_model_load(str(packed).encode(), params, model))
+        info = ffi.new("wina_model_info *")
+        lib.wina_model_get_info(model[0], info)
+        assert _locked() - before >= info.weight_bytes * 0.9
+        lib.wina_model_free(model[0])
+        assert _locked() == before

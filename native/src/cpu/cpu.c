@@ -155,6 +155,7 @@ static void cpu_free(wina_backend *b) {
     wina_threads_free(c->threads);
     wina_mem_free_big(c->arena, c->arena_bytes);
     wina_kvcache_free(&c->cache);
+    wina_columns_free(c->columns);
     free(c->scratch);
     free(c);
 }
@@ -190,6 +191,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     c->n_dense = n_dense;
     c->rules = rules;
     c->members = NULL;
+    b->status = WINA_OK;
     b->counters = (wina_counters){0};
     wina_kvcache_begin(&c->cache, f->n_layer, pos, n_tokens);
     for (int32_t t = 0; t < n_tokens; t++) {
@@ -414,6 +416,8 @@ int32_t wina_cpu_backend_create(const wina_model *model, const wina_backend_para
         status = wina_kvcache_create(&c->cache);
     if (status == WINA_OK)
         status = wina_mem_create_big(a.n_bytes, "session buffers", &c->arena);
+    if (status == WINA_OK && model->resident)
+        status = wina_columns_create(model, (uint64_t)model->resident, &c->columns);
     if (status != WINA_OK) {
         cpu_free(&c->base);
         return status;

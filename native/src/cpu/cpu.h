@@ -5,6 +5,7 @@
 #define WINA_CPU_H
 
 #include "../backend.h"
+#include "columns.h"
 #include "kernels.h"
 #include "kvcache.h"
 
@@ -53,6 +54,7 @@ typedef struct wina_cpu {
     int32_t *visitors; /* (B) tokens of one expert */
     float *partial;    /* (n_head, n_chunks, head_dim + 2) attention over a chunk: o, max, sum */
     wina_kvcache cache;
+    wina_columns *columns; /* NULL: all of them are in memory or mapped */
 
     wina_act acts[WINA_MAX_PROJECTIONS]; /* of one token, one per mask */
     int32_t *kept[WINA_MAX_PROJECTIONS]; /* (n_widest) */

@@ -334,12 +334,36 @@ static bool best_one_by_one(const job *j) {
     return true;
 }
 
+/* Has what the token keeps of a group that is not in memory. Where that fails the batch does. */
+static bool gather(const job *j, wina_group_weights *view) {
+    wina_cpu *c = j->cpu;
+    wina_columns_begin(c->columns, j->layer, j->which, view);
+    for (int32_t mask = 0; mask < j->n_masks; mask++) {
+        segment s[WINA_MAX_PROJECTIONS];
+        const int n = find_segments(j, mask, s);
+        for (int i = 0; i < n; i++) {
+            const int32_t panel = (int32_t)(s[i].panel - j->group->panels);
+            wina_columns_add(c->columns, panel, panel + 1, c->acts[mask].kept,
+                             c->acts[mask].n_kept);
+        }
+    }
+    const int32_t status = wina_columns_finish(c->columns);
+    if (status != WINA_OK)
+        c->base.status = status;
+    return status == WINA_OK;
+}
+
 /* A token of its own or of several: all masks, all parts, into `parts`. */
 static void run_one(job *j, int32_t token) {
     j->token = token;
     for (int32_t mask = 0; mask < j->n_masks; mask++)
         prepare_act(j, mask);
+    const wina_group_weights *whole = j->group;
+    wina_group_weights view;
+    if (j->cpu->columns && j->which >= 0 && gather(j, &view))
+        j->group = &view;
     wina_threads_run(j->cpu->threads, multiply_one, j);
+    j->group = whole;
 }
 
 static void run(job *j) {
@@ -371,6 +395,8 @@ static void run(job *j) {
         atomic_store_explicit(&j->taken, 0, memory_order_relaxed);
         wina_threads_run(c->threads, multiply_batch, j);
     }
+    if (c->columns && j->which >= 0)
+        wina_columns_release(c->columns, j->group);
 }
 
 const float *wina_cpu_input(wina_backend *backend, wina_group group) {

@@ -1,0 +1,325 @@
+#include "columns.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "../diskread.h"
+#include "../mem.h"
+#include "../status.h"
+
+enum {
+    CANDIDATES = 4, /* columns of which the least used one may go */
+    HALVE = 32,     /* steps after which all counts are halved: what was used long ago fades */
+    MOST_USED = 255
+};
+
+/* What is in memory of one panel. */
+typedef struct store {
+    const wina_panel *panel; /* in the mapped file */
+    uint8_t *scales;         /* of all blocks and super-blocks, one behind the other */
+    uint8_t *slots;          /* (n_slots, col_bytes) */
+    int32_t n_slots, n_used;
+    int32_t *slot_of; /* (n_cols) or -1 */
+    int32_t *held;    /* (n_slots) the column in a slot */
+    uint8_t *uses;    /* (n_cols) how often lately */
+    uint32_t *step;   /* (n_cols) in which it was wanted last */
+    uint32_t n_steps;
+} store;
+
+/* Neighbouring columns that are read together. */
+typedef struct run {
+    int32_t panel, first, n;
+} run;
+
+struct wina_columns {
+    const wina_model *model;
+    wina_diskread *reader;
+    store *stores; /* (n_layer, WINA_N_GROUPS, WINA_MAX_PROJECTIONS) */
+    uint8_t *memory;
+    uint64_t memory_bytes;
+    uint8_t *views; /* the panels of one group */
+    uint64_t views_bytes;
+    uint64_t random;
+    /* the step under way */
+    uint32_t step;
+    store *group; /* (WINA_MAX_PROJECTIONS) */
+    uint8_t *view[WINA_MAX_PROJECTIONS];
+    run *runs; /* what is to be read */
+    wina_diskread_piece *pieces;
+    uint64_t n_runs;
+};
+
+/* ---- sizes -------------------------------------------------------------------------------- */
+
+static uint64_t scale_bytes(const wina_panel *p) {
+    return p->block_bytes - p->col_bytes * WINA_BLOCK;
+}
+
+static uint64_t super_bytes(const wina_panel *p) {
+    return (uint64_t)p->n_rows * p->layout->super_bytes;
+}
+
+static uint64_t all_scales(const wina_panel *p) {
+    const uint64_t n = (uint64_t)p->n_blocks;
+    return n * scale_bytes(p) + (n + WINA_SUPER_BLOCKS - 1) / WINA_SUPER_BLOCKS * super_bytes(p);
+}
+
+static uint64_t round_up(uint64_t n) {
+    return (n + 63) / 64 * 64;
+}
+
+static uint64_t column_at(const wina_panel *p, int32_t col) {
+    return (uint64_t)(wina_panel_block(p, col / WINA_BLOCK) - p->data) +
+           (uint64_t)(col % WINA_BLOCK) * p->col_bytes;
+}
+
+/* Largest group: bytes of its panels, and columns of all of them. */
+static void widest(const wina_weights *w, uint64_t *n_bytes, uint64_t *n_cols) {
+    *n_bytes = *n_cols = 0;
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++) {
+            const wina_group_weights *group = &w->layers[i].groups[g];
+            const uint64_t bytes = wina_group_bytes(group) + 64 * WINA_MAX_PROJECTIONS;
+            const uint64_t cols = (uint64_t)group->n_in * (uint64_t)group->n_panels;
+            *n_bytes = bytes > *n_bytes ? bytes : *n_bytes;
+            *n_cols = cols > *n_cols ? cols : *n_cols;
+        }
+}
+
+uint64_t wina_columns_overhead(const wina_model *model) {
+    uint64_t view, cols, tables = 0;
+    widest(&model->weights, &view, &cols);
+    for (int32_t i = 0; i < model->weights.n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++) {
+            const wina_group_weights *group = &model->weights.layers[i].groups[g];
+            tables += (uint64_t)group->n_in * (uint64_t)group->n_panels;
+        }
+    return view + wina_diskread_memory() + cols * (sizeof(run) + sizeof(wina_diskread_piece)) +
+           tables * 13;
+}
+
+/* ---- what is kept ------------------------------------------------------------------------- */
+
+/* Copies the scales: from the file's panel to `to`, or (back) from there to a view. */
+static void copy_scales(const wina_panel *p, uint8_t *to, uint8_t *view) {
+    const uint64_t scales = scale_bytes(p), super = super_bytes(p);
+    for (int32_t b = 0; b < p->n_blocks; b++) {
+        const uint64_t at = (uint64_t)(wina_panel_scales(p, b) - p->data);
+        memcpy(view ? view + at : to, view ? to : p->data + at, (size_t)scales);
+        to += scales;
+        if (super && b % WINA_SUPER_BLOCKS == 0) {
+            const uint64_t from = (uint64_t)(wina_panel_super(p, b) - p->data);
+            memcpy(view ? view + from : to, view ? to : p->data + from, (size_t)super);
+            to += super;
+        }
+    }
+}
+
+static int32_t create_store(store *s, const wina_panel *p, double share, uint8_t **memory) {
+    const uint64_t scales = all_scales(p), n_cols = (uint64_t)p->n_cols;
+    const double room = share * (double)p->n_cols;
+    s->panel = p;
+    s->n_slots = room >= (double)p->n_cols ? p->n_cols : (int32_t)room;
+    WINA_TRY(wina_mem_create(n_cols, sizeof *s->slot_of, "columns", &s->slot_of));
+    WINA_TRY(wina_mem_create((uint64_t)s->n_slots, sizeof *s->held, "columns", &s->held));
+    WINA_TRY(wina_mem_create(n_cols, sizeof *s->uses, "columns", &s->uses));
+    WINA_TRY(wina_mem_create(n_cols, sizeof *s->step, "columns", &s->step));
+    memset(s->slot_of, 0xff, (size_t)n_cols * sizeof *s->slot_of);
+    s->scales = *memory;
+    s->slots = s->scales + round_up(scales);
+    *memory = s->slots + (uint64_t)s->n_slots * p->col_bytes;
+    copy_scales(p, s->scales, NULL);
+    return WINA_OK;
+}
+
+static store *stores_of(const wina_columns *c, int32_t layer, int group) {
+    return c->stores + ((int64_t)layer * WINA_N_GROUPS + group) * WINA_MAX_PROJECTIONS;
+}
+
+static int32_t create_stores(wina_columns *c, uint64_t n_bytes) {
+    const wina_weights *w = &c->model->weights;
+    uint64_t scales = 0, columns = 0;
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++)
+            for (int32_t k = 0; k < w->layers[i].groups[g].n_panels; k++) {
+                const wina_panel *p = &w->layers[i].groups[g].panels[k];
+                scales += round_up(all_scales(p));
+                columns += (uint64_t)p->n_cols * p->col_bytes;
+            }
+    if (n_bytes < scales)
+        return wina_fail(WINA_E_MEMORY,
+                         "%.1f MB of resident columns are too few: the scales alone have %.1f MB",
+                         (double)n_bytes / 1e6, (double)scales / 1e6);
+    if (n_bytes > scales + columns)
+        n_bytes = scales + columns;
+    c->memory_bytes = n_bytes + 64;
+    WINA_TRY(wina_mem_create_big(c->memory_bytes, "resident columns", &c->memory));
+    uint8_t *at = c->memory;
+    const double share = (double)(n_bytes - scales) / (double)columns;
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++) {
+            const wina_group_weights *group = &w->layers[i].groups[g];
+            for (int32_t k = 0; k < group->n_panels; k++)
+                WINA_TRY(create_store(&stores_of(c, i, g)[k], &group->panels[k], share, &at));
+            wina_columns_release(c, group);
+        }
+    return WINA_OK;
+}
+
+int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_columns **out) {
+    wina_columns *c = NULL;
+    *out = NULL;
+    WINA_TRY(wina_mem_create(1, sizeof *c, "columns", &c));
+    uint64_t cols;
+    c->model = model;
+    c->random = 88172645463325252u; /* any but zero: what is kept changes no result */
+    widest(&model->weights, &c->views_bytes, &cols);
+    const uint64_t n_stores =
+        (uint64_t)model->weights.n_layer * WINA_N_GROUPS * WINA_MAX_PROJECTIONS;
+    int32_t status = wina_mem_create(n_stores, sizeof *c->stores, "columns", &c->stores);
+    if (status == WINA_OK)
+        status = wina_mem_create(cols, sizeof *c->runs, "columns", &c->runs);
+    if (status == WINA_OK)
+        status = wina_mem_create(cols, sizeof *c->pieces, "columns", &c->pieces);
+    if (status == WINA_OK)
+        status = wina_mem_create_big(c->views_bytes, "columns", &c->views);
+    if (status == WINA_OK)
+        status = wina_diskread_create(model->path, &c->reader);
+    if (status == WINA_OK)
+        status = create_stores(c, n_bytes);
+    if (status == WINA_OK)
+        *out = c;
+    else
+        wina_columns_free(c);
+    return status;
+}
+
+void wina_columns_free(wina_columns *c) {
+    if (!c)
+        return;
+    const int64_t n = (int64_t)c->model->weights.n_layer * WINA_N_GROUPS * WINA_MAX_PROJECTIONS;
+    for (int64_t i = 0; i < n && c->stores; i++) {
+        free(c->stores[i].slot_of);
+        free(c->stores[i].held);
+        free(c->stores[i].uses);
+        free(c->stores[i].step);
+    }
+    wina_diskread_free(c->reader);
+    wina_mem_free_big(c->memory, c->memory_bytes);
+    wina_mem_free_big(c->views, c->views_bytes);
+    free(c->stores);
+    free(c->runs);
+    free(c->pieces);
+    free(c);
+}
+
+void wina_columns_release(const wina_columns *c, const wina_group_weights *group) {
+    const wina_mapfile *map = &c->model->gguf->map;
+    for (int32_t k = 0; k < group->n_panels; k++)
+        wina_mapfile_release(map, (uint64_t)(group->panels[k].data - map->data),
+                             group->panels[k].n_bytes);
+}
+
+/* ---- a step ------------------------------------------------------------------------------- */
+
+void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_weights *view) {
+    const wina_group_weights *g = &c->model->weights.layers[layer].groups[group];
+    uint64_t at = 0;
+    *view = *g;
+    c->group = stores_of(c, layer, group);
+    c->step++;
+    c->n_runs = 0;
+    for (int32_t k = 0; k < g->n_panels; k++) {
+        store *s = &c->group[k];
+        c->view[k] = view->panels[k].data = c->views + at;
+        at += round_up(g->panels[k].n_bytes);
+        copy_scales(s->panel, s->scales, c->view[k]);
+        if (++s->n_steps % HALVE == 0)
+            for (int32_t i = 0; i < s->panel->n_cols; i++)
+                s->uses[i] /= 2;
+    }
+}
+
+static void want(wina_columns *c, int32_t panel, int32_t col) {
+    const uint64_t size = c->group[panel].panel->col_bytes;
+    run *r = c->n_runs ? &c->runs[c->n_runs - 1] : NULL;
+    if (r && r->panel == panel && r->first + r->n == col && col % WINA_BLOCK &&
+        ((uint64_t)r->n + 1) * size <= WINA_DISKREAD_LONGEST)
+        r->n++;
+    else
+        c->runs[c->n_runs++] = (run){panel, col, 1};
+}
+
+void wina_columns_add(wina_columns *c, int32_t panel0, int32_t panel1, const int32_t *kept,
+                      int32_t n_kept) {
+    for (int32_t k = panel0; k < panel1; k++) {
+        store *s = &c->group[k];
+        const uint64_t size = s->panel->col_bytes;
+        for (int32_t i = 0; i < n_kept; i++) {
+            const int32_t col = kept[i], slot = s->slot_of[col];
+            if (s->step[col] == c->step)
+                continue; /* another mask has it */
+            s->step[col] = c->step;
+            s->uses[col] = (uint8_t)(s->uses[col] + (s->uses[col] < MOST_USED));
+            if (slot < 0)
+                want(c, k, col);
+            else
+                memcpy(c->view[k] + column_at(s->panel, col), s->slots + (uint64_t)slot * size,
+                       (size_t)size);
+        }
+    }
+}
+
+static uint64_t draw(wina_columns *c) {
+    c->random ^= c->random << 13;
+    c->random ^= c->random >> 7;
+    c->random ^= c->random << 17;
+    return c->random;
+}
+
+/* A slot for a column that was read: a free one, or that of a column which is used no more often.
+ * -1: it is not kept. So when all columns are wanted every time, those that are here stay. */
+static int32_t find_slot(wina_columns *c, store *s, int32_t col) {
+    int32_t best = -1;
+    if (s->n_used < s->n_slots)
+        return s->n_used++;
+    for (int i = 0; i < CANDIDATES && s->n_slots; i++) {
+        const int32_t slot = (int32_t)(draw(c) % (uint64_t)s->n_slots), other = s->held[slot];
+        if (s->step[other] != c->step && s->uses[other] <= s->uses[col] &&
+            (best < 0 || s->uses[other] < s->uses[s->held[best]]))
+            best = slot;
+    }
+    if (best >= 0)
+        s->slot_of[s->held[best]] = -1;
+    return best;
+}
+
+static void take(const wina_diskread_piece *piece, const uint8_t *data, void *user) {
+    wina_columns *c = user;
+    const run *r = &c->runs[piece->tag];
+    store *s = &c->group[r->panel];
+    const uint64_t size = s->panel->col_bytes;
+    memcpy(c->view[r->panel] + column_at(s->panel, r->first), data, (size_t)piece->n_bytes);
+    for (int32_t i = 0; i < r->n; i++) {
+        const int32_t col = r->first + i, slot = find_slot(c, s, col);
+        if (slot < 0)
+            continue;
+        s->held[slot] = col;
+        s->slot_of[col] = slot;
+        memcpy(s->slots + (uint64_t)slot * size, data + (uint64_t)i * size, (size_t)size);
+    }
+}
+
+int32_t wina_columns_finish(wina_columns *c) {
+    const uint8_t *file = c->model->gguf->map.data;
+    for (uint64_t i = 0; i < c->n_runs; i++) {
+        const run *r = &c->runs[i];
+        const wina_panel *p = c->group[r->panel].panel;
+        c->pieces[i] =
+            (wina_diskread_piece){(uint64_t)(p->data - file) + column_at(p, r->first),
+                                  (uint32_t)((uint64_t)r->n * p->col_bytes), (uint32_t)i};
+    }
+    return wina_diskread_run(c->reader, c->pieces, c->n_runs, take, c);
+}
