@@ -331,7 +331,7 @@ static void test_cache(const wina_kernels *c, const wina_kernels *k, int32_t typ
         memset(s[i], 0xff, ((size_t)n_rows + CANARY) * 4);
         memset(o[i], 0xff, ((size_t)n_dim + CANARY) * 4);
         for (int32_t r = 0; r < n_rows; r++)
-            both[i]->cache_store[type](rows[i] + row_bytes * (uint64_t)r, x + (size_t)r * n_dim,
+            both[i]->cache_store[type](rows[i] + row_bytes * (uint64_t)r, x + (size_t)(r * n_dim),
                                        n_dim);
         both[i]->cache_load[type](f[i] + CANARY, rows[0], n_dim, n_rows);
         both[i]->attend_dots(q, f[0] + CANARY, n_dim, n_rows, 0.3f, s[i]);
