@@ -1,9 +1,6 @@
 /* The step counter `generation` is the only thing workers watch: it changes when a step is ready.
- * A worker's share of a step is run by whoever sets its `claimed` to the step's number first: the
- * worker, or the caller, when its own share is done and the worker has not begun for as long
- * again: where other programs keep the processors busy, it may be milliseconds away. `pending`
- * counts shares that are not finished. Sleeping workers are woken through a condition variable;
- * `n_asleep` keeps the common case free of system calls. */
+ * `pending` counts workers that have not finished the step. Sleeping workers are woken through a
+ * condition variable; `n_asleep` keeps the common case free of system calls. */
 #include "threads.h"
 
 #include <limits.h>
@@ -12,7 +9,6 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "mem.h"
 #include "status.h"
@@ -23,8 +19,6 @@ typedef struct worker {
     struct wina_threads *pool;
     pthread_t id;
     int32_t index;
-    atomic_uint claimed; /* the last step whose share was taken */
-    char padding[64];    /* two workers' are not in one line */
 } worker;
 
 struct wina_threads {
@@ -49,36 +43,20 @@ static inline void relax(void) {
 #endif
 }
 
-/* The number of the step that is ready, which is not `seen`. */
-static unsigned wait_for_step(wina_threads *t, unsigned seen) {
-    unsigned now;
+static void wait_for_step(wina_threads *t, unsigned seen) {
     for (int i = 0; i < SPINS; i++) {
-        now = atomic_load_explicit(&t->generation, memory_order_acquire);
-        if (now != seen)
-            return now;
+        if (atomic_load_explicit(&t->generation, memory_order_acquire) != seen)
+            return;
         relax();
         if (i > SPINS_BEFORE_YIELD && i % 256 == 0)
             sched_yield();
     }
     pthread_mutex_lock(&t->mutex);
     atomic_fetch_add(&t->n_asleep, 1);
-    while ((now = atomic_load(&t->generation)) == seen)
+    while (atomic_load(&t->generation) == seen)
         pthread_cond_wait(&t->wake, &t->mutex);
     atomic_fetch_sub(&t->n_asleep, 1);
     pthread_mutex_unlock(&t->mutex);
-    return now;
-}
-
-/* Runs a worker's share of a step unless another thread has. A worker that comes so late that the
- * step is over finds it claimed. */
-static void run_share(wina_threads *t, worker *w, unsigned step) {
-    unsigned before = step - 1;
-    if (atomic_load_explicit(&w->claimed, memory_order_relaxed) != before ||
-        !atomic_compare_exchange_strong_explicit(&w->claimed, &before, step, memory_order_acq_rel,
-                                                 memory_order_relaxed))
-        return;
-    t->fn(t->arg, w->index, t->n_threads);
-    atomic_fetch_sub_explicit(&t->pending, 1, memory_order_release);
 }
 
 static void publish_step(wina_threads *t) {
@@ -91,32 +69,15 @@ static void publish_step(wina_threads *t) {
     }
 }
 
-static int64_t clock_now(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-/* Gives a worker until `patience` to begin its share: as long as the caller's own share took. Less
- * would lose a worker that is about to run, more would lose what running its share here saves. */
-static void wait_for_claim(const worker *w, unsigned step, int64_t patience) {
-    for (int i = 1; atomic_load_explicit(&w->claimed, memory_order_relaxed) != step; i++) {
-        relax();
-        if (i % 16 == 0 && clock_now() > patience)
-            return;
-        if (i > SPINS_BEFORE_YIELD && i % 256 == 0)
-            sched_yield();
-    }
-}
-
 static void *worker_main(void *arg) {
     worker *w = arg;
     wina_threads *t = w->pool;
-    for (unsigned seen = 0;;) {
-        seen = wait_for_step(t, seen);
+    for (unsigned seen = 0;; seen++) {
+        wait_for_step(t, seen);
         if (atomic_load_explicit(&t->stop, memory_order_acquire))
             return NULL;
-        run_share(t, w, seen);
+        t->fn(t->arg, w->index, t->n_threads);
+        atomic_fetch_sub_explicit(&t->pending, 1, memory_order_release);
     }
 }
 
@@ -135,7 +96,7 @@ int32_t wina_threads_create(int32_t n_threads, wina_threads **out) {
         wina_mem_create((uint64_t)n_threads, sizeof *t->workers, "thread pool", &t->workers);
     for (int32_t i = 1; i < n_threads && status == WINA_OK; i++) {
         worker *w = &t->workers[i - 1];
-        w->pool = t, w->index = i;
+        *w = (worker){.pool = t, .index = i};
         if (pthread_create(&w->id, NULL, worker_main, w) != 0)
             status = wina_fail(WINA_E_MEMORY, "cannot start thread %d of %d", i + 1, n_threads);
         else
@@ -180,14 +141,7 @@ void wina_threads_run(wina_threads *t, wina_threads_fn fn, void *arg) {
     t->arg = arg;
     atomic_store_explicit(&t->pending, t->n_threads - 1, memory_order_relaxed);
     publish_step(t);
-    const unsigned step = atomic_load_explicit(&t->generation, memory_order_relaxed);
-    const int64_t begin = clock_now();
     fn(arg, 0, t->n_threads);
-    const int64_t end = clock_now(), patience = end + (end - begin);
-    for (int32_t i = 0; i < t->n_threads - 1; i++) {
-        wait_for_claim(&t->workers[i], step, patience);
-        run_share(t, &t->workers[i], step);
-    }
     for (int i = 0; atomic_load_explicit(&t->pending, memory_order_acquire) > 0; i++) {
         relax();
         if (i > SPINS_BEFORE_YIELD && i % 256 == 0)

