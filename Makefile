@@ -235,7 +235,7 @@ test-lifecycle: native $(VENV)/.installed-dev
 fuzz:
 	@command -v clang >/dev/null || { echo "make fuzz needs clang with libFuzzer" >&2; exit 1; }
 	$(MAKE) CC=clang BUILD=$(FUZZ_BUILD) HARDEN= ENGINE=-fsanitize=fuzzer \
-	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link" \
+	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined,fuzzer-no-link" \
 	    $(FUZZERS:%=$(FUZZ_BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do mkdir -p $(FUZZ_BUILD)/corpus-$$t; \
 	    case $$t in packed) n=90000;; *) n=8192;; esac; \
