@@ -171,6 +171,7 @@ FAULTS := malloc calloc realloc aligned_alloc posix_memalign strdup free mmap mu
 comma := ,
 WRAP   = $(addprefix -Wl$(comma)--wrap=,$(1))
 $(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
+$(BUILD)/tests/test_split: LIBS += $(call WRAP,getrandom)
 
 # Fuzz targets and mutations read "files" from memory.
 MAPS    := $(call WRAP,wina_mapfile_open wina_mapfile_close wina_mapfile_release)
