@@ -65,12 +65,13 @@ TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/
 
 # Loops over weights that are no instruction set's own.
 HOT        := dequant pack piece quantize_32 quantize_k sparse/norms cpu/attention cpu/project cpu/cpu
-ISA_c      := -O3
-ISA_avx2   := -O3 -mavx2 -mfma -mf16c
+FAST       ?= -O3
+ISA_c      := $(FAST)
+ISA_avx2   := $(FAST) -mavx2 -mfma -mf16c
 ISA_avxvnni := $(ISA_avx2) -mavxvnni
-ISA_avx512 := -O3 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
+ISA_avx512 := $(FAST) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
 # Scheduling before registers are given out makes the sums spill.
-NEON       := -O3 -fno-schedule-insns
+NEON       := $(FAST) -fno-schedule-insns
 ISA_neon   := $(NEON)
 ISA_dotprod := $(NEON) -march=armv8.2-a+dotprod
 ISA_i8mm   := $(NEON) -march=armv8.2-a+dotprod+i8mm
@@ -92,7 +93,7 @@ tests: $(TESTS)
 
 $(BUILD)/obj/%.o: native/src/%.c
 	@mkdir -p $(@D)
-	$(CC) $(BASE) $(CFLAGS) $(if $(filter $*,$(HOT)),-O3) $(ISA_$(lastword $(subst _, ,$*))) \
+	$(CC) $(BASE) $(CFLAGS) $(if $(filter $*,$(HOT)),$(FAST)) $(ISA_$(lastword $(subst _, ,$*))) \
 	    -MMD -MP -c $< -o $@
 
 $(BUILD)/obj/cli/%.o: native/cli/%.c
@@ -170,6 +171,7 @@ FAULTS := malloc calloc realloc aligned_alloc posix_memalign strdup free mmap mu
 comma := ,
 WRAP   = $(addprefix -Wl$(comma)--wrap=,$(1))
 $(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
+$(BUILD)/tests/test_split: LIBS += $(call WRAP,getrandom)
 
 # Fuzz targets and mutations read "files" from memory.
 MAPS    := $(call WRAP,wina_mapfile_open wina_mapfile_close wina_mapfile_release)
@@ -195,7 +197,9 @@ test-hostile: $(BUILD)/tests/mutations $(FUZZERS:%=$(BUILD)/tests/fuzz_%)
 	$(PYTHON) tests/fuzz/fuzz_request.py replay tests/fuzz/requests
 	$(PYTHON) tests/fuzz/fuzz_request.py mutate 5000 tests/fuzz/requests
 
-SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
+# FAST= so that hot files, too, are checked as written: -O3 drops and merges accesses before they are
+# instrumented.
+SANITIZED = $(MAKE) BUILD=build-$@ HARDEN= FAST= CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all $(1)"
 asan:
 	$(call SANITIZED,-fsanitize=address$(comma)undefined) test-native test-hostile
 ubsan:
@@ -203,7 +207,7 @@ ubsan:
 tsan:
 	$(call SANITIZED,-fsanitize=thread) test-native
 test-mutations:
-	$(MAKE) BUILD=build-asan HARDEN= build-asan/tests/mutations \
+	$(MAKE) BUILD=build-asan HARDEN= FAST= build-asan/tests/mutations \
 	    CFLAGS="-O1 -g -DWINA_SANITIZED -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined"
 	build-asan/tests/mutations $(CORPUS)/good.gguf
 
@@ -235,7 +239,7 @@ test-lifecycle: native $(VENV)/.installed-dev
 fuzz:
 	@command -v clang >/dev/null || { echo "make fuzz needs clang with libFuzzer" >&2; exit 1; }
 	$(MAKE) CC=clang BUILD=$(FUZZ_BUILD) HARDEN= ENGINE=-fsanitize=fuzzer \
-	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link" \
+	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize=address,undefined,fuzzer-no-link" \
 	    $(FUZZERS:%=$(FUZZ_BUILD)/tests/fuzz_%)
 	@set -e; for t in $(FUZZERS); do mkdir -p $(FUZZ_BUILD)/corpus-$$t; \
 	    case $$t in packed) n=90000;; *) n=8192;; esac; \

@@ -416,14 +416,15 @@ static int32_t take_count(reader *r, uint64_t smallest, uint64_t limit, const ch
 }
 
 static int32_t read_alignment(reader *r) {
-    uint32_t alignment;
+    uint32_t alignment = 32;
     const wina_gguf_kv *kv = wina_gguf_find(r->gguf, "general.alignment");
     enter(r, kv ? "key" : NULL, 0);
     if (kv)
         r->label = kv->key;
     if (kv && kv->type != WINA_GGUF_U32)
         return fail(r, WINA_E_FORMAT, "has type %s, must be u32", wina_gguf_type_name(kv->type));
-    WINA_TRY(wina_gguf_has_u32(r->gguf, "general.alignment", 32, &alignment));
+    if (kv)
+        alignment = (uint32_t)wina_gguf_item_int(kv, 0);
     if (alignment < WINA_GGUF_MIN_ALIGNMENT || alignment > WINA_GGUF_MAX_ALIGNMENT ||
         (alignment & (alignment - 1)) != 0)
         return fail(r, WINA_E_FORMAT, "is %u, must be a power of two in %u..%u", alignment,

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from .schema import RequestError
 
+HEADER_BYTES = 32 << 10
 BODY_BYTES = 8 << 20
 BODY_SECONDS = 30.0
 _OPEN = frozenset({"/", "/health"})  # without a key: the page asks for it
@@ -58,6 +59,11 @@ class Checks:
 
     def _check(self, scope: Any) -> None:
         found: dict[bytes, list[str]] = {b"host": [], b"origin": [], b"authorization": []}
+        # h11 bounds what it waits for; headers that come in one piece are as long as they are.
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) + 4 for name, value in scope["headers"])
+        if size > HEADER_BYTES:
+            raise RequestError(f"the headers are larger than {HEADER_BYTES} bytes", status=431)
         for name, value in scope["headers"]:
             if name in found:
                 found[name].append(value.decode("latin-1"))

@@ -15,8 +15,9 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .checks import HEADER_BYTES
+
 HEADER_SECONDS = 10.0
-HEADER_BYTES = 32 << 10
 MAX_CONNECTIONS = 2048
 DRAIN_SECONDS = 30
 

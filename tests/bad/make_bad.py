@@ -386,6 +386,14 @@ def _hyper() -> Iterator[Case]:
         )
     yield case("eps-missing", bad, "missing", "attention.layer_norm_rms_epsilon", None)
     yield case("theta-1e300", bad, "too large", "rope.freq_base", value(F64, 1e300))
+    yield case("value-length-string", bad, "an integer", "attention.value_length", value(STR, "2"))
+    f = good()
+    f.set("llama.attention.key_length", value(U32, 4))
+    f.set("llama.rope.dimension_count", value(U32, 3))
+    yield Case("config-rope-odd", f.encode(), bad, "must be even")
+    yield case("scaling-number", bad, "must be str", "rope.scaling.type", value(U32, 1))
+    long = value(STR, "yarn" * 1000)
+    yield case("scaling-long", no, "is not supported", "rope.scaling.type", long)
     yield case("scaling-unknown", no, "warp", "rope.scaling.type", value(STR, "warp"))
     yield case("experts", bad, "expert_used_count is missing", "expert_count", value(U32, 8))
     yield case("two-layers", bad, "blk.1", "block_count", value(U32, 2))
@@ -447,6 +455,40 @@ def _vocabulary() -> Iterator[Case]:
         data = spm(tokens, [2, 6, 1, 1, 1, 1, 1, 1, 3, 1])
         name = "".join(c if c.isalnum() else "-" for c in wrong)
         yield Case(f"vocab-byte-{name}", data, bad, "byte")
+
+
+def _mixtures() -> Iterator[Case]:
+    """Counts, widths and routers of experts."""
+    bad, no = "FormatError", "UnsupportedError"
+
+    def case(name: str, error: str, words: str, key: str, raw: bytes, arch: str = "llama") -> Case:
+        f = good_mixture()
+        f.keys = [(k.replace("llama.", f"{arch}.", 1), v) for k, v in f.keys]
+        f.set("general.architecture", value(STR, arch))
+        f.set(f"{arch}.{key}", raw)
+        return Case(f"mixture-{name}", f.encode(), error, words)
+
+    yield case("count-string", bad, "must be an integer", "expert_count", value(STR, "3"))
+    yield case("count-1025", bad, "must be in 0..1024", "expert_count", value(U32, 1025))
+    yield case("count-0", bad, "must be in 1..1024", "expert_count", value(U32, 0), "qwen2moe")
+    yield case("count-2", bad, "blk.0.ffn_gate_inp", "expert_count", value(U32, 2))
+    yield case("elsewhere", no, "not supported there", "expert_count", value(U32, 3), "gemma3")
+    yield case("used-0", bad, "must be in 1..3", "expert_used_count", value(U32, 0))
+    yield case("used-4", bad, "must be in 1..3", "expert_used_count", value(U32, 4))
+    width, shared = "expert_feed_forward_length", "expert_shared_feed_forward_length"
+    yield case("width-0", bad, "must be in", width, value(U32, 0), "qwen3moe")
+    yield case("width-string", bad, "must be an integer", width, value(STR, "4"), "qwen3moe")
+    yield case("width-8", bad, "blk.0.", width, value(U32, 8), "qwen3moe")
+    yield case("shared-0", bad, "must be in", shared, value(U32, 0), "qwen2moe")
+    yield case("shared-top", bad, "must be in", shared, value(U32, 2**32 - 1), "granitemoe")
+    yield case("norm-number", bad, "expert_weights_norm", "expert_weights_norm", value(U32, 1))
+    yield case("gating-2", no, "only 1 (softmax)", "expert_gating_func", value(U32, 2))
+    yield case("gating-string", bad, "expert_gating_func", "expert_gating_func", value(STR, "1"))
+    yield case("scale-2.5", no, "expert_weights_scale 2.5", "expert_weights_scale", value(F32, 2.5))
+    yield case("scale-nan", no, "expert_weights_scale", "expert_weights_scale", value(F32, NAN))
+    yield case("scale-string", bad, "weights_scale", "expert_weights_scale", value(STR, "1"))
+    yield case("groups-4", no, "expert_group_count 4", "expert_group_count", value(U32, 4))
+    yield case("groups-float", bad, "expert_group_count", "expert_group_count", value(F32, 1.0))
 
 
 def _traits() -> Iterator[Case]:
@@ -530,7 +572,7 @@ def _traits() -> Iterator[Case]:
 
 
 def cases() -> list[Case]:
-    makers = (_cuts, _heads, _keys, _tensors, _shapes, _hyper, _vocabulary, _traits)
+    makers = (_cuts, _heads, _keys, _tensors, _shapes, _hyper, _vocabulary, _mixtures, _traits)
     return [case for make in makers for case in make()]
 
 

@@ -331,7 +331,7 @@ static void test_cache(const wina_kernels *c, const wina_kernels *k, int32_t typ
         memset(s[i], 0xff, ((size_t)n_rows + CANARY) * 4);
         memset(o[i], 0xff, ((size_t)n_dim + CANARY) * 4);
         for (int32_t r = 0; r < n_rows; r++)
-            both[i]->cache_store[type](rows[i] + row_bytes * (uint64_t)r, x + (size_t)(r * n_dim),
+            both[i]->cache_store[type](rows[i] + row_bytes * (uint64_t)r, x + (int64_t)r * n_dim,
                                        n_dim);
         both[i]->cache_load[type](f[i] + CANARY, rows[0], n_dim, n_rows);
         both[i]->attend_dots(q, f[0] + CANARY, n_dim, n_rows, 0.3f, s[i]);
@@ -372,6 +372,49 @@ static void test_cache_extremes(const wina_kernels *k) {
     k->cache_store[WINA_CACHE_Q8_0](row, x, 40);
     k->cache_load[WINA_CACHE_Q8_0](y, row, 40, 1);
     CHECK(isnan(y[3]) && y[39] == 0.0f);
+}
+
+/* nan_is_not_lost: one value of a sub-block that is no number, wherever it stands, makes the scale
+ * one. The reference once kept it only if it was the last, and the rest became garbage. */
+static void test_nan_is_not_lost(const wina_kernels *k) {
+    static const float bad[] = {NAN, -NAN, INFINITY, -INFINITY};
+    const int32_t n = WINA_BLOCK;
+    int32_t kept[WINA_BLOCK], n_lost = 0;
+    wina_quads quads[2] = {create_quads(n), create_quads(n)};
+    float *x = malloc((size_t)n * sizeof *x);
+    wina_batch b = {.n_tokens = 1, .stride = n, .x = x};
+    for (int i = 0; i < 2; i++) {
+        b.hi[i] = calloc((size_t)n, 1), b.lo[i] = calloc((size_t)n, 1);
+        b.x16[i] = calloc((size_t)n, 2), b.scale[i] = calloc((size_t)n / 16, 4);
+        b.sum[i] = calloc((size_t)n / 16, 4);
+    }
+    for (int32_t i = 0; i < n; i++)
+        kept[i] = i;
+    for (int32_t at = 0; at < n; at++) {
+        for (int32_t i = 0; i < n; i++)
+            x[i] = random_unit();
+        x[at] = bad[at % 4];
+        for (int which = 0; which < 2; which++) {
+            const int32_t sub = which ? 16 : 32;
+            k->quantize(x, kept, n, n, sub, &quads[which]);
+            k->quantize_row(&b, 0, which);
+            for (int32_t s = 0; s < n / sub; s++)
+                n_lost += isnan(quads[which].scale[s]) != (s == at / sub) ||
+                          isnan(b.scale[which][wina_batch_sub(&b, s, 0)]) != (s == at / sub);
+        }
+        uint8_t row[WINA_BLOCK * 2];
+        float back[WINA_BLOCK];
+        k->cache_store[WINA_CACHE_Q8_0](row, x, n);
+        k->cache_load[WINA_CACHE_Q8_0](back, row, n, 1);
+        for (int32_t i = 0; i < n; i++)
+            n_lost += isnan(back[i]) != (i / WINA_CACHE_BLOCK == at / WINA_CACHE_BLOCK);
+    }
+    CHECK_MSG(n_lost == 0, "%s: %d values that are no number were lost or spread", k->name, n_lost);
+    for (int i = 0; i < 2; i++) {
+        free(b.hi[i]), free(b.lo[i]), free(b.x16[i]), free(b.scale[i]), free(b.sum[i]);
+        destroy_quads(&quads[i]);
+    }
+    free(x);
 }
 
 static void test_scores(const wina_kernels *c, const wina_kernels *k, int32_t n) {
@@ -447,6 +490,7 @@ int main(void) {
                 for (size_t r = 0; r < sizeof n_rows / sizeof n_rows[0]; r++)
                     test_cache(&c, &k, type, dims[d], n_rows[r]);
         test_cache_extremes(&k);
+        test_nan_is_not_lost(&k);
     }
     return check_report("kernels");
 }

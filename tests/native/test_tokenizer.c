@@ -177,6 +177,12 @@ static void test_bpe_order(void) {
     ENCODES(&l, "abc", 0, 259);
     ENCODES(&l, "ab c", 0, 256, 32, 'c'); /* words do not merge with each other */
     unload(&l);
+    /* A merge that a later one makes possible comes before those that wait. */
+    v.merges[0] = "ab c", v.merges[1] = "a b", v.merges[2] = "b c";
+    CHECK(load(&v, &l) == WINA_OK);
+    ENCODES(&l, "abcababcababcab", 0, 259, 256, 259, 256, 259, 256);
+    unload(&l);
+    v.merges[0] = "a b", v.merges[1] = "b c", v.merges[2] = "ab c";
     /* Llama 3 takes a word that is a token whole, without merges, and starts with BOS. */
     vocab_file_add(&v, "cba", NORMAL, 0);      /* 260 */
     vocab_file_add(&v, "<|bos|>", CONTROL, 0); /* 261 */
@@ -257,6 +263,30 @@ static void test_specials(void) {
     CHECK(load(&v, &l) == WINA_OK);
     ENCODES(&l, "<b>", 0, 262, '>');
     unload(&l);
+}
+
+/* Several tokens with one text: the user-defined one is found in both modes, else the last. */
+static void test_specials_of_one_text(void) {
+    static const int types[][3] = {{USER, CONTROL, CONTROL},
+                                   {CONTROL, USER, CONTROL},
+                                   {CONTROL, CONTROL, USER},
+                                   {USER, USER, CONTROL},
+                                   {CONTROL, CONTROL, CONTROL}};
+    static const int32_t want[] = {256, 257, 258, 257, 258};
+    for (int i = 0; i < 5; i++) {
+        vocab_file v;
+        loaded l;
+        start_bpe(&v);
+        for (int k = 0; k < 3; k++)
+            vocab_file_add(&v, "<u>", types[i][k], 0);
+        CHECK(load(&v, &l) == WINA_OK);
+        ENCODES(&l, "a<u>b", WINA_TOKENIZE_PARSE_SPECIAL, 'a', want[i], 'b');
+        if (i < 4)
+            ENCODES(&l, "a<u>b", 0, 'a', want[i], 'b');
+        else
+            ENCODES(&l, "a<u>b", 0, 'a', '<', 'u', '>', 'b');
+        unload(&l);
+    }
 }
 
 static void test_spm(void) {
@@ -458,6 +488,7 @@ int main(void) {
     test_bpe_order();
     test_bpe_bytes();
     test_specials();
+    test_specials_of_one_text();
     test_spm();
     test_phi3();
     test_capacity();

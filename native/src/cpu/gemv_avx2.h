@@ -68,7 +68,7 @@ INLINE void multiply_add_bytes(__m256i *s, __m256i w, __m256i x) {
 /* Sums of n pairs of 4-bit values over one strip, added to `kept` unless they are the first. They
  * stay in 16 bits while they are formed: |sum| grows by at most 2 * 15 * 128 a pair. */
 INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const __m256i *kept,
-                       const char *lines, __m256i s[SUMS]) {
+                       uintptr_t lines, __m256i s[SUMS]) {
     const __m256i weights = _mm256_set1_epi32(256 << 16 | 1);
     __m256i hi[4], lo[4];
     for (int k = 0; k < 4; k++)
@@ -96,7 +96,7 @@ INLINE void sum_narrow(const operands *o, int n, int64_t at, bool first, const _
 
 /* The same for wider values, in 32 bits. */
 INLINE void sum_wide(const wina_panel *p, const operands *o, int n, int32_t strip, wina_plane plane,
-                     bool first, const __m256i *kept, const char *lines, __m256i s[SUMS]) {
+                     bool first, const __m256i *kept, uintptr_t lines, __m256i s[SUMS]) {
     for (int r = 0; r < SUMS; r++)
         s[r] = first ? _mm256_setzero_si256() : _mm256_load_si256(kept + r);
     for (int i = 0; i < n; i++) {
@@ -122,7 +122,7 @@ INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group
     const int32_t n_fetch = fetch_rate(f, strip1 - strip0);
     for (int32_t strip = strip0; strip < strip1; strip++) {
         __m256i s[SUMS], *kept = kept_sums + (strip - strip0) * SUMS;
-        const char *lines = fetch_next(f, n_fetch);
+        const uintptr_t lines = fetch_next(f, n_fetch);
         if (plane == WINA_PLANE_4)
             sum_narrow(o, n, (int64_t)strip * 32, first, kept, lines, s);
         else
@@ -144,7 +144,7 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
     for (int32_t strip = strip0; strip < strip1; strip++) {
         float *out = y + (int64_t)strip * WINA_STRIP;
         __m256 s[SUMS];
-        const char *lines = fetch_next(f, n_fetch);
+        const uintptr_t lines = fetch_next(f, n_fetch);
         for (int r = 0; r < SUMS; r++)
             s[r] = _mm256_loadu_ps(out + 8 * r);
         for (int i = 0; i < n; i++) {

@@ -20,21 +20,22 @@ enum {
                                 * would cut columns into pieces, which are read slower */
 };
 
+/* Addresses are integers: they are fetched, never read, and may reach beyond what they are of. */
 typedef struct fetch {
-    const char *at[MAX_SPANS];
+    uintptr_t at[MAX_SPANS];
     int32_t n_lines[MAX_SPANS];
     int32_t n_spans, span, n_total;
     int32_t left; /* lines of the span under way */
-    const char *next;
+    uintptr_t next;
 } fetch;
 
 INLINE void fetch_clear(fetch *f) {
     f->n_spans = f->span = f->n_total = f->left = 0;
-    f->next = NULL; /* a fetch from there is dropped */
+    f->next = 0; /* a fetch from there is dropped */
 }
 
 INLINE void fetch_add(fetch *f, const uint8_t *at, int64_t n_bytes) {
-    f->at[f->n_spans] = (const char *)at;
+    f->at[f->n_spans] = (uintptr_t)at;
     f->n_lines[f->n_spans] = (int32_t)((n_bytes + 63) / 64);
     f->n_total += f->n_lines[f->n_spans++];
 }
@@ -52,9 +53,9 @@ INLINE int32_t fetch_rate(const fetch *f, int32_t n) {
 }
 
 /* The next n lines; the last of a span may reach into what follows it. */
-INLINE const char *fetch_next(fetch *f, int32_t n) {
-    const char *lines = f->next;
-    f->next += 64 * (int64_t)n;
+INLINE uintptr_t fetch_next(fetch *f, int32_t n) {
+    const uintptr_t lines = f->next;
+    f->next += 64 * (uintptr_t)n;
     f->left -= n;
     if (f->left <= 0 && f->span + 1 < f->n_spans) {
         f->span++;
@@ -64,9 +65,9 @@ INLINE const char *fetch_next(fetch *f, int32_t n) {
     return lines;
 }
 
-INLINE void fetch_lines(const char *lines, int32_t from, int32_t to) {
+INLINE void fetch_lines(uintptr_t lines, int32_t from, int32_t to) {
     for (int32_t i = from; i < to; i++)
-        _mm_prefetch(lines + 64 * (int64_t)i, _MM_HINT_T1);
+        _mm_prefetch((const char *)(lines + 64 * (uintptr_t)i), _MM_HINT_T1);
 }
 
 /* Up to GROUP quads of one sub-block: what the kernel multiplies at a time. */

@@ -35,7 +35,7 @@ INLINE void multiply_group(const wina_panel *p, const wina_quads *a, const group
     for (int32_t strip = strip0; strip < strip1; strip++) {
         block_sums s;
         __m512i *kept = kept_sums + (strip - strip0) * 4;
-        const char *lines = fetch_next(f, n_fetch);
+        const uintptr_t lines = fetch_next(f, n_fetch);
         for (int k = 0; k < 4; k++) {
             s.hi[k] = _mm512_setzero_si512();
             s.lo[k] = first ? _mm512_setzero_si512() : _mm512_load_si512(kept + k);
@@ -65,7 +65,7 @@ INLINE void add_columns(const uint8_t *const col[], const float *x, int n, wina_
     for (int32_t strip = strip0; strip < strip1; strip++) {
         float *out = y + (int64_t)strip * WINA_STRIP;
         __m512 s[4];
-        const char *lines = fetch_next(f, n_fetch);
+        const uintptr_t lines = fetch_next(f, n_fetch);
         for (int k = 0; k < 4; k++)
             s[k] = _mm512_loadu_ps(out + 16 * k);
         for (int i = 0; i < n; i++) {

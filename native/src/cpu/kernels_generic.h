@@ -39,6 +39,11 @@ static inline float round_even(float x) {
     return x + 12582912.0f - 12582912.0f; /* |x| < 2^22 */
 }
 
+/* The larger of two; once one is a NaN it stays one, whatever follows. */
+static inline float larger(float a, float b) {
+    return b > a || isnan(b) ? b : a;
+}
+
 /* exp by range reduction to |r| <= ln(2) / 2 and a polynomial; relative error below 2e-7. */
 static inline float exp_one(float x) {
     if (isnan(x)) /* has no exponent to shift into place */
@@ -169,8 +174,7 @@ static void store_q8_0(void *row, const float *x, int32_t n_dim) {
         const int32_t n = n_dim - i < WINA_CACHE_BLOCK ? n_dim - i : WINA_CACHE_BLOCK;
         float amax = 0.0f;
         for (int32_t k = 0; k < n; k++) {
-            const float a = fabsf(x[i + k]);
-            amax = a <= amax ? amax : a; /* a NaN gets through */
+            amax = larger(amax, fabsf(x[i + k]));
         }
         const float d = amax <= FLT_MAX ? amax / 127.0f : NAN;
         const float inverse = d > 0.0f ? 1.0f / d : 0.0f;
@@ -212,8 +216,7 @@ static void quantize(const float *x, const int32_t *kept, int32_t n_kept, int32_
         int32_t begin = k, end = (s + 1) * sub;
         float amax = 0.0f;
         for (; k < n_kept && kept[k] < end; k++) {
-            float a = fabsf(x[kept[k]]);
-            amax = a <= amax ? amax : a; /* a NaN gets through */
+            amax = larger(amax, fabsf(x[kept[k]]));
         }
         float inverse;
         out->first[s] = n / 4;
@@ -247,8 +250,7 @@ static void quantize_row(const wina_batch *b, int32_t token, int which) {
         int16_t *wide = b->x16[which] + at;
         float amax = 0.0f, inverse;
         for (int32_t i = 0; i < sub; i++) {
-            float a = fabsf(x[i]);
-            amax = a <= amax ? amax : a; /* a NaN gets through */
+            amax = larger(amax, fabsf(x[i]));
         }
         int32_t sum = 0;
         b->scale[which][wina_batch_sub(b, s, token)] = activation_scale(amax, &inverse);
