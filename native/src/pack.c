@@ -92,8 +92,8 @@ static void store_u16(uint8_t *p, uint16_t v) {
     p[1] = (uint8_t)(v >> 8);
 }
 
-/* Eight bytes at any address. Here and below not memcpy itself: _FORTIFY_SOURCE=3 would work out for each
- * piece how far the end of a local array is, which takes longer than packing it. */
+/* Eight bytes at any address. Here and below not memcpy itself: _FORTIFY_SOURCE=3 would work out
+ * for each piece how far the end of a local array is, which takes longer than packing it. */
 static inline uint64_t load_u64(const uint8_t *p) {
     uint64_t v;
     __builtin_memcpy(&v, p, sizeof v);
