@@ -218,7 +218,7 @@ tsan:
 # like growth.
 UNDER_asan = ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=1 \
     LD_PRELOAD="$(shell $(CC) -print-file-name=libasan.so) $(shell $(CC) -print-file-name=libubsan.so)"
-UNDER_tsan = TSAN_OPTIONS="exitcode=66 report_signal_unsafe=0 ignore_noninstrumented_modules=1" \
+UNDER_tsan = TSAN_OPTIONS="exitcode=66 report_signal_unsafe=0 ignore_noninstrumented_modules=1 die_after_fork=0" \
     LD_PRELOAD=$(shell $(CC) -print-file-name=libtsan.so)
 SANITIZED_TESTS = $(addprefix tests/python/test_,$(addsuffix .py,lifecycle determinism stream server \
     server_limits decode_batch)) $(SANITIZED_MORE)
