@@ -278,12 +278,7 @@ static void write_file(const char *path, const void *bytes, size_t n) {
         fclose(file);
 }
 
-/* What refusing a file may take. */
-#ifdef __SANITIZE_ADDRESS__
-#define MAX_SECONDS 2.0
-#else
-#define MAX_SECONDS 0.1
-#endif
+#define MAX_SECONDS check_time(0.1) /* what refusing a file may take */
 
 static double cpu_seconds(void) {
     return (double)clock() / CLOCKS_PER_SEC;
