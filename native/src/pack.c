@@ -92,16 +92,15 @@ static void store_u16(uint8_t *p, uint16_t v) {
     p[1] = (uint8_t)(v >> 8);
 }
 
-/* Eight bytes at any address. Here and below not memcpy itself: _FORTIFY_SOURCE=3 would work out
- * for each piece how far the end of a local array is, which takes longer than packing it. */
+/* Eight bytes at any address. */
 static inline uint64_t load_u64(const uint8_t *p) {
     uint64_t v;
-    __builtin_memcpy(&v, p, sizeof v);
+    memcpy(&v, p, sizeof v);
     return v;
 }
 
 static inline void store_u64(uint8_t *p, uint64_t v) {
-    __builtin_memcpy(p, &v, sizeof v);
+    memcpy(p, &v, sizeof v);
 }
 
 /* Swaps what lies in `mask` of b with what lies `shift` higher in a. */
@@ -230,8 +229,8 @@ static void fill_floats(wina_panel *p, int64_t row0, const uint8_t *rows, uint64
         const int32_t n_cols = p->n_cols - c0 < WINA_BLOCK ? p->n_cols - c0 : WINA_BLOCK;
         uint8_t *to = (uint8_t *)wina_panel_block(p, b) + (uint64_t)row0 * size;
         for (int64_t r = 0; r < n_rows; r++)
-            __builtin_memcpy(tile[r], rows + (uint64_t)r * row_bytes + (uint64_t)c0 * size,
-                             (uint64_t)n_cols * size);
+            memcpy(tile[r], rows + (uint64_t)r * row_bytes + (uint64_t)c0 * size,
+                   (uint64_t)n_cols * size);
         if (size == 2 && n_rows == WINA_STRIP) {
             store_halves(to, p->col_bytes, (const uint8_t(*)[4 * WINA_BLOCK]) tile, n_cols);
             continue;
@@ -263,7 +262,7 @@ void wina_panel_fill(wina_panel *p, int64_t row0, const uint8_t *rows, uint64_t 
             for (int32_t r = 0; r < n; r++) {
                 wina_piece w = {.d = 0};
                 l->read(rows + (uint64_t)(r0 + r) * row_bytes, b, &w);
-                __builtin_memcpy(q[r], w.q, WINA_BLOCK);
+                memcpy(q[r], w.q, WINA_BLOCK);
                 store_scales(p, super, scales, b % WINA_SUPER_BLOCKS == 0,
                              (int64_t)strip * WINA_STRIP + wina_strip_swap(r), &w);
             }
