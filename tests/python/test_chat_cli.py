@@ -45,8 +45,26 @@ class Terminal:
 
     def wait_for(self, wanted: str, seconds: float = 15) -> str:
         """What came up to a text that was wanted."""
+        self._read_until(lambda: wanted in self.text, wanted, seconds)
+        before, _, self.text = self.text.partition(wanted)
+        return before + wanted
+
+    def press_until(self, key: str, wanted: str) -> None:
+        """Sends a key once a second until a text comes."""
+        for _ in range(15):
+            self.send(key)
+            with contextlib.suppress(AssertionError):
+                self.wait_for(wanted, 1)
+                return
+        self.wait_for(wanted, 1)
+
+    def wait_for_more(self, n: int, seconds: float = 15) -> None:
+        """Until n characters have come that no call has waited for."""
+        self._read_until(lambda: len(self.text) >= n, f"{n} characters", seconds)
+
+    def _read_until(self, come: Callable[[], bool], wanted: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while wanted not in self.text:
+        while not come():
             left = deadline - time.monotonic()
             assert left > 0, f"no {wanted!r} in {self.text[-2000:]!r}"
             if select.select([self._fd], [], [], left)[0]:
@@ -56,8 +74,6 @@ class Terminal:
                     data = b""
                 assert data, f"no {wanted!r} before the end of {self.text[-2000:]!r}"
                 self.text += data.decode("utf-8", "replace")
-        before, _, self.text = self.text.partition(wanted)
-        return before + wanted
 
     def send(self, text: str) -> None:
         os.write(self._fd, text.encode())
@@ -134,14 +150,13 @@ def test_ctrl_c_stops_the_answer_alone(
     shell.wait_for("> ")
     shell.send("go on\n")
     shell.wait_for("go on\r\n")
-    time.sleep(0.2)
+    shell.wait_for_more(40)  # the answer has begun
     shell.send("\x03")
     shell.wait_for("[stopped]")
     shell.wait_for("> ")
     shell.send("half a line")
-    shell.wait_for("half a line")  # it is being read now: no interrupt comes before that
-    shell.send("\x03")
-    shell.wait_for("/exit ends")
+    shell.wait_for("half a line")
+    shell.press_until("\x03", "/exit ends")  # one that comes before the line is being read is lost
     shell.wait_for("> ")
     shell.send("\x04")
     assert shell.finish() == 0
