@@ -279,7 +279,7 @@ static bool find_in_layer(const wina_weights *w, int32_t i, const char *name, in
     for (int group = 0; group < WINA_N_GROUPS; group++) {
         const wina_group_weights *g = &layer->groups[group];
         const char *fused = w->fused ? FUSED_TENSORS[group] : NULL;
-        for (int32_t p = 0; p < g->n_projections; p++) {
+        for (int32_t p = 0; p < WINA_MAX_PROJECTIONS && p < g->n_projections; p++) {
             layer_name(own, sizeof own, i, fused ? fused : GROUP_TENSORS[group][p], "weight");
             if (strcmp(name, own) == 0)
                 return find_in_group(g, p, fused ? g->n_projections : 1, row, out);
