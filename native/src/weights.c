@@ -264,7 +264,7 @@ static bool find_in_layer(const wina_weights *w, int32_t i, const char *name, in
         const char *fused = w->fused ? FUSED_TENSORS[group] : NULL;
         if (g->n_panels == 0) /* only the shape of an expert */
             continue;
-        for (int32_t p = 0; p < g->n_projections; p++) {
+        for (int32_t p = 0; p < WINA_MAX_PROJECTIONS && p < g->n_projections; p++) {
             layer_name(own, sizeof own, i, fused ? fused : GROUP_TENSORS[group][p], "weight");
             if (strcmp(name, own) == 0)
                 return wina_group_find_row(g, p, fused ? g->n_projections : 1, row, out);
