@@ -54,8 +54,8 @@ def _no_growth(work: Callable[[int], None], rounds: int = N_ROUNDS) -> None:
     assert _descriptors() == before[1]
     assert threading.active_count() == before[2]
     assert len(os.listdir("/proc/self/task")) <= tasks
-    # 8 KiB a round would be a model's smallest part; 4 MiB is what allocators wander; ThreadSanitizer
-    # takes more, for it books what was freed and which threads ended.
+    # 8 KiB a round would be a model's smallest part; 4 MiB is what allocators wander;
+    # ThreadSanitizer takes more, for it books what was freed and which threads ended.
     wander = (16 if "libtsan" in os.environ.get("LD_PRELOAD", "") else 4) << 20
     assert _resident() - before[0] < wander + 256 * rounds
 
