@@ -15,12 +15,11 @@
 #include "status.h"
 
 enum {
-    DEPTH = 256,                                /* pieces under way */
-    ALIGN = 4096,                               /* of reads past the page cache */
-    SLOT = WINA_DISKREAD_LONGEST + (2 * ALIGN), /* a piece and what its alignment adds */
-    TOGETHER = 64,                              /* completions waited for */
-    OP_READ = 22,                               /* IORING_OP_READ */
-    ENTER_WAIT = 1,                             /* IORING_ENTER_GETEVENTS */
+    DEPTH = 256,    /* pieces under way */
+    TOGETHER = 32,  /* completions waited for */
+    OP_READ = 22,   /* IORING_OP_READ */
+    ENTER_WAIT = 1, /* IORING_ENTER_GETEVENTS */
+    ALIGN = WINA_DISKREAD_ALIGN,
     MAP_QUEUE = 0,
     MAP_DONE = 0x8000000,
     MAP_ENTRIES = 0x10000000 /* IORING_OFF_* */
@@ -58,9 +57,6 @@ _Static_assert(sizeof(ring_entry) == 64 && sizeof(ring_done) == 16 && sizeof(rin
 
 struct wina_diskread {
     int fd, ring; /* ring -1: pieces are read one after the other */
-    uint8_t *buffers;
-    uint16_t free_slots[DEPTH];
-    uint32_t n_free;
     uint8_t *queue, *done;
     size_t queue_bytes, done_bytes, entries_bytes;
     ring_entry *entries;
@@ -104,10 +100,6 @@ static void open_ring(wina_diskread *d) {
     d->results = (ring_done *)(void *)(d->done + p->done.entries);
 }
 
-uint64_t wina_diskread_memory(void) {
-    return (uint64_t)DEPTH * SLOT;
-}
-
 int32_t wina_diskread_create(const char *path, wina_diskread **out) {
     wina_diskread *d = NULL;
     *out = NULL;
@@ -116,15 +108,10 @@ int32_t wina_diskread_create(const char *path, wina_diskread **out) {
     d->fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (d->fd < 0) /* some file systems cannot read past the page cache */
         d->fd = open(path, O_RDONLY | O_CLOEXEC);
-    const int32_t status =
-        d->fd < 0 ? wina_fail(WINA_E_IO, "%s: cannot open it: %s", path, strerror(errno))
-                  : wina_mem_create_big(wina_diskread_memory(), "reading", &d->buffers);
-    if (status != WINA_OK) {
-        wina_diskread_free(d);
-        return status;
+    if (d->fd < 0) {
+        free(d);
+        return wina_fail(WINA_E_IO, "%s: cannot open it: %s", path, strerror(errno));
     }
-    for (uint32_t i = 0; i < DEPTH; i++)
-        d->free_slots[d->n_free++] = (uint16_t)i;
     open_ring(d);
     *out = d;
     return WINA_OK;
@@ -134,15 +121,16 @@ void wina_diskread_free(wina_diskread *d) {
     if (!d)
         return;
     close_ring(d);
-    if (d->fd >= 0)
-        close(d->fd);
-    wina_mem_free_big(d->buffers, wina_diskread_memory());
+    close(d->fd);
     free(d);
 }
 
 /* What is read for a piece: whole blocks of the disk. */
 static uint64_t begin_of(const wina_diskread_piece *p) {
     return p->offset / ALIGN * ALIGN;
+}
+static uint8_t *target_of(const wina_diskread_piece *p) {
+    return p->to - (p->offset - begin_of(p));
 }
 static uint32_t size_of(const wina_diskread_piece *p) {
     const uint64_t end = (p->offset + p->n_bytes + ALIGN - 1) / ALIGN * ALIGN;
@@ -159,18 +147,18 @@ static bool is_whole(const wina_diskread_piece *p, int64_t got) {
 }
 
 /* A read that gave too little, or the only way there is. */
-static int64_t read_here(const wina_diskread *d, const wina_diskread_piece *p, uint8_t *to) {
+static int32_t read_here(const wina_diskread *d, const wina_diskread_piece *p) {
     int64_t got = 0;
     while (!is_whole(p, got)) {
-        const ssize_t n = pread(d->fd, to + got, (size_t)(size_of(p) - got),
+        const ssize_t n = pread(d->fd, target_of(p) + got, (size_t)(size_of(p) - got),
                                 (off_t)(begin_of(p) + (uint64_t)got));
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
-            return n < 0 ? -errno : got;
+            return fail_read(n < 0 ? -errno : got);
         got += n;
     }
-    return got;
+    return WINA_OK;
 }
 
 static uint32_t *word(uint8_t *ring, uint32_t offset) {
@@ -178,15 +166,14 @@ static uint32_t *word(uint8_t *ring, uint32_t offset) {
 }
 
 static void push(wina_diskread *d, const wina_diskread_piece *p, uint64_t index) {
-    const uint64_t slot = d->free_slots[--d->n_free];
     uint32_t *tail = word(d->queue, d->params.queue.tail);
     const uint32_t i = *tail & *word(d->queue, d->params.queue.mask);
     d->entries[i] = (ring_entry){.opcode = OP_READ,
                                  .fd = d->fd,
                                  .offset = begin_of(p),
-                                 .address = (uintptr_t)(d->buffers + slot * SLOT),
+                                 .address = (uintptr_t)target_of(p),
                                  .n_bytes = size_of(p),
-                                 .user = index << 16 | slot};
+                                 .user = index};
     word(d->queue, d->params.queue.array)[i] = i;
     __atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
 }
@@ -201,59 +188,48 @@ static bool pop(wina_diskread *d, ring_done *out) {
     return true;
 }
 
-typedef void (*use_fn)(const wina_diskread_piece *piece, const uint8_t *data, void *user);
-
-static int32_t run_one_by_one(wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
-                              use_fn use, void *user) {
+static int32_t run_one_by_one(const wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
+                              const wina_diskread_user *user) {
+    user->meanwhile(user->user);
     for (uint64_t i = 0; i < n; i++) {
-        const wina_diskread_piece *p = &pieces[i];
-        const int64_t got = read_here(d, p, d->buffers);
-        if (!is_whole(p, got))
-            return fail_read(got);
-        use(p, d->buffers + (p->offset - begin_of(p)), user);
+        WINA_TRY(read_here(d, &pieces[i]));
+        user->use(&pieces[i], user->user);
     }
     return WINA_OK;
 }
 
+/* Gives the kernel what is in the queue and waits for so many results. False: the ring is broken.
+ */
+static bool enter(const wina_diskread *d, uint32_t *fresh, uint64_t wanted) {
+    const long taken = syscall(SYS_io_uring_enter, d->ring, *fresh, (unsigned)wanted,
+                               wanted ? ENTER_WAIT : 0, NULL, 0);
+    if (taken >= 0)
+        *fresh -= (uint32_t)taken;
+    return taken >= 0 || errno == EINTR || errno == EAGAIN || errno == EBUSY;
+}
+
 int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
-                          use_fn use, void *user) {
+                          const wina_diskread_user *user) {
     if (d->ring < 0)
-        return run_one_by_one(d, pieces, n, use, user);
+        return run_one_by_one(d, pieces, n, user);
     int32_t status = WINA_OK;
     uint64_t sent = 0, done = 0;
     uint32_t fresh = 0; /* in the queue, not yet the kernel's */
-    while (done < n) {
-        while (sent < n && d->n_free) {
+    for (bool begun = false; done < n || !begun; begun = true) {
+        for (; sent < n && sent - done < DEPTH; sent++, fresh++)
             push(d, &pieces[sent], sent);
-            sent++, fresh++;
-        }
+        const uint64_t left = sent - done;
+        if (!enter(d, &fresh, !begun ? 0 : left < TOGETHER ? left : TOGETHER))
+            return fail_read(-errno);
+        if (!begun)
+            user->meanwhile(user->user);
         ring_done r;
-        bool any = pop(d, &r);
-        if (fresh || !any) {
-            const uint64_t left = sent - done;
-            const uint32_t wanted = any ? 0 : (uint32_t)(left < TOGETHER ? left : TOGETHER);
-            const long taken = syscall(SYS_io_uring_enter, d->ring, fresh, wanted,
-                                       wanted ? ENTER_WAIT : 0, NULL, 0);
-            if (taken >= 0)
-                fresh -= (uint32_t)taken;
-            else if (errno != EINTR && errno != EAGAIN && errno != EBUSY)
-                return fail_read(-errno); /* the ring itself is broken */
-        }
-        for (any = any || pop(d, &r); any;
-             any = d->n_free < DEPTH / 4 || sent == n ? pop(d, &r) : false) {
-            const wina_diskread_piece *p = &pieces[r.user >> 16];
-            const uint64_t slot = r.user & 0xffff;
-            uint8_t *data = d->buffers + slot * SLOT;
-            int64_t got = r.result;
-            if (!is_whole(p, got) && status == WINA_OK) {
-                got = read_here(d, p, data);
-                if (!is_whole(p, got))
-                    status = fail_read(got);
-            }
+        for (uint32_t i = 0; i < DEPTH / 4 && pop(d, &r); i++, done++) {
+            const wina_diskread_piece *p = &pieces[r.user];
+            if (status == WINA_OK && !is_whole(p, r.result))
+                status = read_here(d, p);
             if (status == WINA_OK)
-                use(p, data + (p->offset - begin_of(p)), user);
-            d->free_slots[d->n_free++] = (uint16_t)slot;
-            done++;
+                user->use(p, user->user);
         }
     }
     return status;

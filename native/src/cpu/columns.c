@@ -12,7 +12,11 @@
 enum {
     CANDIDATES = 4, /* columns of which the least used one may go */
     HALVE = 32,     /* steps after which all counts are halved: what was used long ago fades */
-    MOST_USED = 255
+    MOST_USED = 255,
+    LONGEST_GAP = 16 << 10, /* bytes that are read in the time that another read takes */
+    /* Around a panel of a view: its first and last block of the disk, of which parts are others'.
+     */
+    VIEW_BORDER = 2 * WINA_DISKREAD_ALIGN
 };
 
 /* What is in memory of one panel. */
@@ -28,7 +32,7 @@ typedef struct store {
     uint32_t n_steps;
 } store;
 
-/* Neighbouring columns that are read together. */
+/* Columns [first, first + n) that are read together, with those between that nobody wants. */
 typedef struct run {
     int32_t panel, first, n;
 } run;
@@ -46,9 +50,9 @@ struct wina_columns {
     uint32_t step;
     store *group; /* (WINA_MAX_PROJECTIONS) */
     uint8_t *view[WINA_MAX_PROJECTIONS];
-    run *runs; /* what is to be read */
+    run *runs, *copies; /* what is to be read, and what is here */
     wina_diskread_piece *pieces;
-    uint64_t n_runs;
+    uint64_t n_runs, n_copies;
 };
 
 /* ---- sizes -------------------------------------------------------------------------------- */
@@ -66,8 +70,8 @@ static uint64_t all_scales(const wina_panel *p) {
     return n * scale_bytes(p) + (n + WINA_SUPER_BLOCKS - 1) / WINA_SUPER_BLOCKS * super_bytes(p);
 }
 
-static uint64_t round_up(uint64_t n) {
-    return (n + 63) / 64 * 64;
+static uint64_t round_up(uint64_t n, uint64_t to) {
+    return (n + to - 1) / to * to;
 }
 
 static uint64_t column_at(const wina_panel *p, int32_t col) {
@@ -81,7 +85,7 @@ static void widest(const wina_weights *w, uint64_t *n_bytes, uint64_t *n_cols) {
     for (int32_t i = 0; i < w->n_layer; i++)
         for (int g = 0; g < WINA_N_GROUPS; g++) {
             const wina_group_weights *group = &w->layers[i].groups[g];
-            const uint64_t bytes = wina_group_bytes(group) + 64 * WINA_MAX_PROJECTIONS;
+            const uint64_t bytes = wina_group_bytes(group) + VIEW_BORDER * WINA_MAX_PROJECTIONS;
             const uint64_t cols = (uint64_t)group->n_in * (uint64_t)group->n_panels;
             *n_bytes = bytes > *n_bytes ? bytes : *n_bytes;
             *n_cols = cols > *n_cols ? cols : *n_cols;
@@ -96,8 +100,7 @@ uint64_t wina_columns_overhead(const wina_model *model) {
             const wina_group_weights *group = &model->weights.layers[i].groups[g];
             tables += (uint64_t)group->n_in * (uint64_t)group->n_panels;
         }
-    return view + wina_diskread_memory() + cols * (sizeof(run) + sizeof(wina_diskread_piece)) +
-           tables * 13;
+    return view + cols * (2 * sizeof(run) + sizeof(wina_diskread_piece)) + tables * 13;
 }
 
 /* ---- what is kept ------------------------------------------------------------------------- */
@@ -128,7 +131,7 @@ static int32_t create_store(store *s, const wina_panel *p, double share, uint8_t
     WINA_TRY(wina_mem_create(n_cols, sizeof *s->step, "columns", &s->step));
     memset(s->slot_of, 0xff, (size_t)n_cols * sizeof *s->slot_of);
     s->scales = *memory;
-    s->slots = s->scales + round_up(scales);
+    s->slots = s->scales + round_up(scales, 64);
     *memory = s->slots + (uint64_t)s->n_slots * p->col_bytes;
     copy_scales(p, s->scales, NULL);
     return WINA_OK;
@@ -145,7 +148,7 @@ static int32_t create_stores(wina_columns *c, uint64_t n_bytes) {
         for (int g = 0; g < WINA_N_GROUPS; g++)
             for (int32_t k = 0; k < w->layers[i].groups[g].n_panels; k++) {
                 const wina_panel *p = &w->layers[i].groups[g].panels[k];
-                scales += round_up(all_scales(p));
+                scales += round_up(all_scales(p), 64);
                 columns += (uint64_t)p->n_cols * p->col_bytes;
             }
     if (n_bytes < scales)
@@ -182,6 +185,8 @@ int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_colu
     if (status == WINA_OK)
         status = wina_mem_create(cols, sizeof *c->runs, "columns", &c->runs);
     if (status == WINA_OK)
+        status = wina_mem_create(cols, sizeof *c->copies, "columns", &c->copies);
+    if (status == WINA_OK)
         status = wina_mem_create(cols, sizeof *c->pieces, "columns", &c->pieces);
     if (status == WINA_OK)
         status = wina_mem_create_big(c->views_bytes, "columns", &c->views);
@@ -211,6 +216,7 @@ void wina_columns_free(wina_columns *c) {
     wina_mem_free_big(c->views, c->views_bytes);
     free(c->stores);
     free(c->runs);
+    free(c->copies);
     free(c->pieces);
     free(c);
 }
@@ -226,15 +232,17 @@ void wina_columns_release(const wina_columns *c, const wina_group_weights *group
 
 void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_weights *view) {
     const wina_group_weights *g = &c->model->weights.layers[layer].groups[group];
-    uint64_t at = 0;
+    const wina_mapfile *map = &c->model->gguf->map;
+    uint8_t *at = (uint8_t *)round_up((uintptr_t)c->views, WINA_DISKREAD_ALIGN);
     *view = *g;
     c->group = stores_of(c, layer, group);
     c->step++;
-    c->n_runs = 0;
+    c->n_runs = c->n_copies = 0;
     for (int32_t k = 0; k < g->n_panels; k++) {
         store *s = &c->group[k];
-        c->view[k] = view->panels[k].data = c->views + at;
-        at += round_up(g->panels[k].n_bytes);
+        const uint64_t lead = (uint64_t)(g->panels[k].data - map->data) % WINA_DISKREAD_ALIGN;
+        c->view[k] = view->panels[k].data = at + lead;
+        at += round_up(lead + g->panels[k].n_bytes, WINA_DISKREAD_ALIGN);
         copy_scales(s->panel, s->scales, c->view[k]);
         if (++s->n_steps % HALVE == 0)
             for (int32_t i = 0; i < s->panel->n_cols; i++)
@@ -242,32 +250,39 @@ void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_we
     }
 }
 
+static uint64_t run_bytes(const wina_panel *p, const run *r) {
+    return column_at(p, r->first + r->n - 1) + p->col_bytes - column_at(p, r->first);
+}
+
+/* Joins the last run if what lies between is read sooner than another read begins. */
 static void want(wina_columns *c, int32_t panel, int32_t col) {
-    const uint64_t size = c->group[panel].panel->col_bytes;
+    const wina_panel *p = c->group[panel].panel;
     run *r = c->n_runs ? &c->runs[c->n_runs - 1] : NULL;
-    if (r && r->panel == panel && r->first + r->n == col && col % WINA_BLOCK &&
-        ((uint64_t)r->n + 1) * size <= WINA_DISKREAD_LONGEST)
-        r->n++;
-    else
-        c->runs[c->n_runs++] = (run){panel, col, 1};
+    if (r && r->panel == panel) {
+        const run longer = {panel, r->first, col - r->first + 1};
+        const uint64_t gap = run_bytes(p, &longer) - run_bytes(p, r) - p->col_bytes;
+        if (gap <= LONGEST_GAP && run_bytes(p, &longer) <= WINA_DISKREAD_LONGEST) {
+            *r = longer;
+            return;
+        }
+    }
+    c->runs[c->n_runs++] = (run){panel, col, 1};
 }
 
 void wina_columns_add(wina_columns *c, int32_t panel0, int32_t panel1, const int32_t *kept,
                       int32_t n_kept) {
     for (int32_t k = panel0; k < panel1; k++) {
         store *s = &c->group[k];
-        const uint64_t size = s->panel->col_bytes;
         for (int32_t i = 0; i < n_kept; i++) {
-            const int32_t col = kept[i], slot = s->slot_of[col];
+            const int32_t col = kept[i];
             if (s->step[col] == c->step)
                 continue; /* another mask has it */
             s->step[col] = c->step;
             s->uses[col] = (uint8_t)(s->uses[col] + (s->uses[col] < MOST_USED));
-            if (slot < 0)
+            if (s->slot_of[col] < 0)
                 want(c, k, col);
             else
-                memcpy(c->view[k] + column_at(s->panel, col), s->slots + (uint64_t)slot * size,
-                       (size_t)size);
+                c->copies[c->n_copies++] = (run){k, col, 1};
         }
     }
 }
@@ -279,7 +294,7 @@ static uint64_t draw(wina_columns *c) {
     return c->random;
 }
 
-/* A slot for a column that was read: a free one, or that of a column which is used no more often.
+/* A slot for a column that was read: a free one, or that of a column which is used less often.
  * -1: it is not kept. So when all columns are wanted every time, those that are here stay. */
 static int32_t find_slot(wina_columns *c, store *s, int32_t col) {
     int32_t best = -1;
@@ -287,7 +302,7 @@ static int32_t find_slot(wina_columns *c, store *s, int32_t col) {
         return s->n_used++;
     for (int i = 0; i < CANDIDATES && s->n_slots; i++) {
         const int32_t slot = (int32_t)(draw(c) % (uint64_t)s->n_slots), other = s->held[slot];
-        if (s->step[other] != c->step && s->uses[other] <= s->uses[col] &&
+        if (s->step[other] != c->step && s->uses[other] < s->uses[col] &&
             (best < 0 || s->uses[other] < s->uses[s->held[best]]))
             best = slot;
     }
@@ -296,19 +311,34 @@ static int32_t find_slot(wina_columns *c, store *s, int32_t col) {
     return best;
 }
 
-static void take(const wina_diskread_piece *piece, const uint8_t *data, void *user) {
+/* Copies what was in memory to the view, which the reads under way do not wait for. */
+static void copy_held(void *user) {
+    const wina_columns *c = user;
+    for (uint64_t i = 0; i < c->n_copies; i++) {
+        const int32_t panel = c->copies[i].panel, col = c->copies[i].first;
+        const store *s = &c->group[panel];
+        const uint64_t size = s->panel->col_bytes;
+        memcpy(c->view[panel] + column_at(s->panel, col),
+               s->slots + (uint64_t)s->slot_of[col] * size, (size_t)size);
+    }
+}
+
+/* Keeps what was read and is worth it. */
+static void hold(const wina_diskread_piece *piece, void *user) {
     wina_columns *c = user;
     const run *r = &c->runs[piece->tag];
     store *s = &c->group[r->panel];
     const uint64_t size = s->panel->col_bytes;
-    memcpy(c->view[r->panel] + column_at(s->panel, r->first), data, (size_t)piece->n_bytes);
-    for (int32_t i = 0; i < r->n; i++) {
-        const int32_t col = r->first + i, slot = find_slot(c, s, col);
+    for (int32_t col = r->first; col < r->first + r->n; col++) {
+        if (s->step[col] != c->step || s->slot_of[col] >= 0)
+            continue; /* between two that were wanted */
+        const int32_t slot = find_slot(c, s, col);
         if (slot < 0)
             continue;
         s->held[slot] = col;
         s->slot_of[col] = slot;
-        memcpy(s->slots + (uint64_t)slot * size, data + (uint64_t)i * size, (size_t)size);
+        memcpy(s->slots + (uint64_t)slot * size, c->view[r->panel] + column_at(s->panel, col),
+               (size_t)size);
     }
 }
 
@@ -317,9 +347,11 @@ int32_t wina_columns_finish(wina_columns *c) {
     for (uint64_t i = 0; i < c->n_runs; i++) {
         const run *r = &c->runs[i];
         const wina_panel *p = c->group[r->panel].panel;
+        const uint64_t at = column_at(p, r->first);
         c->pieces[i] =
-            (wina_diskread_piece){(uint64_t)(p->data - file) + column_at(p, r->first),
-                                  (uint32_t)((uint64_t)r->n * p->col_bytes), (uint32_t)i};
+            (wina_diskread_piece){(uint64_t)(p->data - file) + at, c->view[r->panel] + at,
+                                  (uint32_t)run_bytes(p, r), (uint32_t)i};
     }
-    return wina_diskread_run(c->reader, c->pieces, c->n_runs, take, c);
+    const wina_diskread_user user = {copy_held, hold, c};
+    return wina_diskread_run(c->reader, c->pieces, c->n_runs, &user);
 }
