@@ -160,4 +160,9 @@ static inline uint64_t wina_layout_bits(const wina_layout *l) {
     return (uint64_t)l->low_bits + l->high_bits;
 }
 
+/* Whether its products take activations that are rounded in sub-blocks of this size. */
+static inline bool wina_layout_rounds_by(const wina_layout *l, int32_t sub) {
+    return l->low_bits < 16 && l->sub == sub;
+}
+
 #endif

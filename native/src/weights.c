@@ -370,6 +370,34 @@ int32_t wina_weights_widest_out(const wina_weights *w, int group) {
     return widest(w, group, true);
 }
 
+static bool rounds_by(const wina_group_weights *g, int32_t sub) {
+    for (int32_t i = 0; i < g->n_panels; i++)
+        if (wina_layout_rounds_by(g->panels[i].layout, sub))
+            return true;
+    return false;
+}
+
+bool wina_weights_round_by(const wina_weights *w, int32_t sub) {
+    if (wina_layout_rounds_by(w->output.layout, sub))
+        return true;
+    for (int32_t i = 0; i < w->n_layer; i++) {
+        const wina_layer *layer = &w->layers[i];
+        for (int group = 0; group < WINA_N_GROUPS; group++)
+            if (rounds_by(&layer->groups[group], sub))
+                return true;
+        for (int site = 0; site < WINA_N_SITES; site++)
+            if (rounds_by(&layer->rotations[site], sub))
+                return true;
+        if (rounds_by(&layer->mixture.router, sub))
+            return true;
+        for (int32_t e = 0; e < layer->mixture.n; e++)
+            if (rounds_by(&layer->mixture.experts[e].gate_up, sub) ||
+                rounds_by(&layer->mixture.experts[e].down, sub))
+                return true;
+    }
+    return false;
+}
+
 void wina_weights_embed(const wina_weights *w, int32_t token, float *out) {
     const wina_gguf_tensor *t = w->token_embd;
     if (t)

@@ -76,6 +76,8 @@ int32_t wina_weights_each_norms(wina_weights *weights,
 /* The largest input and (padded) output of a group, over all layers and experts. */
 int32_t wina_weights_widest_in(const wina_weights *weights, int group);
 int32_t wina_weights_widest_out(const wina_weights *weights, int group);
+/* Whether any panel has wina_layout_rounds_by(sub). */
+bool wina_weights_round_by(const wina_weights *weights, int32_t sub);
 
 /* Row of the token embedding, (n_embd). */
 void wina_weights_embed(const wina_weights *weights, int32_t token, float *out);

@@ -49,12 +49,18 @@ static void place_all(wina_cpu *c, layout *a) {
     const wina_group_weights *g = weights->layers[0].groups;
     uint64_t b = (uint64_t)c->n_batch, w = (uint64_t)c->n_widest;
     uint64_t n_threads = (uint64_t)c->n_threads;
+    const bool by32 = wina_weights_round_by(weights, 32), by16 = wina_weights_round_by(weights, 16);
     c->x = place(a, b * (uint64_t)f->n_embd, sizeof(float));
     c->h = place(a, b * (uint64_t)f->n_embd, sizeof(float));
+    /* Attention is over when the feed-forward block begins: they share memory. */
+    const uint64_t shared = a->n_bytes;
     c->qkv = place(a, b * (uint64_t)g[WINA_GROUP_QKV].n_out, sizeof(float));
     c->att = place(a, b * (uint64_t)g[WINA_GROUP_O].n_in, sizeof(float));
+    const uint64_t attention = a->n_bytes;
+    a->n_bytes = shared;
     c->gate_up =
         place(a, b * (uint64_t)wina_weights_widest_out(weights, WINA_GROUP_GATE_UP), sizeof(float));
+    a->n_bytes = a->n_bytes > attention ? a->n_bytes : attention;
     c->ff = place(a, b * (uint64_t)wina_weights_widest_in(weights, WINA_GROUP_DOWN), sizeof(float));
     uint64_t vocab = (uint64_t)weights->output.n_rows;
     uint64_t width = (uint64_t)g[WINA_GROUP_O].n_out;
@@ -85,18 +91,19 @@ static void place_all(wina_cpu *c, layout *a) {
         place(a, (uint64_t)f->n_head * chunks * ((uint64_t)f->head_dim + 2), sizeof(float));
     for (int i = 0; i < WINA_MAX_PROJECTIONS; i++) {
         c->kept[i] = place(a, w, sizeof(int32_t));
-        place_quads(a, w, &c->acts[i].by32);
-        place_quads(a, w, &c->acts[i].by16);
+        place_quads(a, by32 ? w : 0, &c->acts[i].by32);
+        place_quads(a, by16 ? w : 0, &c->acts[i].by16);
     }
     c->n_kept = place(a, b, sizeof(int32_t));
     c->batch.stride = c->n_widest;
     c->batch.x = place(a, b * w, sizeof(float));
     for (int i = 0; i < 2; i++) {
-        c->batch.hi[i] = place(a, b * w, 1);
-        c->batch.lo[i] = place(a, b * w, 1);
-        c->batch.x16[i] = place(a, b * w, sizeof(int16_t));
-        c->batch.scale[i] = place(a, b * w / 16, sizeof(float));
-        c->batch.sum[i] = place(a, b * w / 16, sizeof(int32_t));
+        const uint64_t n = (i ? by16 : by32) ? b * w : 0;
+        c->batch.hi[i] = place(a, n, 1);
+        c->batch.lo[i] = place(a, n, 1);
+        c->batch.x16[i] = place(a, n, sizeof(int16_t));
+        c->batch.scale[i] = place(a, n / 16, sizeof(float));
+        c->batch.sum[i] = place(a, n / 16, sizeof(int32_t));
     }
     for (uint64_t i = 0; i < n_threads; i++) {
         wina_cpu_scratch none = {0}, *s = a->memory ? &c->scratch[i] : &none;

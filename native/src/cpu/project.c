@@ -314,8 +314,8 @@ static void find_kinds(job *j) {
     for (int32_t i = 0; i < j->group->n_panels; i++) {
         const wina_layout *l = j->group->panels[i].layout;
         /* NOLINTNEXTLINE(clang-analyzer-core*): every panel has one */
-        j->by32 |= l->low_bits < 16 && l->sub == 32;
-        j->by16 |= l->low_bits < 16 && l->sub == 16;
+        j->by32 |= wina_layout_rounds_by(l, 32);
+        j->by16 |= wina_layout_rounds_by(l, 16);
     }
 }
 
