@@ -1,6 +1,7 @@
 /* AVX-512: attention over rows of the cache, eight rows at once as in attend_avx2.c; the sixteen
  * lanes of a sum are one register. */
 #include "avx512.h"
+#include "fold.h"
 
 static inline __mmask16 tail_mask(int n) { /* the first n of sixteen lanes */
     return (__mmask16)(n >= 16 ? 0xffff : (1u << n) - 1);
@@ -9,18 +10,6 @@ static inline __mmask16 tail_mask(int n) { /* the first n of sixteen lanes */
 /* Sixteen lanes folded to eight. */
 static inline __m256 fold_half(__m512 x) {
     return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
-}
-
-/* Eight rows' eight lanes, each folded 8 -> 4 -> 2 -> 1: lane r of the result is row r. */
-static inline __m256 fold_eight(const __m256 f[8]) {
-    __m256 x[4], y[2];
-    for (int r = 0; r < 4; r++)
-        x[r] = _mm256_add_ps(_mm256_permute2f128_ps(f[r], f[r + 4], 0x20),
-                             _mm256_permute2f128_ps(f[r], f[r + 4], 0x31));
-    for (int r = 0; r < 2; r++)
-        y[r] = _mm256_add_ps(_mm256_shuffle_ps(x[2 * r], x[2 * r + 1], 0x44),
-                             _mm256_shuffle_ps(x[2 * r], x[2 * r + 1], 0xee));
-    return _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x88), _mm256_shuffle_ps(y[0], y[1], 0xdd));
 }
 
 void wina_attend_dots_avx512(const float *q, const float *k, int32_t n_dim, int32_t n_rows,

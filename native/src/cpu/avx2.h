@@ -11,6 +11,7 @@
 #include <immintrin.h>
 #include <string.h>
 
+#include "fold.h"
 #include "groups.h"
 
 enum { SUMS = 8 }; /* registers of a strip */
@@ -195,18 +196,7 @@ INLINE __m256 load_floats(const uint8_t *p, wina_scales kind) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
 
-/* Eight rows' eight lanes, each folded 8 -> 4 -> 2 -> 1: lane r of the result is row r. */
-INLINE __m256 fold_eight(const __m256 f[8]) {
-    __m256 x[4], y[2];
-    for (int r = 0; r < 4; r++)
-        x[r] = _mm256_add_ps(_mm256_permute2f128_ps(f[r], f[r + 4], 0x20),
-                             _mm256_permute2f128_ps(f[r], f[r + 4], 0x31));
-    for (int r = 0; r < 2; r++)
-        y[r] = _mm256_add_ps(_mm256_shuffle_ps(x[2 * r], x[2 * r + 1], 0x44),
-                             _mm256_shuffle_ps(x[2 * r], x[2 * r + 1], 0xee));
-    return _mm256_add_ps(_mm256_shuffle_ps(y[0], y[1], 0x88), _mm256_shuffle_ps(y[0], y[1], 0xdd));
-}
-/* The same for one row. */
+/* What fold_eight() does, for one row. */
 INLINE float fold_lanes_avx2(__m256 f) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(f), _mm256_extractf128_ps(f, 1));
     x = _mm_add_ps(x, _mm_movehl_ps(x, x));
