@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._native import check, ffi, lib
+from ._open import CacheType
 from .errors import UnsupportedError
 from .grammar import Grammar
-from .model import CacheType
 from .params import LogitsProcessor
 
 RANDOM_SEED = 0xFFFFFFFF

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
+from .._open import Backend, CacheType
 from ..errors import ArgumentError
-from ..model import Backend, CacheType
 from ..params import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
 
