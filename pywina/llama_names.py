@@ -17,12 +17,16 @@ from .errors import UnsupportedError
 from .grammar import Grammar
 from .params import LogitsProcessor
 
-RANDOM_SEED = 0xFFFFFFFF
-POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST = 0, 1, 2, 3
-POOLING_UNSPECIFIED = -1
+LLAMA_DEFAULT_SEED = 0xFFFFFFFF  # a random one
+LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_MEAN = -1, 0, 1
+LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST = 2, 3
+LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
+GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 = 0, 1, 8
 
 #: llama.cpp's numbers of types that keys and values may have
-CACHE_TYPES: dict[int | None, CacheType] = {None: "f16", 0: "f32", 1: "f16", 8: "q8_0"}
+CACHE_TYPES: dict[int | None, CacheType] = {
+    None: "f16", GGML_TYPE_F32: "f32", GGML_TYPE_F16: "f16", GGML_TYPE_Q8_0: "q8_0",
+}  # fmt: skip
 
 StoppingCriteria = Callable[[NDArray[np.int32], NDArray[np.float32]], bool]
 

@@ -40,10 +40,8 @@ def shape(value: Any, key: str = "") -> Any:
     if key == "id":
         return re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "UUID", value)
     if isinstance(value, dict):
-        if key in _MAPS:
-            return {
-                "*": [k for k, _ in groupby(sorted(json.dumps(shape(v)) for v in value.values()))]
-            }
+        if key in _MAPS and "logprob" not in value:
+            return {"*": sorted({shape(inner) for inner in value.values()})}
         return {name: shape(inner, name) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         # Runs of one shape count once: answers differ in their lengths.
@@ -158,7 +156,11 @@ def main() -> None:
         "shapes": {name: shape(call(), name) for name, call in calls(llm)},
         "errors": {name: error_of(call) for name, call in failures(llm, make)},
     }
-    OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
+    shapes = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in found["shapes"].items()
+    )
+    rest = json.dumps(found | {"shapes": 0}, indent=1)
+    OUTPUT.write_text(rest.replace('"shapes": 0', f'"shapes": {{\n{shapes}\n }}') + "\n")
 
 
 if __name__ == "__main__":
