@@ -122,3 +122,17 @@ def open_session(path: str, weights: Weights, options: SessionOptions) -> Handle
     session = ffi.new("wina_session **")
     check(lib.wina_session_create(weights.model, options.native(), session))
     return Handle(path, weights, session[0])
+
+
+def trained_context(path: str) -> int:
+    """The context length in the file's metadata; weights are not read."""
+    params, model = ffi.new("wina_model_params *"), ffi.new("wina_model **")
+    lib.wina_model_params_init(params)
+    params.meta_only = 1
+    info = ffi.new("wina_model_info *")
+    check(lib.wina_model_load(os.fsencode(path), params, model))
+    try:
+        check(lib.wina_model_get_info(model[0], info))
+        return int(info.n_ctx_train)
+    finally:
+        lib.wina_model_free(model[0])

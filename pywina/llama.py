@@ -125,13 +125,7 @@ class Llama:
                 f"chat_format {chat_format!r} is not supported; leave it out to use the file's "
                 f"own template, or give one of {', '.join(CHAT_FORMATS)}"
             )
-        if pooling_type not in (
-            -1,
-            LLAMA_POOLING_TYPE_NONE,
-            LLAMA_POOLING_TYPE_MEAN,
-            LLAMA_POOLING_TYPE_CLS,
-            LLAMA_POOLING_TYPE_LAST,
-        ):
+        if pooling_type not in range(LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_LAST + 1):
             raise UnsupportedError(f"pooling_type={pooling_type!r} is not supported")
         #: as given
         self.model_path, self.chat_format, self.verbose = model_path, chat_format, False

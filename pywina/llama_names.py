@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import check, ffi, lib
-from ._open import CacheType
+from ._open import CacheType, trained_context
 from .errors import UnsupportedError
 from .grammar import Grammar
 from .params import LogitsProcessor
@@ -140,22 +139,8 @@ class LlamaState:
         self.llama_state, self.llama_state_size, self.seed = llama_state, llama_state_size, seed
 
 
-def _trained_context(path: str) -> int:
-    """The context length in the file's metadata; weights are not read."""
-    params, model = ffi.new("wina_model_params *"), ffi.new("wina_model **")
-    lib.wina_model_params_init(params)
-    params.meta_only = 1
-    info = ffi.new("wina_model_info *")
-    check(lib.wina_model_load(os.fsencode(path), params, model))
-    try:
-        check(lib.wina_model_get_info(model[0], info))
-        return int(info.n_ctx_train)
-    finally:
-        lib.wina_model_free(model[0])
-
-
 def context_length(path: str, wanted: int) -> int:
-    trained = _trained_context(path)
+    trained = trained_context(path)
     if wanted > trained:
         warnings.warn(
             f"n_ctx is {wanted}, but {path} was trained for {trained} tokens: using {trained}",
