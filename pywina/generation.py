@@ -285,6 +285,8 @@ def decode_together(streams: Sequence[Stream]) -> None:
     """Evaluates in one step what the next pieces of these streams need: each then comes without an
     evaluation of its own, and is what it would have been. For streams of models that share their
     weights (:meth:`Model.share`); those that have nothing to evaluate yet are left alone."""
+    if len(streams) < 2:
+        return
     with ExitStack() as held:
         pointers = []
         # In one order everywhere, so that two callers never wait for each other.

@@ -195,14 +195,16 @@ def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
     """Time between first and last token, in this process and through the server. They take turns,
     each round gives one ratio, and the median of the ratios counts: what else the machine does
     comes and goes more slowly than a round takes."""
-    body = {"prompt": "The sea is", "max_tokens": n_tokens, "temperature": 0, "stream": True}
+    options: Json = {"max_tokens": n_tokens, "temperature": 0}
 
     def direct(model: pywina.Model) -> tuple[float, float]:
-        stream = model.stream("The sea is", max_tokens=n_tokens, temperature=0)
+        stream = model.stream("The sea is", **options, logit_bias=no_end)
         return per_token((chunk for chunk in stream if chunk.text), os.getpid())
 
     def served(server: Server) -> tuple[float, float]:
         connection = server.connect()
+        bias = {str(token): value for token, value in no_end.items()}
+        body = {"prompt": "The sea is", "stream": True, "logit_bias": bias, **options}
         connection.request("POST", PATH, json.dumps(body), HEADERS)
         lines = connection.getresponse()
         parts = (line for line in lines if line.startswith(b"data: {") and b'"text":""' not in line)
@@ -214,6 +216,7 @@ def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
         serving(path, "-t", "1", "--slots", "1") as server,
         pywina.load(path, n_threads=1) as model,
     ):
+        no_end = {i: -100.0 for i in range(model.info.n_vocab) if model.is_eog(i)}
         direct(model)  # the first ones are not counted
         served(server)
         rounds = []
@@ -229,7 +232,7 @@ def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
         yield (
             f"server / Model.stream per token, {name}: median of {n_rounds} ratios "
             f"{statistics.median(ratios):.3f}, all {' '.join(f'{r:.3f}' for r in ratios)}; "
-            f"{ms[1]:.2f} / {ms[0]:.2f} ms"
+            f"{ms[1]:.3f} / {ms[0]:.3f} ms, {ms[1] - ms[0]:+.3f}"
         )
 
 
@@ -240,15 +243,22 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=500)
     parser.add_argument("--leave", type=int, default=102, help="disconnects")
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--overhead", type=Path, help="a model to measure overhead with")
+    parser.add_argument("--overhead", type=Path, metavar="MODEL",
+                        help="a model to measure overhead with; tiny: the one of the other checks, "
+                        "which shows the server's own work")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=9, help="of --overhead")
     parser.add_argument("--only-overhead", action="store_true", help="nothing else")
     args = parser.parse_args()
     if not args.only_overhead:
         check_load(args)
-    if args.overhead:
-        for line in check_overhead(args.overhead, args.rounds, 48):
-            print(line, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path, n_tokens = args.overhead, 48
+        if path == Path("tiny"):
+            path = tinymodel.write_tiny(Path(folder, "tiny.gguf"), tinymodel.TinySpec())
+            n_tokens = 400
+        if path:
+            for line in check_overhead(path, args.rounds, n_tokens):
+                print(line, flush=True)
 
 
 def check_load(args: argparse.Namespace) -> None:
