@@ -2,8 +2,8 @@
 
 A handle owns a model, its session and at most one running stream, and frees them in that reverse
 order. Invariants: a freed pointer is never handed out; the session is used by one caller at a
-time; while a stream is unfinished nothing else evaluates; a process that was forked never touches
-the parent's objects, because their threads do not exist there.
+time; while a task (a stream, an embedding) is unfinished nothing else evaluates; a process that was
+forked never touches the parent's objects, because their threads do not exist there.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Handle:
         self._weights = weights
         self._model = weights.model
         self._session = session
-        self._stream: Any = None
+        self._owner: object = None  # the key of the task that is unfinished
+        self._stream: Any = None  # its native stream
         self._pid = os.getpid()
         self._closed = False
         self._lock = threading.RLock()  # held while the session is in use
@@ -89,16 +90,16 @@ class Handle:
             return self._weights.share()
 
     @contextmanager
-    def run(self, stream: Any = None) -> Iterator[Any]:
-        """The session, for one caller at a time; others wait. stream: the caller's own running
-        stream, or None. Fails if another stream is unfinished."""
+    def run(self, owner: object = None) -> Iterator[Any]:
+        """The session, for one caller at a time; others wait. owner: the key of the caller's own
+        task, or None. Fails if another one's task is unfinished."""
         self.check_open()
         with self._lock:
             self.check_open()
-            if self._stream is not None and self._stream != stream:
+            if self._owner is not None and self._owner is not owner:
                 raise StateError(
-                    f"a stream of the model {self._name} is unfinished: read it to its end or "
-                    "close() it first, or load the model a second time"
+                    f"a stream or embedding of the model {self._name} is unfinished: read it to "
+                    "its end or close() it first, or load the model a second time"
                 )
             before, self._runner = self._runner, threading.get_ident()
             try:
@@ -112,29 +113,33 @@ class Handle:
         return self._runner == threading.get_ident()
 
     @property
-    def stream(self) -> Any:
-        """The running stream; None if there is none."""
-        return self._stream
+    def owner(self) -> object:
+        """The key of the unfinished task; None if there is none."""
+        return self._owner
+
+    def take(self, owner: object) -> None:
+        """The session is this task's until it is released; inside run(owner)."""
+        self._owner = owner
 
     def own_stream(self, stream: Any) -> None:
-        """Takes a stream just created on the session; inside run()."""
+        """Takes the owner's stream, just created on the session; inside run(owner)."""
         self._stream = stream
 
-    def free_stream(self, stream: Any) -> None:
-        """Frees a stream, at once or never: it may have gone with the model."""
+    def release(self, owner: object) -> None:
+        """Ends a task and frees its stream, at once or never: it may have gone with the model."""
         if self._pid != os.getpid():
             return
         with self._lock:
-            if self._stream is not None and self._stream == stream:
-                self._stream = None
-                lib.wina_stream_free(stream)
+            if self._owner is owner:
+                stream, self._owner, self._stream = self._stream, None, None
+                lib.wina_stream_free(stream if stream is not None else ffi.NULL)
 
-    def cancel(self, stream: Any) -> None:
-        """Ends the evaluation that is under way for this stream, if there is one."""
+    def cancel(self, owner: object) -> None:
+        """Ends the evaluation that is under way for this task, if there is one."""
         if self._pid != os.getpid():
             return
         with self._idle:  # nothing is freed meanwhile
-            if not self._closed and self._stream == stream:
+            if not self._closed and self._owner is owner:
                 lib.wina_session_cancel(self._session)
 
     def close(self) -> None:
@@ -157,4 +162,4 @@ class Handle:
             lib.wina_stream_free(self._stream if self._stream is not None else ffi.NULL)
             lib.wina_session_free(self._session)
             self._weights.release()
-            self._stream = self._session = self._model = None
+            self._owner = self._stream = self._session = self._model = None

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Unpack
 
+from ._open import Backend, CacheType
 from .errors import ArgumentError
-from .model import Backend, CacheType, Model
+from .model import Model
 from .params import GenerateOptions, Params, split_options
 from .sparsity import Mask, Method, Sparsity
 

@@ -12,12 +12,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .chat import Message
 from .errors import ArgumentError, UnsupportedError
 from .generation import Chunk, FinishReason, Stream
-from .params import LogitsProcessor
+from .params import GenerateOptions, LogitsProcessor, split_options
 from .sparsity import Sparsity
 
 if TYPE_CHECKING:
@@ -111,6 +111,16 @@ class _Reply:
         }
 
 
+def _echoed(made: Stream) -> list[Chunk]:
+    """The prompt's tokens with their log probabilities, if those were wanted."""
+    if not made.scores_prompt:
+        return []
+    return [Chunk("", made.prompt[0])] + [
+        Chunk("", token, logprob=value, top_logprobs=top)
+        for token, (value, top) in zip(made.prompt[1:], made.prompt_logprobs, strict=True)
+    ]
+
+
 def usage_of(stream: Stream) -> Json:
     """Token counts, and what OpenAI's form has no name for under ``"pywina"``."""
     n_prompt = len(stream.prompt)
@@ -194,7 +204,7 @@ class Completions:
         if suffix is not None:
             raise UnsupportedError("suffix: filling in between two texts is not supported")
         made = self._make_stream(
-            self._prompt_tokens(prompt), grammar, logits_processor,
+            self._prompt_tokens(prompt), grammar, logits_processor, echo and logprobs is not None,
             max_tokens=_limit(max_tokens), temperature=temperature, top_p=top_p, min_p=min_p,
             typical_p=typical_p, logprobs=logprobs, stop=stop, frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty, repeat_penalty=repeat_penalty, top_k=max(top_k, 0),
@@ -206,12 +216,14 @@ class Completions:
         if stream:
             return self._text_chunks(reply, made, first, echo)
         text, offset = (first, 0) if echo else ("", len(first))
-        tokens, finish = self._echoed(made, echo), None
+        tokens, finish = [], None
         with self._handle.run():
             for piece in _pieces(made):
                 text, finish = text + piece.text, piece.finish
                 tokens += piece.tokens
-        probabilities = None if logprobs is None else reply.text_logprobs(tokens, offset)
+        probabilities = None
+        if logprobs is not None:
+            probabilities = reply.text_logprobs([*_echoed(made), *tokens], offset)
         choice = {"text": text, "logprobs": probabilities, "finish_reason": finish}
         return reply.frame(choice, usage_of(made))
 
@@ -269,7 +281,7 @@ class Completions:
         wanted = (top_logprobs or 0) if logprobs or top_logprobs else None
         made = self._make_stream(
             self.chat_tokens(messages, template=template, **variables), grammar, logits_processor,
-            max_tokens=_limit(max_tokens), temperature=temperature, top_p=top_p, min_p=min_p,
+            False, max_tokens=_limit(max_tokens), temperature=temperature, top_p=top_p, min_p=min_p,
             typical_p=typical_p, logprobs=wanted, stop=stop, frequency_penalty=frequency_penalty,
             presence_penalty=presence_penalty, repeat_penalty=repeat_penalty, top_k=max(top_k, 0),
             seed=seed, mirostat=mirostat_mode, mirostat_tau=mirostat_tau,
@@ -301,6 +313,7 @@ class Completions:
         tokens: list[int],
         grammar: object,
         processors: Sequence[LogitsProcessor] | LogitsProcessor | None,
+        score_prompt: bool,
         **options: Any,
     ) -> Stream:
         functions: list[Callable[..., Any]] = []
@@ -312,17 +325,9 @@ class Completions:
             if not isinstance(grammar, Grammar):
                 raise ArgumentError(f"grammar is {grammar!r}; make one with pywina.Grammar")
             functions.append(grammar.processor(self, len(tokens)))
-        return self.stream(tokens, logits_processors=functions, **options)
-
-    def _echoed(self: Model, made: Stream, echo: bool) -> list[Chunk]:
-        """The prompt's tokens with their log probabilities, if they are wanted."""
-        if not echo or made.params.logprobs is None:
-            return []
-        tokens, values = made.prompt, self._prompt_logprobs(made)
-        return [Chunk("", tokens[0])] + [
-            Chunk("", token, logprob=value, top_logprobs=top)
-            for token, (value, top) in zip(tokens[1:], values, strict=True)
-        ]
+        wanted = cast(GenerateOptions, {"logits_processors": functions, **options})
+        params, sparsity = split_options(wanted, self.sparsity)
+        return Stream(self, tokens, params, sparsity, score_prompt)
 
     def _text_chunks(
         self: Model,
@@ -331,18 +336,23 @@ class Completions:
         first: str,
         echo: bool,
     ) -> Iterator[Json]:
-        offset = len(first)
+        def frame(text: str, probabilities: Json | None = None) -> Json:
+            return reply.frame({"text": text, "logprobs": probabilities, "finish_reason": None})
+
+        offset, finish = len(first), None
         if echo:
-            shown = self._echoed(made, echo)
-            probabilities = reply.text_logprobs(shown, 0) if shown else None
-            yield reply.frame({"text": first, "logprobs": probabilities, "finish_reason": None})
+            made.score()
+            shown = _echoed(made)
+            yield frame(first, reply.text_logprobs(shown, 0) if shown else None)
         for piece in _pieces(made):
-            probabilities = None
-            if made.params.logprobs is not None:
+            finish, probabilities = piece.finish, None
+            if made.params.logprobs is not None and piece.tokens:
                 probabilities = reply.text_logprobs(piece.tokens, offset)
                 offset += sum(map(len, probabilities["tokens"]))
-            choice = {"text": piece.text, "logprobs": probabilities, "finish_reason": piece.finish}
-            yield reply.frame(choice, usage_of(made) if piece.finish else None)
+            if piece.text or probabilities:
+                yield frame(piece.text, probabilities)
+        choice: Json = {"text": "", "logprobs": None, "finish_reason": finish}
+        yield reply.frame(choice, usage_of(made))
 
     def _chat_chunks(self: Model, reply: _Reply, made: Stream) -> Iterator[Json]:
         def frame(delta: Json, probabilities: Json | None = None) -> Json:

@@ -23,8 +23,8 @@ class FileError(WinaError, OSError):
     """A file cannot be opened, read, mapped or written."""
 
 
-class ModelNotFoundError(FileError, FileNotFoundError):
-    """Neither a file nor a known model name."""
+class ModelNotFoundError(FileError, FileNotFoundError, ValueError):
+    """Neither a file nor a known model name. A ``ValueError``, too: a bad name, or path."""
 
 
 class FormatError(WinaError, ValueError):

@@ -1,32 +1,30 @@
 """Generation: the pieces that a stream yields, and the stream itself.
 
-A stream owns its model's session from its first piece to its last. It is advanced one native call
-at a time (one token, or one batch of the prompt), so Python runs between the calls and Ctrl-C
-takes effect there.
+A stream is a task: it owns its model's session from its first piece to its last, and is advanced
+one native call at a time (one token, or one batch of the prompt).
 """
 
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _values
 from ._native import check, ffi, lib
-from .errors import ArgumentError, CancelledError, StateError
+from ._task import Task
+from .errors import ArgumentError, StateError
 from .params import LogitsProcessor, Params
 from .sparsity import Sparsity
 
 if TYPE_CHECKING:
     from .model import Model
 
-T = TypeVar("T")
 FinishReason = Literal["eog", "stop", "length", "context"]
 
 _FINISH: dict[int, FinishReason] = {
@@ -122,7 +120,7 @@ class _Processors:
         self.error = error
 
 
-class Stream(Iterator[Chunk]):
+class Stream(Task, Iterator[Chunk]):
     """The pieces of one answer; made by :meth:`Model.stream`. Iterate, or use it in a ``with``.
 
     While it is unfinished, other generations on the same model raise ``StateError``; ``close``
@@ -130,19 +128,26 @@ class Stream(Iterator[Chunk]):
     """
 
     def __init__(
-        self, model: Model, tokens: Sequence[int], params: Params, sparsity: Sparsity
+        self,
+        model: Model,
+        tokens: Sequence[int],
+        params: Params,
+        sparsity: Sparsity,
+        score_prompt: bool = False,
     ) -> None:
-        self._model: Model | None = model
+        super().__init__(model)
         #: prompt tokens, the options, and what is skipped
         self.prompt, self.params, self.sparsity = list(tokens), params, sparsity
         self._pointer: Any = None
-        self._finalizer: weakref.finalize[..., Stream] | None = None
         #: the tokens of the answer so far
         self.tokens: list[int] = []
+        #: log probabilities of the prompt's tokens from the second on, and of the likeliest in
+        #: their places; complete when the prompt is evaluated, and only if they were asked for
+        self.prompt_logprobs: list[LogProbabilities] = []
+        self.scores_prompt = score_prompt
+        self._to_score = len(self.prompt) if score_prompt else 0
         functions = params.processors
         self._processors = _Processors(functions, self.prompt, self.tokens) if functions else None
-        self._inside = False  # a thread is in __next__ and holds the session
-        self._cancelled = False
         self._dense = sparsity.sparsity == 0  # so far: what was generated is as a prompt would be
         self._started = 0.0
         self.finish_reason: FinishReason | None = None
@@ -160,26 +165,14 @@ class Stream(Iterator[Chunk]):
             self.close()
         return chunk
 
-    def _advance(self, step: Callable[[Model, Any], T]) -> T:
-        """step(model, session) of the started stream; an error ends it."""
-        model = self._model
-        if model is None:
-            raise StopIteration
-        self._refuse_inside(model, "advanced")
-        try:
-            with model._handle.run(self._pointer) as session:
-                if self._model is None:  # closed by another thread while this one waited
-                    raise StopIteration
-                self._inside = True
-                try:
-                    if self._pointer is None:
-                        self._start(model, session)
-                    return step(model, session)
-                finally:
-                    self._inside = False
-        except BaseException:
-            self.close()
-            raise
+    def score(self) -> None:
+        """Evaluates the prompt as far as its log probabilities were asked for and are not there."""
+        while self._to_score:
+            if not self.prefill(len(self.prompt)):
+                raise StateError("this stream has ended; ask the model for a new one")
+
+    def _ended(self) -> BaseException:
+        return StopIteration()
 
     def prefill(self, max_tokens: int) -> int:
         """Evaluates at most so many further tokens of the prompt, and says how many are left. What
@@ -189,41 +182,67 @@ class Stream(Iterator[Chunk]):
         if self._model is None:
             return 0
 
-        def step(model: Model, _session: Any) -> int:
-            if self._cancelled:
-                raise CancelledError("the generation was cancelled")
+        def step(model: Model, session: Any) -> int:
+            if self._to_score:
+                self._score(model, session, max_tokens)
+                return max(self._to_score, 1)  # the last one is evaluated by the native stream
             left = ffi.new("int32_t *")
-            check(lib.wina_stream_prefill(self._pointer, max_tokens, left))
+            check(lib.wina_stream_prefill(self._native(model, session), max_tokens, left))
             return int(left[0])
 
         return self._advance(step)
 
-    def _refuse_inside(self, model: Model, what: str) -> None:
-        if self._inside and model._handle.runs_here:
-            raise StateError(f"a stream cannot be {what} from inside its own computation")
-
-    def _start(self, model: Model, session: Any) -> None:
+    def _begin(self, model: Model, session: Any) -> None:
         self._started = time.perf_counter()
-        held = model._begin_prompt(session, self.prompt, self.sparsity)
-        params, alive = self.params._create(model, self.prompt)
-        params.n_held = held
-        if self._processors is not None:
-            params.process = self._processors.callback
-        out = ffi.new("wina_stream **")
-        check(lib.wina_stream_create(session, params, out))
-        del alive
-        handle, self._pointer = model._handle, out[0]
-        handle.own_stream(self._pointer)
-        self._finalizer = weakref.finalize(self, handle.free_stream, self._pointer)
-        self._finalizer.atexit = False
+        if self._to_score:
+            model._check_room(len(self.prompt))
+            model._begin(session, self.sparsity)
+
+    def _score(self, model: Model, session: Any, max_tokens: int) -> None:
+        """Evaluates so many tokens of the prompt and keeps the log probabilities after them."""
+        first = len(self.prompt) - self._to_score
+        part = self.prompt[first : first + min(max_tokens, model._n_batch)]
+        rows = np.empty((len(part), model.info.n_vocab), dtype=np.float32)
+        n_dense = 0 if self.sparsity.prefill else len(self.prompt)
+        model._eval(session, part, first, first, n_dense, rows)
+        following = self.prompt[first + 1 : first + 1 + len(part)]
+        n_top = self.params.logprobs or 0
+        self.prompt_logprobs += [
+            log_probabilities(row, token, n_top)
+            for row, token in zip(rows, following, strict=False)
+        ]
+        self._to_score -= len(part)
+        if self._to_score == 0 and n_dense and model.info.backend == "cpu":
+            model._held = list(self.prompt)
+
+    def _native(self, model: Model, session: Any) -> Any:
+        """The wina_stream, created on first use."""
+        if self._pointer is None:
+            held = model._begin_prompt(
+                session, self.prompt, self.sparsity, reset=not self.scores_prompt
+            )
+            params, alive = self.params._create(model, self.prompt)
+            params.n_held = held
+            if self._processors is not None:
+                params.process = self._processors.callback
+            out = ffi.new("wina_stream **")
+            check(lib.wina_stream_create(session, params, out))
+            del alive
+            self._pointer = out[0]
+            model._handle.own_stream(self._pointer)
+        return self._pointer
 
     def _step(self, model: Model, session: Any) -> Chunk:
         native = ffi.new("wina_chunk *")
         while True:
-            if self._cancelled:
-                raise CancelledError("the generation was cancelled")
+            self._check_cancelled()
             model._handle.check_open()
-            status = lib.wina_stream_next(self._pointer, native)
+            if self._to_score:
+                self._score(model, session, model._n_batch)
+                if self.progress is not None:
+                    self.progress(len(self.prompt) - self._to_score, len(self.prompt))
+                continue
+            status = lib.wina_stream_next(self._native(model, session), native)
             if self._processors is not None and self._processors.error is not None:
                 raise self._processors.error
             check(status)
@@ -253,44 +272,21 @@ class Stream(Iterator[Chunk]):
         self.sparsity = self.sparsity.replace(sparsity=sparsity)
         self._dense &= self.sparsity.sparsity == 0
         model = self._model
-        if model is not None and self._pointer is not None:
-            with model._handle.run(self._pointer) as session:
+        if model is not None and self._finalizer is not None:
+            with model._handle.run(self._key) as session:
                 model._set_sparsity(session, self.sparsity)
 
-    def cancel(self) -> None:
-        """Ends the generation, from any thread and at any moment: the one who reads the stream gets
-        ``CancelledError``."""
-        self._cancelled = True
-        model = self._model
-        if model is not None and self._pointer is not None:
-            model._handle.cancel(self._pointer)
-
-    def close(self) -> None:
-        """Ends the stream; the model can then be used again. May be called any number of times,
-        but not from inside its own computation (a logits processor): StateError."""
-        model = self._model
-        if model is None:
-            return
-        self._refuse_inside(model, "closed")
-        self._model = None
-        if self._finalizer is not None:
-            if self._dense:
-                model._hold_more(self.tokens)
-            self._finalizer()
-
-    def __enter__(self) -> Stream:
-        if self._model is None:
-            raise StateError("this stream has ended; ask the model for a new one")
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def _finish(self, model: Model) -> None:
+        if self._dense:
+            model._hold_more(self.tokens)
 
 
 def decode_together(streams: Sequence[Stream]) -> None:
     """Evaluates in one step what the next pieces of these streams need: each then comes without an
     evaluation of its own, and is what it would have been. For streams of models that share their
     weights (:meth:`Model.share`); those that have nothing to evaluate yet are left alone."""
+    if len(streams) < 2:
+        return
     with ExitStack() as held:
         pointers = []
         # In one order everywhere, so that two callers never wait for each other.
@@ -299,7 +295,7 @@ def decode_together(streams: Sequence[Stream]) -> None:
             if model is None or stream._pointer is None or stream._cancelled:
                 continue
             stream._refuse_inside(model, "advanced")
-            held.enter_context(model._handle.run(stream._pointer))
+            held.enter_context(model._handle.run(stream._key))
             if stream._model is not None:
                 pointers.append(stream._pointer)
         if len(pointers) > 1:

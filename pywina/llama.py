@@ -1,6 +1,6 @@
 """The class :class:`Llama` of llama-cpp-python over a pywina model: change the import line only.
 
-    from pywina import Llama
+    from pywina.llama import Llama  # this module has the other names, too
     llm = Llama(model_path="model.gguf")
 
 An argument that decides what is computed is honoured or refused. Those that only decide how
@@ -24,13 +24,19 @@ from .errors import ArgumentError, ContextError, StateError, UnsupportedError
 from .hub.fetch import resolve
 from .llama_names import (
     CHAT_FORMATS,
+    GGML_TYPE_F16,
+    GGML_TYPE_F32,
+    GGML_TYPE_Q8_0,
     IGNORED,
-    POOLING_CLS,
-    POOLING_LAST,
-    POOLING_MEAN,
-    POOLING_NONE,
-    POOLING_UNSPECIFIED,
-    RANDOM_SEED,
+    LLAMA_DEFAULT_SEED,
+    LLAMA_POOLING_TYPE_CLS,
+    LLAMA_POOLING_TYPE_LAST,
+    LLAMA_POOLING_TYPE_MEAN,
+    LLAMA_POOLING_TYPE_NONE,
+    LLAMA_POOLING_TYPE_UNSPECIFIED,
+    LLAMA_SPLIT_MODE_LAYER,
+    LLAMA_SPLIT_MODE_NONE,
+    LLAMA_SPLIT_MODE_ROW,
     LlamaCache,
     LlamaGrammar,
     LlamaRAMCache,
@@ -50,7 +56,19 @@ from .stepping import Sampler, Steps
 
 __all__ = [
     "CHAT_FORMATS",
+    "GGML_TYPE_F16",
+    "GGML_TYPE_F32",
+    "GGML_TYPE_Q8_0",
     "IGNORED",
+    "LLAMA_DEFAULT_SEED",
+    "LLAMA_POOLING_TYPE_CLS",
+    "LLAMA_POOLING_TYPE_LAST",
+    "LLAMA_POOLING_TYPE_MEAN",
+    "LLAMA_POOLING_TYPE_NONE",
+    "LLAMA_POOLING_TYPE_UNSPECIFIED",
+    "LLAMA_SPLIT_MODE_LAYER",
+    "LLAMA_SPLIT_MODE_NONE",
+    "LLAMA_SPLIT_MODE_ROW",
     "Llama",
     "LlamaCache",
     "LlamaGrammar",
@@ -67,7 +85,7 @@ class Llama:
 
     model_path: a GGUF file, or the name of a model that pywina knows.
     n_gpu_layers: -1: all, if there is a GPU; 0: none.
-    seed: of calls that give none; :data:`RANDOM_SEED`: a random one.
+    seed: of calls that give none; :data:`LLAMA_DEFAULT_SEED`: a random one.
     n_ctx: 0: the model's own.
     logits_all: ``scores`` has the logits after every token that ``eval`` saw.
     embedding, pooling_type: for :meth:`embed`.
@@ -83,11 +101,11 @@ class Llama:
         model_path: str,
         *,
         n_gpu_layers: int = 0,
-        seed: int = RANDOM_SEED,
+        seed: int = LLAMA_DEFAULT_SEED,
         n_ctx: int = 512,
         n_batch: int = 512,
         n_threads: int | None = None,
-        pooling_type: int = POOLING_UNSPECIFIED,
+        pooling_type: int = LLAMA_POOLING_TYPE_UNSPECIFIED,
         logits_all: bool = False,
         embedding: bool = False,
         last_n_tokens_size: int = 64,
@@ -107,7 +125,7 @@ class Llama:
                 f"chat_format {chat_format!r} is not supported; leave it out to use the file's "
                 f"own template, or give one of {', '.join(CHAT_FORMATS)}"
             )
-        if pooling_type not in (-1, POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST):
+        if pooling_type not in range(LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_LAST + 1):
             raise UnsupportedError(f"pooling_type={pooling_type!r} is not supported")
         #: as given
         self.model_path, self.chat_format, self.verbose = model_path, chat_format, False
@@ -125,6 +143,8 @@ class Llama:
             cache_type_v=cache_type("type_v", type_v),
             mem_limit=mem_limit,
         )
+        if chat_format is None and self.model.chat_template is not None:
+            self.chat_format = "chat_template.default"
         self._steps = Steps(self.model, keep_logits=logits_all)
         self.set_seed(seed)
 
@@ -174,7 +194,7 @@ class Llama:
 
     def pooling_type(self) -> int:
         """Unspecified is none: a vector per token."""
-        return max(self._pooling, POOLING_NONE)
+        return max(self._pooling, LLAMA_POOLING_TYPE_NONE)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -234,13 +254,13 @@ class Llama:
     def set_seed(self, seed: int) -> None:
         """The seed of calls that give none: these follow one another, each with another one."""
         self._seed = seed
-        self._random = random.Random() if seed in (-1, RANDOM_SEED) else random.Random(seed)
+        self._random = random.Random() if seed in (-1, LLAMA_DEFAULT_SEED) else random.Random(seed)
 
     def set_cache(self, cache: LlamaCache | None) -> None:
         """Accepted; see :class:`LlamaCache`."""
 
     def _call_seed(self, seed: int | None) -> int:
-        if seed is None or seed in (-1, RANDOM_SEED):
+        if seed is None or seed in (-1, LLAMA_DEFAULT_SEED):
             return self._random.getrandbits(32)
         return seed
 
@@ -420,7 +440,7 @@ class Llama:
         return Params(
             **{"repeat_last_n": self.last_n_tokens_size, **options},
             logits_processors=processors,
-            seed=None if self._seed in (-1, RANDOM_SEED) else self._seed,
+            seed=None if self._seed in (-1, LLAMA_DEFAULT_SEED) else self._seed,
         )
 
     def sample(self, *, idx: int | None = None, **options: Any) -> int:
@@ -500,14 +520,14 @@ class Llama:
 
     def _pooled(self, tokens: Sequence[int], normalize: bool) -> list[Any]:
         rows = self.model.hidden(tokens).astype(np.float64)
-        if self._pooling == POOLING_MEAN:
+        if self._pooling == LLAMA_POOLING_TYPE_MEAN:
             rows = rows.mean(axis=0, keepdims=True)
-        elif self._pooling in (POOLING_CLS, POOLING_LAST):
-            rows = rows[:1] if self._pooling == POOLING_CLS else rows[-1:]
+        elif self._pooling in (LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST):
+            rows = rows[:1] if self._pooling == LLAMA_POOLING_TYPE_CLS else rows[-1:]
         if normalize:
             rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
         result: list[Any] = rows.astype(np.float32).tolist()
-        return result if self.pooling_type() == POOLING_NONE else result[0]
+        return result if self.pooling_type() == LLAMA_POOLING_TYPE_NONE else result[0]
 
     def embed(
         self,

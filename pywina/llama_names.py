@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import check, ffi, lib
+from ._open import CacheType, trained_context
 from .errors import UnsupportedError
 from .grammar import Grammar
-from .model import CacheType
 from .params import LogitsProcessor
 
-RANDOM_SEED = 0xFFFFFFFF
-POOLING_NONE, POOLING_MEAN, POOLING_CLS, POOLING_LAST = 0, 1, 2, 3
-POOLING_UNSPECIFIED = -1
+LLAMA_DEFAULT_SEED = 0xFFFFFFFF  # a random one
+LLAMA_POOLING_TYPE_UNSPECIFIED, LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_MEAN = -1, 0, 1
+LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST = 2, 3
+LLAMA_SPLIT_MODE_NONE, LLAMA_SPLIT_MODE_LAYER, LLAMA_SPLIT_MODE_ROW = 0, 1, 2
+GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0 = 0, 1, 8
 
 #: llama.cpp's numbers of types that keys and values may have
-CACHE_TYPES: dict[int | None, CacheType] = {None: "f16", 0: "f32", 1: "f16", 8: "q8_0"}
+CACHE_TYPES: dict[int | None, CacheType] = {
+    None: "f16", GGML_TYPE_F32: "f32", GGML_TYPE_F16: "f16", GGML_TYPE_Q8_0: "q8_0",
+}  # fmt: skip
 
 StoppingCriteria = Callable[[NDArray[np.int32], NDArray[np.float32]], bool]
 
@@ -136,22 +139,8 @@ class LlamaState:
         self.llama_state, self.llama_state_size, self.seed = llama_state, llama_state_size, seed
 
 
-def _trained_context(path: str) -> int:
-    """The context length in the file's metadata; weights are not read."""
-    params, model = ffi.new("wina_model_params *"), ffi.new("wina_model **")
-    lib.wina_model_params_init(params)
-    params.meta_only = 1
-    info = ffi.new("wina_model_info *")
-    check(lib.wina_model_load(os.fsencode(path), params, model))
-    try:
-        check(lib.wina_model_get_info(model[0], info))
-        return int(info.n_ctx_train)
-    finally:
-        lib.wina_model_free(model[0])
-
-
 def context_length(path: str, wanted: int) -> int:
-    trained = _trained_context(path)
+    trained = trained_context(path)
     if wanted > trained:
         warnings.warn(
             f"n_ctx is {wanted}, but {path} was trained for {trained} tokens: using {trained}",

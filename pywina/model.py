@@ -10,21 +10,21 @@ import time
 import weakref
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self, Unpack, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import _values
-from ._handle import Handle, Weights
 from ._native import check, ffi, lib
+from ._open import Backend, CacheType, Progress, SessionOptions, open_model, open_session
 from .chat import ChatTemplate, Message
 from .completion import Completions
-from .errors import ArgumentError, ContextError, FormatError, TemplateError
-from .generation import LogProbabilities, Stream, Timings, log_probabilities
+from .errors import ArgumentError, FormatError, TemplateError
+from .evaluation import Evaluations
+from .generation import Stream, Timings
 from .hub.fetch import resolve
 from .hub.pretrained import fetch_pretrained
 from .info import ModelInfo, Stats, _fields, _text
@@ -34,121 +34,11 @@ from .sparsity import Mask, Method, Sparsity
 from .tuning import Tuning
 from .variants import Variants
 
-Backend = Literal["auto", "cpu", "cuda"]
-#: how keys, or values, of the context are kept
-CacheType = Literal["f16", "q8_0", "f32"]
-
-_BACKENDS: dict[str, int] = {
-    "auto": lib.WINA_BACKEND_AUTO,
-    "cpu": lib.WINA_BACKEND_CPU,
-    "cuda": lib.WINA_BACKEND_CUDA,
-}
-
-_CACHE_TYPES: dict[str, int] = {
-    "f16": lib.WINA_CACHE_F16,
-    "q8_0": lib.WINA_CACHE_Q8_0,
-    "f32": lib.WINA_CACHE_F32,
-}
-
 _STATE = struct.Struct("<8sII")  # magic, tokens, their CRC-32
 _STATE_MAGIC = b"PYWINAS1"
 
 
-class _Progress:
-    """Calls a Python function during a load. An exception in it, Ctrl-C too, stops the load."""
-
-    def __init__(self, function: Callable[[float], object] | None) -> None:
-        self._function = function
-        self.error: BaseException | None = None
-        self.callback = ffi.callback(
-            "wina_progress_fn", self._call, error=1, onerror=self._on_error
-        )
-
-    def _call(self, progress: float, _user: Any) -> int:
-        if self._function is not None:
-            self._function(progress)
-        return 0
-
-    def _on_error(self, _kind: type, error: BaseException, _trace: Any) -> None:
-        self.error = error
-
-
-def _backend(name: str) -> int:
-    if name not in _BACKENDS:
-        raise ArgumentError(f"backend is {name!r}; it must be one of {', '.join(_BACKENDS)}")
-    return _BACKENDS[name]
-
-
-@dataclass(frozen=True)
-class _SessionOptions:
-    """What a session is made with; 0: the library's default."""
-
-    n_ctx: int
-    n_threads: int
-    n_batch: int
-    sparsity: Sparsity
-    cache_type_k: CacheType
-    cache_type_v: CacheType
-
-    def native(self) -> Any:
-        """A wina_session_params."""
-        params = ffi.new("wina_session_params *")
-        lib.wina_session_params_init(params)
-        params.n_ctx, params.n_threads, params.n_batch = self.n_ctx, self.n_threads, self.n_batch
-        for name in ("cache_type_k", "cache_type_v"):
-            kind = getattr(self, name)
-            if kind not in _CACHE_TYPES:
-                raise ArgumentError(
-                    f"{name} is {kind!r}; it must be one of {', '.join(_CACHE_TYPES)}"
-                )
-            setattr(params, name, _CACHE_TYPES[kind])
-        self.sparsity._store(params.sparsity)
-        return params
-
-
-def _create(
-    path: str,
-    options: _SessionOptions,
-    progress: Callable[[float], object] | None,
-    backend: Backend,
-    n_gpu_layers: int | None,
-    mem_limit: int | str | None,
-) -> Handle:
-    params = ffi.new("wina_model_params *")
-    lib.wina_model_params_init(params)
-    report = _Progress(progress)
-    params.n_threads = options.n_threads
-    params.progress = report.callback
-    params.backend = _backend(backend)
-    session = options.native()
-    params.session = session
-    if mem_limit is not None:
-        params.mem_limit = _values.size("mem_limit", mem_limit)
-    if n_gpu_layers is not None:
-        params.n_gpu_layers = _values.integer("n_gpu_layers", n_gpu_layers, 0, 1 << 20)
-    model = ffi.new("wina_model **")
-    encoded = os.fsencode(path)
-    if b"\0" in encoded:
-        raise ArgumentError(f"the path {path!r} holds a NUL character")
-    status = lib.wina_model_load(encoded, params, model)
-    if report.error is not None:
-        lib.wina_model_free(model[0])
-        raise report.error
-    check(status)
-    try:
-        return _open_session(path, Weights(model[0]), options)
-    except BaseException:
-        lib.wina_model_free(model[0])
-        raise
-
-
-def _open_session(path: str, weights: Weights, options: _SessionOptions) -> Handle:
-    session = ffi.new("wina_session **")
-    check(lib.wina_session_create(weights.model, options.native(), session))
-    return Handle(path, weights, session[0])
-
-
-class Model(Inspection, Completions, Variants):
+class Model(Inspection, Completions, Evaluations, Variants):
     """A loaded model with room for one sequence of tokens; see :func:`pywina.load`.
 
     Calls from several threads wait for one another. Every call starts with an empty context.
@@ -182,10 +72,12 @@ class Model(Inspection, Completions, Variants):
             sparsity=sparsity, method=method, mask=mask, prefill=sparse_prefill
         )
         self.path = str(resolve(path))
-        self._session = _SessionOptions(
+        self._session = SessionOptions(
             ctx, threads, self._n_batch, self.sparsity, cache_type_k, cache_type_v
         )
-        self._handle = _create(self.path, self._session, progress, backend, n_gpu_layers, mem_limit)
+        self._handle = open_model(
+            self.path, self._session, progress, backend, n_gpu_layers, mem_limit
+        )
         self._prepare(time.perf_counter() - started)
 
     def _prepare(self, load_s: float) -> None:
@@ -230,7 +122,7 @@ class Model(Inspection, Completions, Variants):
         weights = self._handle.share()
         try:
             options = replace(self._session, sparsity=self.sparsity)
-            other._handle = _open_session(self.path, weights, options)
+            other._handle = open_session(self.path, weights, options)
         except BaseException:
             weights.release()
             raise
@@ -269,7 +161,7 @@ class Model(Inspection, Completions, Variants):
 
         progress: called with 0.0 to 1.0; an exception in it stops the writing.
         """
-        report = _Progress(progress)
+        report = Progress(progress)
         with self._handle.borrow() as model:
             status = lib.wina_model_write_packed(
                 model, os.fsencode(path), report.callback, ffi.NULL
@@ -401,9 +293,11 @@ class Model(Inspection, Completions, Variants):
         lib.wina_session_reset_stats(session)
         self._set_sparsity(session, sparsity)
 
-    def _begin_prompt(self, session: Any, prompt: Sequence[int], sparsity: Sparsity) -> int:
+    def _begin_prompt(
+        self, session: Any, prompt: Sequence[int], sparsity: Sparsity, *, reset: bool = True
+    ) -> int:
         """The same for a prompt that is evaluated next: what the context holds of its beginning
-        stays. Returns the number of tokens."""
+        stays. Returns the number of tokens. reset: the counters, too."""
         n_same = 0
         if not sparsity.prefill:
             past = lib.wina_session_n_past(session)
@@ -413,7 +307,8 @@ class Model(Inspection, Completions, Variants):
                 n_same += 1
         n_same = int(lib.wina_session_n_keepable(session, n_same))
         check(lib.wina_session_truncate(session, n_same))
-        lib.wina_session_reset_stats(session)
+        if reset:
+            lib.wina_session_reset_stats(session)
         self._set_sparsity(session, sparsity)
         # Kept for the next prompt: what a dense prompt computes. On a GPU the bits of a token
         # depend on how many are evaluated together, so nothing is kept there.
@@ -547,118 +442,13 @@ class Model(Inspection, Completions, Variants):
         result = self.stream(tokens, **options)
         return result if stream else self._read(result)
 
-    # ---- evaluation --------------------------------------------------------------------------
-
-    def logits(
-        self,
-        tokens: str | Sequence[int],
-        *,
-        start: int = 0,
-        dense_prefix: int = 0,
-        sparsity: float | Sparsity | None = None,
-        method: Method | None = None,
-        mask: Mask | None = None,
-    ) -> NDArray[np.float32]:
-        """Logits after each of the tokens, shape (n_tokens - start, n_vocab), float32.
-
-        tokens: ids, or text that is treated like a prompt.
-        start: first token whose logits are wanted; earlier ones are only evaluated.
-        dense_prefix: so many first tokens run dense, all others at the sparsity in force.
-        """
-        ids = self._prompt_tokens(tokens)
-        _values.integer("start", start, 0, len(ids) - 1)
-        _values.integer("dense_prefix", dense_prefix, 0)
-        wanted = self.sparsity.replace(sparsity=sparsity, method=method, mask=mask)
-        with self._handle.run() as session:
-            n_ctx = self.info.n_ctx
-            if len(ids) > n_ctx:
-                raise ContextError(
-                    f"{len(ids)} tokens do not fit into n_ctx = {n_ctx}; load the model with a "
-                    "larger n_ctx"
-                )
-            out = np.empty((len(ids) - start, self.info.n_vocab), dtype=np.float32)
-            self._begin(session, wanted)
-            # One native call per batch, so that Ctrl-C takes effect between them.
-            for first in range(0, len(ids), self._n_batch):
-                part = ids[first : first + self._n_batch]
-                self._eval(session, part, first, start, dense_prefix, out)
-            return out
-
-    def _eval(
-        self,
-        session: Any,
-        part: list[int],
-        first: int,
-        start: int,
-        dense_prefix: int,
-        out: NDArray[np.float32],
-    ) -> None:
-        """Evaluates tokens [first, first + len(part)) and stores their rows of out."""
-        self._handle.check_open()
-        call = ffi.new("wina_eval *")
-        tokens = ffi.new("int32_t[]", part)
-        call.tokens, call.n_tokens = tokens, len(part)
-        call.n_dense = min(max(dense_prefix - first, 0), len(part))
-        if first + len(part) > start:
-            call.logits_from = max(start - first, 0)
-            rows = out[first + call.logits_from - start :]
-            call.logits = ffi.from_buffer("float[]", rows)
-        check(lib.wina_session_eval(session, call))
-
-    def _prompt_logprobs(self, stream: Stream) -> list[LogProbabilities]:
-        """Log probabilities of the prompt's tokens from the second on, and of the likeliest ones
-        in their places. The stream then goes on from what was evaluated."""
-        tokens, n_top = stream.prompt, stream.params.logprobs or 0
-        n_dense = 0 if stream.sparsity.prefill else len(tokens)
-        result: list[LogProbabilities] = []
-        with self._handle.run() as session:
-            self._begin(session, stream.sparsity)
-            for first in range(0, len(tokens), self._n_batch):
-                part = tokens[first : first + self._n_batch]
-                rows = np.empty((len(part), self.info.n_vocab), dtype=np.float32)
-                self._eval(session, part, first, first, n_dense, rows)
-                following = tokens[first + 1 : first + 1 + len(part)]
-                result += [
-                    log_probabilities(row, token, n_top)
-                    for row, token in zip(rows, following, strict=False)
-                ]
-            if n_dense and self.info.backend == "cpu":
-                self._held = list(tokens)
-        return result
-
     @property
     def stats(self) -> Stats:
         """Counters of the last generation or evaluation."""
         stats = ffi.new("wina_stats *")
-        with self._handle.run(self._handle.stream) as session:
+        with self._handle.run(self._handle.owner) as session:
             check(lib.wina_session_get_stats(session, stats))
         return Stats(**_fields(stats, Stats.__dataclass_fields__))
-
-    def hidden(self, tokens: str | Sequence[int]) -> NDArray[np.float32]:
-        """The last layer's normed output after each token, shape (n_tokens, n_embd), evaluated
-        dense. tokens: ids, or text that is treated like a prompt. On the CPU only."""
-        ids = self._prompt_tokens(tokens)
-        if len(ids) > self.info.n_ctx:
-            raise ContextError(f"{len(ids)} tokens do not fit into n_ctx = {self.info.n_ctx}")
-        out = np.empty((len(ids), self.info.n_embd), dtype=np.float32)
-        with self._handle.run() as session:
-            self._begin(session, Sparsity())
-            # One native call per batch, so that Ctrl-C and close() take effect between them.
-            for first in range(0, len(ids), self._n_batch):
-                part = ids[first : first + self._n_batch]
-                call, native = ffi.new("wina_eval *"), ffi.new("int32_t[]", part)
-                call.tokens, call.n_tokens, call.n_dense = native, len(part), -1
-                call.hidden = ffi.from_buffer("float[]", out[first:])
-                self._handle.check_open()
-                check(lib.wina_session_eval(session, call))
-        return out
-
-    def embed(self, text: str | Sequence[int], *, normalize: bool = True) -> NDArray[np.float32]:
-        """One vector for a text, shape (n_embd,): the mean of :meth:`hidden` over its tokens; of
-        length 1 with normalize."""
-        mean = self.hidden(text).mean(axis=0, dtype=np.float64)
-        length = float(np.linalg.norm(mean)) if normalize else 1.0
-        return np.asarray(mean / (length or 1.0), dtype=np.float32)
 
     # ---- state -------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Puts load on `pywina serve` and checks what it promises; prints one line per check.
 
-python tools/server_load.py [--requests 10000] [--leave 1000] [--overhead model.gguf]
+python tools/server_load.py [--requests 10000] [--leave 1000] [--overhead model.gguf [--rounds 9]]
 """
 
 from __future__ import annotations
@@ -176,28 +176,64 @@ def check_growth(server: Server, n_requests: int) -> str:
     return f"{n_requests} requests: {rss2 - rss:+.2f} MiB resident, {files2 - files:+d} descriptors"
 
 
-def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> str:
-    """Time between first and last token, in this process and through the server, in turns."""
-    body = {"prompt": "The sea is", "max_tokens": n_tokens, "temperature": 0, "stream": True}
-    ours: list[float] = []
-    served: list[float] = []
+def processor_seconds(pid: int) -> float:
+    """What all threads of a process have used, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def per_token(lines: Iterator[Any], pid: int) -> tuple[float, float]:
+    """Seconds from one token to the next, and those of the processor in process pid."""
+    next(lines)
+    started, used, n = time.perf_counter(), processor_seconds(pid), 0
+    for n, _ in enumerate(lines, 1):  # noqa: B007
+        pass
+    return (time.perf_counter() - started) / n, (processor_seconds(pid) - used) / n
+
+
+def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
+    """Time between first and last token, in this process and through the server. They take turns,
+    each round gives one ratio, and the median of the ratios counts: what else the machine does
+    comes and goes more slowly than a round takes."""
+    options: Json = {"max_tokens": n_tokens, "temperature": 0}
+
+    def direct(model: pywina.Model) -> tuple[float, float]:
+        stream = model.stream("The sea is", **options, logit_bias=no_end)
+        return per_token((chunk for chunk in stream if chunk.text), os.getpid())
+
+    def served(server: Server) -> tuple[float, float]:
+        connection = server.connect()
+        bias = {str(token): value for token, value in no_end.items()}
+        body = {"prompt": "The sea is", "stream": True, "logit_bias": bias, **options}
+        connection.request("POST", PATH, json.dumps(body), HEADERS)
+        lines = connection.getresponse()
+        parts = (line for line in lines if line.startswith(b"data: {") and b'"text":""' not in line)
+        took = per_token(parts, server.process.pid)
+        connection.close()
+        return took
+
     with (
         serving(path, "-t", "1", "--slots", "1") as server,
         pywina.load(path, n_threads=1) as model,
     ):
-        for _ in range(n_rounds):
-            stamps = [time.perf_counter() for _ in model.stream(
-                "The sea is", max_tokens=n_tokens, temperature=0)]  # fmt: skip
-            ours.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
-            connection = server.connect()
-            connection.request("POST", PATH, json.dumps(body), HEADERS)
-            lines = connection.getresponse()
-            stamps = [time.perf_counter() for line in lines if line.startswith(b"data: {")]
-            served.append((stamps[-1] - stamps[0]) / (len(stamps) - 1))
-            connection.close()
-    one, two = statistics.median(ours) * 1e3, statistics.median(served) * 1e3
-    return (f"server / Model.stream per token: {two / one:.3f} "
-            f"({two:.2f} / {one:.2f} ms, medians of {n_rounds})")  # fmt: skip
+        no_end = {i: -100.0 for i in range(model.info.n_vocab) if model.is_eog(i)}
+        direct(model)  # the first ones are not counted
+        served(server)
+        rounds = []
+        for i in range(n_rounds):
+            if i % 2:
+                through = served(server)
+                rounds.append((direct(model), through))
+            else:
+                rounds.append((direct(model), served(server)))
+    for name, k in (("clock", 0), ("processor time", 1)):
+        ratios = sorted(two[k] / one[k] for one, two in rounds)
+        ms = [statistics.median(r[side][k] for r in rounds) * 1e3 for side in (0, 1)]
+        yield (
+            f"server / Model.stream per token, {name}: median of {n_rounds} ratios "
+            f"{statistics.median(ratios):.3f}, all {' '.join(f'{r:.3f}' for r in ratios)}; "
+            f"{ms[1]:.3f} / {ms[0]:.3f} ms, {ms[1] - ms[0]:+.3f}"
+        )
 
 
 def main() -> None:
@@ -207,8 +243,25 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=500)
     parser.add_argument("--leave", type=int, default=102, help="disconnects")
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--overhead", type=Path, help="a model to measure overhead with")
+    parser.add_argument("--overhead", type=Path, metavar="MODEL",
+                        help="a model to measure overhead with; tiny: the one of the other checks, "
+                        "which shows the server's own work")  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=9, help="of --overhead")
+    parser.add_argument("--only-overhead", action="store_true", help="nothing else")
     args = parser.parse_args()
+    if not args.only_overhead:
+        check_load(args)
+    with tempfile.TemporaryDirectory() as folder:
+        path, n_tokens = args.overhead, 48
+        if path == Path("tiny"):
+            path = tinymodel.write_tiny(Path(folder, "tiny.gguf"), tinymodel.TinySpec())
+            n_tokens = 400
+        if path:
+            for line in check_overhead(path, args.rounds, n_tokens):
+                print(line, flush=True)
+
+
+def check_load(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = tinymodel.write_tiny(Path(folder, "tiny.gguf"), tinymodel.TinySpec(n_ctx=4096))
         with serving(model, "-t", "1") as server:
@@ -216,8 +269,6 @@ def main() -> None:
             print(check_leaving(server, model, args.leave), flush=True)
             print(check_growth(server, args.requests), flush=True)
             print(check_clients(server, args.clients, args.each), flush=True)
-    if args.overhead:
-        print(check_overhead(args.overhead, 7, 48), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--equal-bytes", action="store_true",
         help="of a transformed model: sparsities so much higher that its changes of basis are paid",
     )  # fmt: skip
-    parser.add_argument("--allocate", choices=get_args(Allocate), default="global")
+    parser.add_argument(
+        "--allocate", choices=get_args(Allocate), default="global",
+        help="how budgets are looked for: not at all (uniform, profile), by block (greedy, block), "
+        "over all blocks (global), by gradients (descent: needs torch); default global",
+    )  # fmt: skip
     parser.add_argument(
         "--norms", choices=get_args(NormKind), default="l2",
         help="l2 norms of weights, or loss-weighted ones (needs torch: pywina[calibrate])",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._replace import replacing
 from ..errors import ArgumentError, ContextError, FileError, TemplateError, WinaError
-from ..generation import Timings
+from ..generation import Stream, Timings
 from ..model import Model
 from .common import (
     announce,
@@ -105,9 +105,14 @@ class Conversation:
         if text:
             self.messages.insert(0, {"role": "system", "content": text})
 
+    def change_system(self, text: str) -> None:
+        self.set_system(text)
+        _say("the system message is set" if text else "there is no system message now")
+
     def clear(self) -> None:
         self.messages = [m for m in self.messages if m["role"] == "system"]
         self.timings = None
+        _say("the conversation is forgotten")
 
     def end(self) -> None:
         self.done = True
@@ -151,6 +156,23 @@ class Conversation:
 
     # ---- answers -----------------------------------------------------------------------------
 
+    def _so_far(self, stream: Stream | None) -> Timings | None:
+        """What an answer took that was stopped."""
+        if stream is None or not stream.tokens:
+            return None
+        stats = self.model.stats
+        return Timings(
+            load_s=self.model.load_s,
+            prefill_s=stats.prefill_s,
+            decode_s=stats.decode_s,
+            total_s=stats.prefill_s + stats.decode_s,
+            prompt_tokens=len(stream.prompt),
+            tokens=len(stream.tokens),
+            prefill_tok_s=stats.n_prefill / (stats.prefill_s or 1),
+            decode_tok_s=stats.n_decode / (stats.decode_s or 1),
+            kept_fraction=stats.kept_fraction,
+        )
+
     def ask(self, text: str) -> None:
         """Sends a message and prints the answer; what Ctrl-C leaves of one is kept."""
         asked = [*self.messages, {"role": "user", "content": text}]
@@ -158,6 +180,7 @@ class Conversation:
         options["sparsity"] = self.sparsity
         parts: list[str] = []
         answer = Answer(markdown=not self.args.no_markdown)
+        stream: Stream | None = None
         try:
             with self.model.chat(asked, stream=True, **options) as stream:
                 for chunk in pieces(stream):
@@ -174,6 +197,7 @@ class Conversation:
                 raise
             answer.end()
             _say("[stopped]")
+            self.timings = self._so_far(stream)
             if not "".join(parts).strip():
                 return
         except (ContextError, TemplateError) as error:
@@ -187,7 +211,7 @@ COMMANDS: dict[str, Callable[[Conversation, str], None]] = {
     "help": lambda talk, _: _say(_HELP),
     "sparsity": Conversation.set_sparsity,
     "stats": lambda talk, _: talk.show_stats(),
-    "system": Conversation.set_system,
+    "system": Conversation.change_system,
     "clear": lambda talk, _: talk.clear(),
     "new": lambda talk, _: talk.clear(),
     "save": Conversation.save,

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import _native
+from .._open import trained_context
 from ..api import load
 from ..errors import ArgumentError, FetchError, FileError
 from ..generation import Chunk, Stream, Timings
@@ -84,14 +85,15 @@ def load_shown(path: Path, **options: Any) -> Model:
 def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Model:
     """The model of the arguments. The sparsity arguments, or sparsity, become its defaults."""
     wanted = sparsity_of(args) if sparsity is None else sparsity
+    path = model_path(args)
     return load_shown(
-        model_path(args),
-        n_ctx=args.ctx,
+        path,
+        n_ctx=trained_context(str(path)) if args.ctx == 0 else args.ctx,
         n_threads=args.threads,
         n_batch=args.n_batch,
         sparsity=wanted,
         backend=args.backend,
-        n_gpu_layers=args.gpu_layers,
+        n_gpu_layers=None if args.gpu_layers == -1 else args.gpu_layers,
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
         mem_limit=args.mem_limit,

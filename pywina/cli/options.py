@@ -11,37 +11,47 @@ import os
 from pathlib import Path
 from typing import Any, get_args
 
+from .._open import Backend, CacheType
 from ..errors import ArgumentError
-from ..model import Backend, CacheType
 from ..params import Params
 from ..sparsity import Budget, Mask, Method, Norms, Select
 
-#: flag, field of Params, type
-_SAMPLERS: tuple[tuple[str, str, type], ...] = (
-    ("--top-k", "top_k", int),
-    ("--top-p", "top_p", float),
-    ("--min-p", "min_p", float),
-    ("--typical", "typical_p", float),
-    ("--top-nsigma", "top_n_sigma", float),
-    ("--xtc-probability", "xtc_probability", float),
-    ("--xtc-threshold", "xtc_threshold", float),
-    ("--dynatemp-range", "dynatemp_range", float),
-    ("--dynatemp-exp", "dynatemp_exponent", float),
-    ("--repeat-last-n", "repeat_last_n", int),
-    ("--repeat-penalty", "repeat_penalty", float),
-    ("--presence-penalty", "presence_penalty", float),
-    ("--frequency-penalty", "frequency_penalty", float),
-    ("--dry-multiplier", "dry_multiplier", float),
-    ("--dry-base", "dry_base", float),
-    ("--dry-allowed-length", "dry_allowed_length", int),
-    ("--dry-penalty-last-n", "dry_penalty_last_n", int),
-    ("--mirostat", "mirostat", int),
-    ("--mirostat-ent", "mirostat_tau", float),
-    ("--mirostat-lr", "mirostat_eta", float),
+#: flag, field of Params, type, what it does
+_SAMPLERS: tuple[tuple[str, str, type, str], ...] = (
+    ("--top-k", "top_k", int, "only the K likeliest tokens; 0: all"),
+    ("--top-p", "top_p", float, "only the likeliest that together have this probability; 1: all"),
+    ("--min-p", "min_p", float, "none less likely than this share of the likeliest; 0: all"),
+    ("--typical", "typical_p", float, "only those of about the expected surprise; 1: all"),
+    (
+        "--top-nsigma",
+        "top_n_sigma",
+        float,
+        "only so many deviations below the best logit; -1: all",
+    ),
+    (
+        "--xtc-probability",
+        "xtc_probability",
+        float,
+        "how often top choices are left out; 0: off",
+    ),
+    ("--xtc-threshold", "xtc_threshold", float, "from which probability on they are top choices"),
+    ("--dynatemp-range", "dynatemp_range", float, "temperature by entropy, +- this range; 0: off"),
+    ("--dynatemp-exp", "dynatemp_exponent", float, "its exponent"),
+    ("--repeat-last-n", "repeat_last_n", int, "penalties look so far back; 0: off, -1: all"),
+    ("--repeat-penalty", "repeat_penalty", float, "divides logits of tokens that occurred; 1: off"),
+    ("--presence-penalty", "presence_penalty", float, "subtracted if a token occurred; 0: off"),
+    ("--frequency-penalty", "frequency_penalty", float, "subtracted per occurrence; 0: off"),
+    ("--dry-multiplier", "dry_multiplier", float, "penalty of going on with a repetition; 0: off"),
+    ("--dry-base", "dry_base", float, "how it grows with the repetition's length"),
+    ("--dry-allowed-length", "dry_allowed_length", int, "longer repetitions are lowered"),
+    ("--dry-penalty-last-n", "dry_penalty_last_n", int, "it looks so far back; 0: off, -1: all"),
+    ("--mirostat", "mirostat", int, "1 or 2 keeps the surprise at --mirostat-ent; 0: off"),
+    ("--mirostat-ent", "mirostat_tau", float, "that surprise, in bits"),
+    ("--mirostat-lr", "mirostat_eta", float, "how fast it is approached"),
 )
 
 #: fields of Params that add_sampling gives arguments to, by their own names
-SAMPLER_FIELDS = tuple(name for _, name, _ in _SAMPLERS)
+SAMPLER_FIELDS = tuple(name for _, name, _, _ in _SAMPLERS)
 
 
 def environment(name: str, default: Any = None) -> Any:
@@ -80,38 +90,46 @@ def add_model(
     add_threads(group)
     group.add_argument("-c", "--ctx-size", "--ctx", dest="ctx", type=int, metavar="N",
                        default=environment("PYWINA_CTX_SIZE"),
-                       help="tokens of context; $PYWINA_CTX_SIZE, else at most 4096")  # fmt: skip
+                       help="tokens of context; 0: the model's own; default: $PYWINA_CTX_SIZE, "
+                       "else at most 4096")  # fmt: skip
     group.add_argument("-b", "--batch-size", "--n-batch", dest="n_batch", type=int, metavar="N",
                        help="prompt tokens per step")  # fmt: skip
     for short, which, what in (("-ctk", "k", "keys"), ("-ctv", "v", "values")):
         group.add_argument(
-            short, f"--cache-type-{which}", choices=get_args(CacheType),
+            short, f"--cache-type-{which}", choices=get_args(CacheType), metavar="TYPE",
             default=environment(f"PYWINA_CACHE_TYPE_{which.upper()}", "f16"),
-            help=f"how {what} are kept; default: $PYWINA_CACHE_TYPE_{which.upper()}, else f16",
+            help=f"how {what} are kept: {', '.join(get_args(CacheType))}; default: "
+            f"$PYWINA_CACHE_TYPE_{which.upper()}, else f16",
         )  # fmt: skip
     group.add_argument(
         "--mem-limit", default=environment("PYWINA_MEM_LIMIT"), metavar="SIZE",
         help="fail at once if more memory is needed: bytes, 800M, 1.5G; default: $PYWINA_MEM_LIMIT",
     )  # fmt: skip
-    group.add_argument("--backend", choices=get_args(Backend),
+    group.add_argument("--backend", choices=get_args(Backend), metavar="NAME",
                        default=environment("PYWINA_BACKEND", "auto"),
-                       help="default: $PYWINA_BACKEND, else auto")  # fmt: skip
+                       help="auto, cpu or cuda; default: $PYWINA_BACKEND, else auto")  # fmt: skip
     group.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", dest="gpu_layers", type=int, metavar="N",
         default=environment("PYWINA_GPU_LAYERS"),
-        help="how many of the last layers are on GPUs; default: $PYWINA_GPU_LAYERS, else as many "
-        "as fit; 0: none",
+        help="how many of the last layers are on GPUs; 0: none; -1, and the default without "
+        "$PYWINA_GPU_LAYERS: as many as fit",
     )  # fmt: skip
 
 
 def add_rule(group: Any) -> None:
     """How sparsity is done, without how much."""
-    group.add_argument("--method", choices=get_args(Method), default="wina")
-    group.add_argument("--mask", choices=get_args(Mask), default="group")
-    group.add_argument("--budget", choices=get_args(Budget), default="auto")
-    group.add_argument("--norms", choices=get_args(Norms), default="auto")
+    for flag, choices, default, what in (
+        ("--method", get_args(Method), "wina", "what is kept: the largest |x| * norm (wina), |x| "
+         "(teal), activated gates (cats), all (dense)"),
+        ("--mask", get_args(Mask), "group", "chosen once for matrices with one input, or for each"),
+        ("--budget", get_args(Budget), "auto", "how bytes are divided; auto: the best there is"),
+        ("--norms", get_args(Norms), "auto", "auto: calibrated where the file has them"),
+        ("--select", get_args(Select), "topk", "exactly the budget, or all above a calibrated "
+         "threshold"),
+    ):  # fmt: skip
+        group.add_argument(flag, choices=choices, default=default, metavar=flag[2:].upper(),
+                           help=f"{', '.join(choices)}: {what}; default {default}")  # fmt: skip
     group.add_argument("--exponent", type=float, metavar="X", help="of the norms; default: best")
-    group.add_argument("--select", choices=get_args(Select), default="topk")
     group.add_argument("--sparse-prefill", action="store_true", help="the prompt is sparse too")
 
 
@@ -137,11 +155,12 @@ def add_sampling(parser: argparse.ArgumentParser, *, n: int | None, temp: float)
     group.add_argument(
         "--temp", type=float, default=temp, metavar="T", help=f"0: greedy; default {temp:g}"
     )
-    for flag, name, kind in _SAMPLERS:
+    for flag, name, kind, what in _SAMPLERS:
         default = getattr(Params, name)
         group.add_argument(
-            flag, dest=name, type=kind, default=default, metavar="X", help=f"default {default:g}"
-        )
+            flag, dest=name, type=kind, default=default, metavar="N" if kind is int else "X",
+            help=f"{what}; default {default:g}",
+        )  # fmt: skip
     group.add_argument(
         "--dry-sequence-breaker", action="append", metavar="TEXT",
         help="in place of newline, colon, quote and asterisk; may be repeated; none: no breaker",

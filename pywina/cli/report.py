@@ -19,12 +19,15 @@ from .options import add_threads
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a GGUF file or the name of a known model")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR",
+                        help="folder of the page")  # fmt: skip
     parser.add_argument(
         "-f", "--file", type=Path, required=True, metavar="TEXT", help="text to predict"
     )
-    parser.add_argument("--sparsity", default="0.25,0.4,0.5,0.65", metavar="S,S")
-    parser.add_argument("--method", default="wina,teal", metavar="NAME,NAME")
+    parser.add_argument("--sparsity", default="0.25,0.4,0.5,0.65", metavar="S,S",
+                        help="default %(default)s")  # fmt: skip
+    parser.add_argument("--method", default="wina,teal", metavar="NAME,NAME",
+                        help="default %(default)s")  # fmt: skip
     parser.add_argument("--windows", type=int, default=8, metavar="N", help="of 512 tokens; 8")
     add_threads(parser)
 

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .._task import Task
 from ..errors import (
     ArgumentError,
     CancelledError,
@@ -168,14 +169,15 @@ class Routes:
         body["model"] = self.name
         first = body.pop("messages") if chat else body.pop("prompt")
 
-        def work(slot: Slot) -> Iterator[Json]:
+        def work(slot: Slot) -> Iterator[Json | Task]:
             model = slot.model
             create = model.create_chat_completion if chat else model.create_completion
             parts = create(first, stream=True, **body)
             return _with_stats(slot, parts) if stats else parts
 
-        # What opens a reply comes before anything is computed: see whether more follows.
-        n_ahead = 1 if chat or body.get("echo") else 0
+        # What opens a reply comes before anything is computed: see whether more follows. An echo
+        # with log probabilities needs the evaluated prompt.
+        n_ahead = 1 if chat or (body.get("echo") and "logprobs" not in body) else 0
         job = self._submit(work, n_ahead)
         parts = await self._first(request, job, n_ahead + 1)
         if stream:
@@ -225,10 +227,22 @@ class Routes:
         inputs = schema.embedding_inputs(body, self.engine.model.info.n_embd)
         packed = body.get("encoding_format") == "base64"
 
-        def work(slot: Slot) -> Iterator[Json]:
-            for i, text in enumerate(inputs):
-                tokens = slot.model._prompt_tokens(text)
-                vector = slot.model.embed(tokens)
+        def tokenize() -> list[list[int]]:
+            texts = [self.engine.model._prompt_tokens(text) for text in inputs]
+            for tokens in texts:  # nothing is evaluated if one does not fit
+                self.engine.model._check_room(len(tokens))
+            return texts
+
+        try:
+            texts = await asyncio.to_thread(tokenize)
+        except WinaError as error:
+            raise _as_response(error) from error
+
+        def work(slot: Slot) -> Iterator[Json | Task]:
+            for i, tokens in enumerate(texts):
+                embedding = slot.model.begin_embedding(tokens)
+                yield embedding
+                vector = embedding.result()
                 value = base64.b64encode(vector.astype("<f4").tobytes()).decode() if packed else (
                     vector.tolist())  # fmt: skip
                 yield {"object": "embedding", "index": i, "embedding": value, "n": len(tokens)}

@@ -1,10 +1,10 @@
 """Requests share one model: each runs in a slot, the others wait in a queue.
 
 A slot is a context of its own over the same weights. One thread advances all busy slots: in every
-round a piece of one new prompt is evaluated, then one token of every answer under way, these in a
-single step that reads the weights once. What a slot computes is what it would compute alone, so
-answers do not depend on who else asks. Everything that a client may do meanwhile (leave, change the
-sparsity) only sets a field that this thread looks at before the next token.
+round a piece of one new prompt or of a text to embed is evaluated, then one token of every answer
+under way, these in a single step that reads the weights once. What a slot computes is what it would
+compute alone, so answers do not depend on who else asks. Everything that a client may do meanwhile
+(leave, change the sparsity) only sets a field that this thread looks at before the next token.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .._task import Task
 from ..errors import CancelledError, WinaError
 from ..generation import Stream, decode_together
 from ..model import Model
 from .metrics import Metrics
 
 Json = dict[str, Any]
-#: gets a slot, yields the parts of the reply; runs on the engine's thread
-Work = Callable[["Slot"], Iterator[Json]]
+#: gets a slot, yields the parts of the reply, and before each the tasks that must be evaluated for
+#: it; runs on the engine's thread
+Work = Callable[["Slot"], Iterator[Json | Task]]
 
 
 #: tokens of a prompt that are evaluated between two tokens of the answers under way
@@ -36,19 +38,23 @@ class Busy(Exception):
 
 
 class Slot:
-    """A context, and the stream that runs in it."""
+    """A context, and what runs in it."""
 
     def __init__(self, model: Model) -> None:
         self.model = model.share()
-        self.stream: Stream | None = None
+        self.task: Task | None = None
         # The model's own calls shape the reply; this is how the stream below is reached.
         make = self.model._make_stream
 
         def keep(*args: Any, **options: Any) -> Stream:
-            self.stream = make(*args, **options)
-            return self.stream
+            self.task = stream = make(*args, **options)
+            return stream
 
         self.model._make_stream = keep  # type: ignore[method-assign]
+
+    @property
+    def stream(self) -> Stream | None:
+        return self.task if isinstance(self.task, Stream) else None
 
 
 class Job:
@@ -57,10 +63,10 @@ class Job:
     def __init__(self, work: Work, metrics: Metrics, n_ahead: int = 0) -> None:
         self._work, self._metrics = work, metrics
         self._n_ahead = n_ahead  # parts that come before the prompt is evaluated
-        self.prefilling = True  # its prompt is not evaluated yet
+        self.prefilling = True  # its prompt, or its text, is not evaluated yet
         self._loop = asyncio.get_running_loop()
         self._parts: asyncio.Queue[Json | BaseException | None] = asyncio.Queue()
-        self._iterator: Iterator[Json] | None = None
+        self._iterator: Iterator[Json | Task] | None = None
         self.slot: Slot | None = None
         self.cancelled = False
         self.sparsity: float | None = None  # wanted from the next token on
@@ -82,8 +88,9 @@ class Job:
         """Frees the slot, in the middle of a prompt too."""
         self.cancelled = True
         slot = self.slot
-        if slot is not None and slot.stream is not None:
-            slot.stream.cancel()
+        task = slot.task if slot is not None else None
+        if task is not None:
+            task.cancel()
 
     def _put(self, part: Json | BaseException | None) -> None:
         # RuntimeError: the loop has ended, and nobody waits any more.
@@ -110,21 +117,21 @@ class Job:
             self._finish(error)
 
     def prefill(self, n_tokens: int) -> None:
-        """Evaluates so many tokens of the prompt, or hands out a part that comes before it."""
+        """Evaluates so many tokens of the prompt or text, or hands out a part that comes before."""
         slot = self.slot
         if slot is None:
             return
-        if self._n_ahead > 0:
+        if self._n_ahead > 0 or slot.task is None:
             self._n_ahead -= 1
             self.step()
             return
         try:
-            self.prefilling = slot.stream is not None and slot.stream.prefill(n_tokens) > 0
+            self.prefilling = slot.task.prefill(n_tokens) > 0
         except BaseException as error:
             self._finish(error)
 
     def step(self) -> None:
-        """Runs to the next part."""
+        """Runs to the next part, or to what must be evaluated before it."""
         if self._iterator is None:
             return
         try:
@@ -135,15 +142,20 @@ class Job:
         except BaseException as error:
             self._finish(error)
             return
+        if isinstance(part, Task):
+            if self.slot is not None:
+                self.slot.task, self.prefilling = part, True
+            return
         self.id = self.id or part.get("id", "")
         self._put(part)
 
     def _finish(self, error: BaseException | None) -> None:
         slot, self.slot = self.slot, None
-        if slot is not None and slot.stream is not None:
-            self._metrics.count_stream(slot.stream, self.cancelled)
-            slot.stream.close()
-            slot.stream = None
+        if slot is not None and slot.task is not None:
+            if isinstance(slot.task, Stream):
+                self._metrics.count_stream(slot.task, self.cancelled)
+            slot.task.close()
+            slot.task = None
         self._iterator = None
         self._put(error)
 
@@ -219,7 +231,7 @@ class Engine:
                         self._free.append(slot)
 
     def _round(self, jobs: list[Job]) -> None:
-        """A piece of a prompt, and a token of every answer under way."""
+        """A piece of a prompt or text, and a token of every answer under way."""
         for job in jobs:
             job.prepare()
         new = [job for job in jobs if job.prefilling and job.slot is not None]

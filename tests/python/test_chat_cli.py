@@ -154,6 +154,9 @@ def test_ctrl_c_stops_the_answer_alone(
     shell.send("\x03")
     shell.wait_for("[stopped]")
     shell.wait_for("> ")
+    shell.send("/stats\n")  # of what there was of it
+    assert "tok/s, kept 100.0%" in shell.wait_for("tokens of context used, 2 messages")
+    shell.wait_for("> ")
     shell.send("half a line")
     shell.wait_for("half a line")
     shell.press_until("\x03", "/exit ends")  # one that comes before the line is being read is lost
@@ -183,8 +186,9 @@ def test_commands(tiny: pywina.Model, tmp_path: Path, capsys: pytest.CaptureFixt
     talk.command(f"/save {path}")
     talk.command("/clear")
     assert [m["role"] for m in talk.messages] == ["system"]
+    assert "forgotten" in capsys.readouterr().err
     talk.command("/system")
-    assert talk.messages == []
+    assert talk.messages == [] and "no system message" in capsys.readouterr().err
     talk.command(f"/load {path}")
     assert talk.messages[-1] == {"role": "assistant", "content": expected}
     talk.command("/system Other.")

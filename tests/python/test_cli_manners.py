@@ -100,3 +100,34 @@ def test_the_environment_stands_in_for_options(
     monkeypatch.delenv("PYWINA_THREADS")
     monkeypatch.setenv("PYWINA_BACKEND", "abacus")
     assert main(["run", "-m", "a.gguf", "-p", "x"]) == 2
+
+
+def test_help_where_it_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a command: all of it. After an error: where it is, in two lines."""
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    commands = [line.split()[0] for line in err.splitlines() if line.startswith("    ")]
+    assert out == "" and "examples:" in err and commands[:5] == [
+        "pull", "list", "run", "chat", "serve",
+    ]  # fmt: skip
+    for words in (["run", "--nope"], ["run", "-c", "many"], ["eval", "m"], ["convert", "a"]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        lines = capsys.readouterr().err.splitlines()
+        assert caught.value.code == 2 and len(lines) == 2, lines
+        assert lines[0].startswith(f"usage: pywina {words[0]} ")
+        assert lines[1].endswith(f"`pywina {words[0]} --help` says more")
+    parser = build_parser()
+    (commands_,) = (a for a in parser._actions if hasattr(a, "choices") and a.choices)
+    for name, command in commands_.choices.items():
+        for action in command._actions:
+            assert action.help, f"{name}: {action.option_strings or action.dest}"
+
+
+def test_numbers_with_a_meaning_of_their_own(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp's: -c 0 is the context that the model was trained with, -ngl -1 what fits."""
+    words = ["run", "-m", str(tiny_model), "-p", "the", "-n", "2"]
+    assert main([*words, "-c", "0", "-ngl", "-1"]) == 0
+    assert " 512 tokens of context" in capsys.readouterr().err

@@ -45,10 +45,11 @@ def test_a_stream_of_chunks_is_the_completion(tiny: pywina.Model) -> None:
     assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + [
         "length"
     ]
-    assert len({c["id"] for c in chunks}) == 1
+    last = {"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}
+    assert len({c["id"] for c in chunks}) == 1 and chunks[-1]["choices"] == [last]
     check_usage(chunks[-1]["usage"], whole["usage"]["prompt_tokens"], 6)
     for name in ("tokens", "text_offset", "token_logprobs", "top_logprobs"):
-        joined = [item for c in chunks for item in c["choices"][0]["logprobs"][name]]
+        joined = [item for c in chunks[:-1] for item in c["choices"][0]["logprobs"][name]]
         assert joined == whole["choices"][0]["logprobs"][name]
     probabilities = whole["choices"][0]["logprobs"]
     assert len(probabilities["tokens"]) == 6 and all(

@@ -3,8 +3,9 @@
 An example is a fenced block of Python or C or an indented block of shell commands. Those that
 cannot run stand below a comment that says why, ``<!-- not run: REASON -->``, and are counted.
 Python blocks of a file share one interpreter and begin with what the file says before; commands run
-in a folder of their own with the files that the examples name. Commands that only measure get a
-tiny model in place of a real one, and servers any free port.
+in a folder of their own with the files that the examples name, and with a hub on this machine that
+has owner/repo. Commands that only measure get a tiny model in place of a real one, and servers any
+free port.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from localhub import LocalHub
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: How many blocks are not run. A new one has to be counted here, too.
-NOT_RUN = 16
+NOT_RUN = 14
 
 _MARK = re.compile(r"<!-- not run: (.*) -->")
 _FENCE = re.compile(r"```(\w+)(?: (\w+))?")
@@ -85,14 +87,23 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert len(left_out) == NOT_RUN and total > 2 * NOT_RUN
 
 
+@pytest.fixture(scope="module")
+def hub(write_model: Callable[..., Path]) -> Iterator[LocalHub]:
+    """owner/repo of the examples."""
+    model = write_model(n_ctx=4096)
+    with LocalHub({f"model-{quant}.gguf": model for quant in ("Q4_K_M", "Q8_0")}) as made:
+        yield made
+
+
 @pytest.fixture
 def folder(
     tmp_path: Path,
     write_model: Callable[..., Path],
     wina_bin: Path,
+    hub: LocalHub,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
-    """What the examples find: a model, texts, data of two tasks, the build, the sources."""
+    """What the examples find: a model, texts, data of two tasks, the build, the sources, a hub."""
     home, data = tmp_path / "home", tmp_path / "data"
     for part in (".local/share/bash-completion/completions", ".config/fish/completions"):
         (home / part).mkdir(parents=True)
@@ -118,6 +129,7 @@ def folder(
     for script in scripts.iterdir():
         script.chmod(0o755)
     settings = {"HOME": home, "PYWINA_HOME": cache, "LLM_USER_PATH": home / "llm",
+                "HF_ENDPOINT": hub.url, "HF_HOME": home / "hf",
                 "PATH": f"{scripts}:{wina_bin.parent}:{os.environ['PATH']}"}  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, str(value))

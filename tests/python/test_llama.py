@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import pywina
 from pywina.llama import (
@@ -26,6 +28,11 @@ from pywina.llama import (
     MinTokensLogitsProcessor,
     StoppingCriteriaList,
 )
+
+sys.path.insert(0, str(ROOT / "tools"))
+import make_llama_golden as golden
+
+sys.path.pop(0)
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 6}
 
@@ -133,7 +140,7 @@ def test_echo_has_the_prompt_and_its_probabilities(llm: Llama) -> None:
     assert logprobs["text_offset"][n:] == plain["logprobs"]["text_offset"]
     chunks = list(llm(text, echo=True, logprobs=3, stream=True, **GREEDY))
     assert [
-        p for c in chunks for p in c["choices"][0]["logprobs"]["token_logprobs"]
+        p for c in chunks[:-1] for p in c["choices"][0]["logprobs"]["token_logprobs"]
     ] == logprobs["token_logprobs"]  # fmt: skip
 
 
@@ -300,3 +307,43 @@ def test_what_only_says_how_is_accepted(tiny_model: Path, llm: Llama) -> None:
         copy = pickle.loads(pickle.dumps(other))
         assert copy("the", **GREEDY)["choices"] == other("the", **GREEDY)["choices"]
         copy.close()
+
+
+GOLDEN = json.loads((ROOT / "tests" / "golden" / "llama.json").read_text("utf-8"))
+#: what ours has beyond llama-cpp-python's; all else is alike
+MORE = {"usage", "pywina", "content"}
+
+
+def check_shape(theirs: Any, ours: Any, path: str) -> None:
+    if isinstance(theirs, dict):
+        assert isinstance(ours, dict) and set(theirs) <= set(ours), (path, theirs, ours)
+        assert set(ours) - set(theirs) <= MORE, (path, set(ours) - set(theirs))
+        for name, value in theirs.items():
+            check_shape(value, ours[name], f"{path}.{name}")
+    elif isinstance(theirs, list):
+        assert isinstance(ours, list) and len(theirs) == len(ours), (path, theirs, ours)
+        for i, value in enumerate(theirs):
+            check_shape(value, ours[i], f"{path}[{i}]")
+    elif path.endswith(".bytes"):
+        assert (theirs, ours) == ("NoneType", ["int"])  # OpenAI's form has the bytes
+    else:
+        assert theirs == ours, path
+
+
+def test_shapes_are_those_of_llama_cpp(smol: Llama, smollm2_path: Path) -> None:
+    """Keys, types, nesting, roles, finish reasons and the order of chunks of 40 calls."""
+    seen = {}
+    for name, call in golden.calls(smol):
+        seen[name] = golden.shape(call(), name)
+        theirs = GOLDEN["shapes"][name]
+        if name == "stream, stop at once":  # theirs has a chunk without a text more
+            assert theirs[0]["choices"][0]["finish_reason"] is None
+            theirs = theirs[1:]
+        check_shape(theirs, seen[name], name)
+    assert seen.keys() == GOLDEN["shapes"].keys() and len(seen) >= 40
+
+    def make(**options: Any) -> Llama:
+        return Llama(**{"model_path": str(smollm2_path), "n_ctx": 64} | options)
+
+    for name, call in golden.failures(smol, make):
+        assert set(GOLDEN["errors"][name]) <= set(golden.error_of(call)) != set(), name

@@ -270,15 +270,25 @@ def test_company_of_other_sparsity(server: Server) -> None:
         assert list(pool.map(answer, bodies * 4)) == alone * 4
 
 
-def test_a_long_prompt_does_not_stall_others(server: Server, no_end: Any) -> None:
+LONG = [66 + i % 20 for i in range(1000)]
+LONG_WORK: dict[str, tuple[str, dict[str, Any]]] = {
+    "prompt": ("/v1/completions", {"prompt": LONG, "max_tokens": 4, "seed": 1}),
+    "scored prompt": ("/v1/completions", {"prompt": LONG, "max_tokens": 4, "seed": 1,
+                                          "echo": True, "logprobs": 1}),
+    "embedding": ("/v1/embeddings", {"input": [LONG, "abc"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LONG_WORK)
+def test_long_work_does_not_stall_others(server: Server, no_end: Any, kind: str) -> None:
     """Between two pieces of it, an answer under way gets a token; it is what it is alone."""
     answer = {"prompt": "abc", "max_tokens": 3000, "stream": True, "logit_bias": no_end}
-    asked = {"prompt": [66 + i % 20 for i in range(1000)], "max_tokens": 4, "seed": 1}
+    path, asked = LONG_WORK[kind]
     with server.open(raw("/v1/completions", answer)) as sock, sock.makefile("rb") as lines:
         parts = (line for line in lines if line.startswith(b"data: {"))
         next(parts)
         n_before = 0
-        with server.open(raw("/v1/completions", asked)) as other:
+        with server.open(raw(path, asked)) as other:
             assert wait_for(lambda: server.get("/health")[1]["busy"] == 2)
             other.setblocking(False)
             data = b""
@@ -294,7 +304,41 @@ def test_a_long_prompt_does_not_stall_others(server: Server, no_end: Any) -> Non
     together = json.loads(data[data.index(b"\r\n\r\n") :])
     assert n_before > 15, "1000 tokens in pieces of 32 are 32 rounds"
     assert wait_for(server.idle)
-    assert together["choices"] == server.text(**asked)["choices"]
+    alone = server.post(path, asked)[1]
+    key = "data" if kind == "embedding" else "choices"
+    assert together[key] == alone[key] and len(alone[key]) > 0
+
+
+def test_leaving_in_mid_embedding_frees_the_slot(server: Server) -> None:
+    text = [66 + i % 20 for i in range(4000)]
+    wanted = server.post("/v1/embeddings", {"input": "abc"})[1]["data"]
+    for delay in (0.0, 0.05, 0.3):
+        with server.open(raw("/v1/embeddings", {"input": [text] * 200})):
+            assert wait_for(lambda: server.get("/health")[1]["busy"] == 1)
+            time.sleep(delay)
+        assert wait_for(server.idle, 5)
+    assert server.post("/v1/embeddings", {"input": "abc"})[1]["data"] == wanted
+
+
+def test_embeddings_that_do_not_fit(server: Server) -> None:
+    status, reply = server.post("/v1/embeddings", {"input": ["abc", [66] * 5000]})
+    assert status == 400 and "n_ctx" in reply["error"]["message"]
+
+
+def test_echo_with_log_probabilities(server: Server, model_path: Path) -> None:
+    wanted = {"max_tokens": 5, "seed": 3, "temperature": 0.8, "echo": True, "logprobs": 2}
+    with pywina.load(model_path) as model:
+        whole = model.create_completion("abcabc", **wanted)["choices"]
+    assert server.text(**wanted | {"prompt": "abcabc"})["choices"] == whole
+    with server.open(raw("/v1/completions", wanted | {"prompt": "abcabc", "stream": True})) as sock:
+        data = b""
+        while b"[DONE]" not in data:
+            data += sock.recv(65536)
+    parts = [json.loads(line[6:]) for line in data.split(b"\n") if line.startswith(b"data: {")]
+    assert "".join(part["choices"][0]["text"] for part in parts) == whole[0]["text"]
+    assert parts[0]["choices"][0]["text"] == "abcabc"
+    status, reply = server.post("/v1/completions", wanted | {"prompt": [66] * 5000})
+    assert status == 400 and "n_ctx" in reply["error"]["message"]
 
 
 def test_json_schema(servers: dict[str, Server], smollm2_path: Path) -> None:

@@ -96,9 +96,9 @@ def test_a_batch_evaluates_what_prompts_share_once(tiny: pywina.Model) -> None:
     evaluated = 0
     original = tiny._begin_prompt
 
-    def count(session: Any, prompt: list[int], sparsity: Any) -> int:
+    def count(session: Any, prompt: list[int], sparsity: Any, **options: Any) -> int:
         nonlocal evaluated
-        held = original(session, prompt, sparsity)
+        held = original(session, prompt, sparsity, **options)
         evaluated += len(prompt) - held
         return held
 
