@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LibraryError
-from ..tuning import GROUPS
+from ..tuning import GROUPS, PROJECTIONS
 from .measure import Measurements
 
 _SIZE = (6.4, 4.0)
@@ -94,22 +94,21 @@ def frontier(m: Measurements) -> bytes:
 
 
 def heat_map(m: Measurements, sparsity: float) -> bytes:
-    """Kept fraction by block and group."""
+    """Kept fraction by block and projection."""
 
     def draw(axes: Any) -> None:
         kept = m.kept[sparsity]
         image = axes.imshow(kept.T, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-        axes.set_yticks(range(4), GROUPS)
-        axes.set(xlabel="block", title=f"kept fraction at sparsity {sparsity:g}")
-        for block in range(len(kept)):
-            for group in range(4):
-                axes.text(
-                    block, group, f"{kept[block, group]:.2f}"[1:], ha="center", va="center",
-                    fontsize=6, color="white" if kept[block, group] < 0.6 else "black",
-                )  # fmt: skip
+        axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
+        axes.set(xlabel="block", title=f"per cent of its inputs kept, at sparsity {sparsity:.0%}")
+        for (block, row), value in np.ndenumerate(kept):
+            axes.text(
+                block, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=6,
+                color="white" if value < 0.6 else "black",
+            )  # fmt: skip
         axes.figure.colorbar(image)
 
-    return _png(draw, (9.0, 2.6))
+    return _png(draw, (9.0, 3.2))
 
 
 def scores(m: Measurements) -> bytes:

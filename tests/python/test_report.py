@@ -49,7 +49,7 @@ def _measured(nats: dict[float, float], rates: dict[float, float]) -> Measuremen
         Quality("wina", s, 10.0, Mean(value, 0.01, 8), 0.1, 0.9, 1 - s) for s, value in nats.items()
     ]
     speed = [Speed(s, rate, 100.0) for s, rate in rates.items()]
-    return Measurements(quality, speed, 9.0, 8, {}, Histogram(1, {}), "a rule")
+    return Measurements(quality, speed, 9.0, 8, 512, {}, Histogram(1, {}), "a rule")
 
 
 def test_recommendations() -> None:
