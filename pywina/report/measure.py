@@ -141,6 +141,7 @@ def measure(
 ) -> Measurements:
     """Everything; sparsities above 0, rising."""
     quality, dense, n = measure_quality(model, text, methods, sparsities, n_windows, progress)
+    middle = sparsities[len(sparsities) // 2]
     return Measurements(
         quality=quality,
         speed=measure_speed(model, text, [0.0, *sparsities], progress),
@@ -149,5 +150,5 @@ def measure(
         window=min(WINDOW, model.info.n_ctx),
         kept={s: kept_by_projection(model, Sparsity(s)) for s in sparsities},
         histogram=measure_scores(model, text),
-        rule=model.describe_rule(Sparsity(sparsities[len(sparsities) // 2])),
+        rule=f"at {middle:.0%}: {model.describe_rule(Sparsity(middle))}",
     )
