@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ..calibrate.thresholds import Histogram
 from ..convert.convert import l2_norms
-from ..eval.runner import Evaluation, Results, make_rules
+from ..eval.runner import WINDOW, Evaluation, Results, make_rules
 from ..eval.statistics import Mean, mean, paired
 from ..eval.windows import cut_windows
 from ..model import Model
 from ..sparsity import Sparsity
+from ..tuning import GROUPS, PROJECTIONS
 
 N_DECODED, ROUNDS = 48, 3
 
@@ -48,7 +49,8 @@ class Measurements:
     speed: list[Speed]
     dense_perplexity: float
     n_windows: int
-    kept: dict[float, NDArray[np.float64]]  # (n_layer, 4) by sparsity
+    window: int  # tokens
+    kept: dict[float, NDArray[np.float64]]  # (n_layer, 7) by sparsity
     histogram: Histogram
     rule: str
 
@@ -106,9 +108,23 @@ def measure_speed(
     return [Speed(s, float(np.median(rates[s])), sizes[s]) for s in sparsities]
 
 
+def kept_by_projection(model: Model, rule: Sparsity) -> NDArray[np.float64]:
+    """(n_layer, 7) share of its inputs that each projection keeps; those of a group that chooses
+    once keep the same."""
+    counts = model.keep_counts(rule).astype(np.float64)
+    columns = []
+    for group, names in zip(
+        GROUPS, (PROJECTIONS[:3], ("o",), ("gate", "up"), ("down",)), strict=True
+    ):
+        own = counts[:, GROUPS.index(group)]
+        for i in range(len(names)):
+            columns.append(np.where(own[:, i] > 0, own[:, i], own[:, 0]) / model.width(group))
+    return np.stack(columns, axis=1)
+
+
 def measure_scores(model: Model, text: str) -> Histogram:
     """Scores with l2 norms over one window, dense."""
-    size = min(512, model.info.n_ctx)
+    size = min(WINDOW, model.info.n_ctx)
     histogram = Histogram(model.info.n_layer, l2_norms(model).norms)
     with model.tap(histogram.add):
         model.logits(cut_windows(model, text, size, 1)[0], start=size - 1, method="dense")
@@ -125,12 +141,14 @@ def measure(
 ) -> Measurements:
     """Everything; sparsities above 0, rising."""
     quality, dense, n = measure_quality(model, text, methods, sparsities, n_windows, progress)
+    middle = sparsities[len(sparsities) // 2]
     return Measurements(
         quality=quality,
         speed=measure_speed(model, text, [0.0, *sparsities], progress),
         dense_perplexity=dense,
         n_windows=n,
-        kept={s: model.kept_fractions(Sparsity(s)) for s in sparsities},
+        window=min(WINDOW, model.info.n_ctx),
+        kept={s: kept_by_projection(model, Sparsity(s)) for s in sparsities},
         histogram=measure_scores(model, text),
-        rule=model.describe_rule(Sparsity(sparsities[len(sparsities) // 2])),
+        rule=f"at {middle:.0%}: {model.describe_rule(Sparsity(middle))}",
     )

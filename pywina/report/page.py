@@ -24,7 +24,7 @@ _CAPTIONS = {
     "quality": "What each method loses at each sparsity; bars are standard errors.",
     "speed": "Decoding speed, and what reading fewer bytes would give by itself.",
     "frontier": "Loss against speed: lower and further right is better.",
-    "kept": "Share of the inputs that each block's groups keep.",
+    "kept": "Share of its inputs that each block's projections keep.",
     "scores": "How scores are distributed: where a curve is wide, few inputs carry most.",
 }
 

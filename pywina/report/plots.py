@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LibraryError
-from ..tuning import GROUPS
+from ..tuning import GROUPS, PROJECTIONS
 from .measure import Measurements
 
 _SIZE = (6.4, 4.0)
@@ -38,6 +38,14 @@ def _png(draw: Callable[[Any], object], size: tuple[float, float] = _SIZE) -> by
         pyplot.close(figure)
 
 
+def _sparsity_axis(axes: Any, sparsities: list[float], lowest: float = 0.0) -> None:
+    """Ticks where something was measured, and a scale that begins at 0 unless a value is lower."""
+    axes.set_xticks(sparsities, [f"{value:.0%}" for value in sparsities])
+    axes.set_xlabel("sparsity")
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]) if lowest < 0 else 0.0)
+    axes.grid(alpha=0.3)
+
+
 def quality(m: Measurements) -> bytes:
     """Loss over dense against sparsity, a line per method."""
 
@@ -50,8 +58,12 @@ def quality(m: Measurements) -> bytes:
                 [np.nan_to_num(row.nats.error) for row in rows],
                 marker="o", capsize=3, label=method,
             )  # fmt: skip
-        axes.set(xlabel="sparsity", ylabel="loss over dense (nats a token)", ylim=(0, None))
-        axes.grid(alpha=0.3)
+        _sparsity_axis(
+            axes,
+            sorted({row.sparsity for row in m.quality}),
+            min(row.nats.value - np.nan_to_num(row.nats.error) for row in m.quality),
+        )
+        axes.set(ylabel="loss over dense (nats a token)")
         axes.legend()
 
     return _png(draw)
@@ -66,15 +78,15 @@ def speed(m: Measurements) -> bytes:
         dense = m.speed[0]
         ideal = [dense.tokens_s * dense.mb_per_token / row.mb_per_token for row in m.speed]
         axes.plot(x, ideal, linestyle="--", label="by bytes read")
-        axes.set(xlabel="sparsity", ylabel="decoded tokens per second", ylim=(0, None))
-        axes.grid(alpha=0.3)
+        _sparsity_axis(axes, x)
+        axes.set(ylabel="decoded tokens per second")
         axes.legend()
 
     return _png(draw)
 
 
 def frontier(m: Measurements) -> bytes:
-    """Loss against speed-up, for the best method of each sparsity."""
+    """Loss against speed-up, a line per method; sparsities are written below the lowest point."""
     rates = {row.sparsity: row.tokens_s / m.speed[0].tokens_s for row in m.speed}
 
     def draw(axes: Any) -> None:
@@ -82,10 +94,13 @@ def frontier(m: Measurements) -> bytes:
             rows = [row for row in m.quality if row.method == method]
             points = [(rates[row.sparsity], row.nats.value) for row in rows]
             axes.plot(*zip(*points, strict=True), marker="o", label=method)
-            for row, point in zip(rows, points, strict=True):
-                axes.annotate(
-                    f"{row.sparsity:.0%}", point, textcoords="offset points", xytext=(5, 4)
-                )
+        for sparsity in dict.fromkeys(row.sparsity for row in m.quality):
+            lowest = min(row.nats.value for row in m.quality if row.sparsity == sparsity)
+            axes.annotate(
+                f"{sparsity:.0%}", (rates[sparsity], lowest), textcoords="offset points",
+                xytext=(0, -8), ha="center", va="top",
+            )  # fmt: skip
+        axes.margins(0.08, 0.12)
         axes.set(xlabel="speed-up of decoding (at wina's rule)", ylabel="loss over dense (nats)")
         axes.grid(alpha=0.3)
         axes.legend()
@@ -94,22 +109,21 @@ def frontier(m: Measurements) -> bytes:
 
 
 def heat_map(m: Measurements, sparsity: float) -> bytes:
-    """Kept fraction by block and group."""
+    """Kept fraction by block and projection."""
 
     def draw(axes: Any) -> None:
-        kept = m.kept[sparsity]
-        image = axes.imshow(kept.T, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-        axes.set_yticks(range(4), GROUPS)
-        axes.set(xlabel="block", title=f"kept fraction at sparsity {sparsity:g}")
-        for block in range(len(kept)):
-            for group in range(4):
-                axes.text(
-                    block, group, f"{kept[block, group]:.2f}"[1:], ha="center", va="center",
-                    fontsize=6, color="white" if kept[block, group] < 0.6 else "black",
-                )  # fmt: skip
+        kept = 100 * m.kept[sparsity]
+        image = axes.imshow(kept.T, aspect="auto", vmin=0, vmax=100, cmap="viridis")
+        axes.set_yticks(range(len(PROJECTIONS)), PROJECTIONS)
+        axes.set(xlabel="block", title=f"per cent of its inputs kept, at sparsity {sparsity:.0%}")
+        for (block, row), value in np.ndenumerate(kept):
+            axes.text(
+                block, row, f"{value:.0f}", ha="center", va="center", fontsize=6,
+                color="white" if value < 60 else "black",
+            )  # fmt: skip
         axes.figure.colorbar(image)
 
-    return _png(draw, (9.0, 2.6))
+    return _png(draw, (9.0, 3.2))
 
 
 def scores(m: Measurements) -> bytes:
@@ -125,7 +139,7 @@ def scores(m: Measurements) -> bytes:
             x = _LOW + (np.arange(len(bins)) + 0.5) * step / _PER_OCTAVE
             shown = bins > 1e-5
             axes.plot(x[shown], bins[shown], label=group)
-        axes.set(xlabel="log2 of |x| times l2 norm", ylabel="share of inputs", xlim=(-20, None))
+        axes.set(xlabel="log2 of |x| times l2 norm", ylabel="share of inputs", xlim=(-12, None))
         axes.grid(alpha=0.3)
         axes.legend()
 

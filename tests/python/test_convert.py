@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from pywina.convert.transform import (
     second_moments,
     segment_bases,
 )
+from pywina.hub.fetch import cache_dir
 from pywina.tuning import Tuning
 
 IDS = [int(t) for t in np.random.default_rng(9).integers(0, 250, 48)]
@@ -61,6 +63,41 @@ def test_everything_else_keeps_its_bytes(write_model: Callable[..., Path], tmp_p
     again = tmp_path / "again.gguf"
     assert main(["convert", str(target), str(again)]) == 0
     assert again.read_bytes() == target.read_bytes()
+
+
+_PEER_LOGITS = """
+import sys, hashlib, llama_cpp
+ids = [int(t) for t in sys.argv[2].split(",")]
+model = llama_cpp.Llama(sys.argv[1], n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+model.eval(ids)
+print(model.n_tokens, hashlib.sha256(model.scores[: len(ids)].tobytes()).hexdigest())
+"""
+
+
+def test_llama_cpp_computes_the_same_from_a_converted_file(
+    smollm2_path: Path, tmp_path: Path
+) -> None:
+    """To the bit; with llama.cpp as tools/bench_peers.py --setup builds it."""
+    peer = cache_dir().parent / "peers" / "venv" / "bin" / "python"
+    if not peer.exists():
+        pytest.skip("llama.cpp is not there: tools/bench_peers.py --setup builds it")
+    rng = np.random.default_rng(5)
+    kept = rng.uniform(0.2, 0.9, (1, 30, 4)).astype(np.float32)
+    Tuning(targets=np.array([0.5], np.float32), kept=kept).save(tmp_path / "t.json", {})
+    target = tmp_path / "out.gguf"
+    options = ["--tuning", str(tmp_path / "t.json")]
+    assert main(["convert", str(smollm2_path), str(target), *options]) == 0
+    ids = ",".join(str(t) for t in IDS)
+    found = [
+        subprocess.run(
+            [str(peer), "-c", _PEER_LOGITS, str(path), ids],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for path in (smollm2_path, target)
+    ]
+    assert found[0] == found[1] and found[0].startswith(f"{len(IDS)} ")
 
 
 def test_a_tuning_is_stored(tiny_model: Path, tmp_path: Path) -> None:

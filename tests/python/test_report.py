@@ -12,8 +12,15 @@ import pywina
 from pywina.calibrate.thresholds import Histogram
 from pywina.cli import main
 from pywina.eval.statistics import Mean
-from pywina.report.measure import Measurements, Quality, Speed, measure_quality
+from pywina.report.measure import (
+    Measurements,
+    Quality,
+    Speed,
+    kept_by_projection,
+    measure_quality,
+)
 from pywina.report.page import recommend
+from pywina.tuning import Tuning
 
 pytest.importorskip("matplotlib")
 
@@ -44,12 +51,26 @@ def test_a_report(tiny_model: Path, tmp_path: Path) -> None:
         assert row.kept == pytest.approx(1 - row.sparsity, abs=0.01)
 
 
+def test_the_map_has_every_projection(tiny_model: Path) -> None:
+    shares = np.array([0.9, 0.5, 0.2, 0.6, 0.3, 0.8, 0.45], dtype=np.float32)
+    with pywina.load(tiny_model, n_threads=1) as model:
+        together = kept_by_projection(model, pywina.Sparsity(0.5))
+        groups = model.kept_fractions(0.5)
+        np.testing.assert_array_equal(together, groups[:, [0, 0, 0, 1, 2, 2, 3]])
+        table = np.tile(shares, (1, model.info.n_layer, 1))
+        kept = np.full((1, model.info.n_layer, 4), 0.5, dtype=np.float32)
+        model.set_tuning(Tuning(np.array([0.5], np.float32), kept, table))
+        alone = kept_by_projection(model, pywina.Sparsity(0.5, mask="projection"))
+    assert alone.shape == (len(groups), 7)
+    assert (alone.argsort(axis=1) == shares.argsort()).all()
+
+
 def _measured(nats: dict[float, float], rates: dict[float, float]) -> Measurements:
     quality = [
         Quality("wina", s, 10.0, Mean(value, 0.01, 8), 0.1, 0.9, 1 - s) for s, value in nats.items()
     ]
     speed = [Speed(s, rate, 100.0) for s, rate in rates.items()]
-    return Measurements(quality, speed, 9.0, 8, {}, Histogram(1, {}), "a rule")
+    return Measurements(quality, speed, 9.0, 8, 512, {}, Histogram(1, {}), "a rule")
 
 
 def test_recommendations() -> None:
