@@ -3,15 +3,19 @@
     pip install tokenizers sentencepiece protobuf gguf unicodedata2==16.0.0
     python tools/compare_tokenizers.py [-n 100000] words [NAME ...]
     python tools/compare_tokenizers.py [-n 100000] ids NAME=FILE.gguf ...
+    python tools/compare_tokenizers.py [-n 100000] json NAME=tokenizer.json ...
 
 `words` compares what pre-tokenizers cut (the regular expressions themselves, no vocabulary needed),
-`ids` the tokens of whole vocabularies. Texts come from eleven kinds of generators, in turn. Prints
-one line for each name and every difference up to ten; exit code 1 if there is one. Needs `make`.
+`ids` the tokens of whole vocabularies, `json` those of a model's own tokenizer.json as `pywina
+convert` understands it, with the special tokens that a text holds. Texts come from eleven kinds of
+generators, in turn. Prints one line for each name and every difference up to ten; exit code 1 if
+there is one. Needs `make`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import struct
 import subprocess
@@ -22,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import make_tokenizer_golden as golden
+import tokenizers
 import unicodedata2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,9 +196,8 @@ def compare_words(names: list[str], n: int) -> bool:
     return good
 
 
-def our_encoder(path: str) -> Callable[[str], list[int]]:
-    """Our tokenizer alone, without weights; special tokens are not parsed."""
-    sys.path.insert(0, str(ROOT))
+def our_encoder(path: str, parse_special: bool = False) -> Callable[[str], list[int]]:
+    """Our tokenizer alone, without weights."""
     from pywina._native import check, ffi, lib
 
     params, out = ffi.new("wina_model_params *"), ffi.new("wina_model **")
@@ -201,11 +205,12 @@ def our_encoder(path: str) -> Callable[[str], list[int]]:
     params.vocab_only = 1
     check(lib.wina_model_load(path.encode(), params, out))
     count = ffi.new("size_t *")
+    flags = lib.WINA_TOKENIZE_PARSE_SPECIAL if parse_special else 0
 
     def encode(text: str) -> list[int]:
         data = text.encode()
         tokens = ffi.new("int32_t[]", 3 * len(data) + 8)
-        check(lib.wina_tokenize(out[0], data, len(data), 0, tokens, len(tokens), count))
+        check(lib.wina_tokenize(out[0], data, len(data), flags, tokens, len(tokens), count))
         return ffi.unpack(tokens, count[0]) if count[0] else []
 
     return encode
@@ -232,14 +237,52 @@ def compare_ids(files: list[str], n: int) -> bool:
     return good
 
 
+def converted(source: Path, target: Path) -> None:
+    """The vocabulary of a tokenizer.json as a GGUF file without weights."""
+    from pywina.convert import checkpoint, gguffile
+
+    content = json.loads(source.read_text(encoding="utf-8"))
+    ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content["added_tokens"])]
+    file = gguffile.GgufFile({})
+    file.set("general.architecture", "llama")
+    checkpoint._tokenizer(source.parent, max(ids) + 1, file.values)
+    gguffile.write(target, file)
+
+
+def compare_json(files: list[str], n: int) -> bool:
+    good = True
+    for seed, item in enumerate(files):
+        name, path = item.split("=", 1)
+        theirs = tokenizers.Tokenizer.from_file(path)
+        if theirs.normalizer is not None:
+            print(f"{name}: without its normalizer {theirs.normalizer}")
+            theirs.normalizer = None
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "vocabulary.gguf"
+            converted(Path(path), target)
+            vocab, ours = golden.Vocabulary(target), our_encoder(str(target), True)
+        special = vocab.specials((golden.CONTROL, golden.USER_DEFINED))
+        words = vocabulary_words(vocab.texts)
+        digits = any("Digits" in step for step in str(theirs.pre_tokenizer).split("("))
+        texts = take(Texts(seed, words, special[:200], assigned_only=digits), n)
+        started, wrong = time.time(), []
+        for text in texts:
+            wanted, mine = theirs.encode(text, add_special_tokens=False).ids, ours(text)
+            if wanted != mine:
+                wrong.append((text, wanted, mine))
+        good &= report(f"{name} ({vocab.pre}, {len(vocab.texts)} tokens)", n, wrong, started)
+    return good
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("words", "ids"))
+    parser.add_argument("what", choices=("words", "ids", "json"))
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("-n", type=int, default=100_000, help="texts for each; 100000")
     args = parser.parse_args()
-    compare = compare_words if args.what == "words" else compare_ids
-    return 0 if compare(args.names, args.n) else 1
+    sys.path.insert(0, str(ROOT))
+    compare = {"words": compare_words, "ids": compare_ids, "json": compare_json}
+    return 0 if compare[args.what](args.names, args.n) else 1
 
 
 if __name__ == "__main__":

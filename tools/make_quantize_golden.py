@@ -4,7 +4,8 @@
 
 PYTHON is an interpreter that has llama-cpp-python. The types that llama_model_quantize gives the
 tensors of small models of zeros are recorded by mixture, as letters in the order of the tensors,
-and so are the errors of its quantisers on random numbers, and hashes of the simpler ones' results.
+and so are the errors of its quantisers on random numbers, and hashes of the simpler ones' results;
+quantised.npz holds what it makes of some random numbers in the types that pywina only reads.
 
 With --models (a folder of smollm2-135m.gguf and qwen2.5-coder-0.5b.gguf) the real models are
 written in F16 first, both programs quantise that file, and perplexities of the results over the
@@ -44,6 +45,7 @@ LETTERS = {
 MODELS = ("smollm2-135m", "qwen2.5-coder-0.5b")
 MEASURED = ("Q4_0", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 SEARCHED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+ONLY_READ = ("Q2_K", "Q3_K", "IQ4_XS", "IQ4_NL")
 ROUNDED = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
 WINDOWS = 8
 
@@ -225,6 +227,19 @@ def make_hashes(library: ctypes.CDLL) -> dict[str, str]:
     return result
 
 
+def some_weights() -> np.ndarray:
+    """(16, 1024) weights, enough for an error to within a percent."""
+    return np.ascontiguousarray(weights("normal")[0][:16, :1024])
+
+
+def make_quantised(library: ctypes.CDLL, path: Path) -> None:
+    """What ggml makes of some_weights in the types that are only read, as bytes."""
+    values = some_weights()
+    made = {name: peer_chunk(library, values, Type[name], None) for name in ONLY_READ}
+    arrays = {name: np.frombuffer(data, np.uint8) for name, data in made.items()}
+    np.savez_compressed(path, **arrays)
+
+
 def nll(model: Path, text: Path, n: int) -> list[float]:
     """Losses of windows by `wina perplexity`."""
     wina = os.environ.get("WINA_BIN") or str(ROOT / "build" / "bin" / "wina")
@@ -303,6 +318,7 @@ def main() -> None:
             library = ggml(args.llama_python)
             kept["errors"] = make_errors(library)
             kept["hashes"] = make_hashes(library)
+            make_quantised(library, args.out.with_name("quantised.npz"))
             kept["mixtures"] = make_types(args.llama_python, folder)
         else:
             own = kept.setdefault("perplexity", {})

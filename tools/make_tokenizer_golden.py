@@ -1,7 +1,8 @@
 """Writes the golden files of the tokenizer tests from other people's tokenizers.
 
-    tests/golden/pretok.txt       words of random texts, per pre-tokenizer, in hexadecimal
-    tests/golden/tokenizer.json   token ids of random texts, per vocabulary
+    tests/golden/pretok.txt          words of random texts, per pre-tokenizer, in hexadecimal
+    tests/golden/pretokenizers.json  how tokenizer.json describes each pre-tokenizer
+    tests/golden/tokenizer.json      token ids of random texts, per vocabulary
 
 Byte-level BPE comes from Hugging Face's `tokenizers`, built from the vocabulary and merges in the
 GGUF file and the regular expressions that the models' own tokenizer.json files have; SPM comes from
@@ -314,6 +315,17 @@ def write_pretok() -> None:
     (GOLDEN / "pretok.txt").write_text("\n".join(lines) + "\n")
 
 
+def write_descriptions() -> None:
+    """The pre-tokenizers as `tokenizers` writes them."""
+    found = {}
+    for name, cutters in CUTTERS.items():
+        tokenizer = Tokenizer(models.BPE())
+        last = [] if name == "falcon" else [_BYTES]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cutters, *last])
+        found[name] = json.loads(tokenizer.to_str())["pre_tokenizer"]
+    (GOLDEN / "pretokenizers.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
 def write_ids(files: dict[str, Path]) -> None:
     """For each vocabulary: ids of the common texts, and of texts with special tokens in them."""
     texts = make_texts(N_TEXTS, SEED + 1)
@@ -336,11 +348,12 @@ def write_ids(files: dict[str, Path]) -> None:
 
 
 def main() -> None:
-    """Writes both files."""
+    """Writes the files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("vocabularies", nargs="*", metavar="NAME=FILE")
     files = dict(item.split("=", 1) for item in parser.parse_args().vocabularies)
     write_pretok()
+    write_descriptions()
     if files:
         write_ids({name: Path(path) for name, path in files.items()})
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..convert.convert import l2_norms
-from ..errors import ArgumentError
+from ..errors import ArgumentError, UnsupportedError
 from ..eval.windows import cut_windows
 from ..model import Model
 from ..sparsity import Sparsity
@@ -75,6 +75,11 @@ class _Run:
     def __init__(
         self, model: Model, text: str, settings: Settings, log: Path, note: Callable[[str], object]
     ) -> None:
+        if any(".ffn_gate_inp." in name for name in model.tensors):
+            raise UnsupportedError(
+                f"{model.path} is a mixture of experts, which have norms and activations of their "
+                "own: budgets for it can be given, but not found"
+            )
         self.model, self.settings, self.note = model, settings, note
         both = cut_windows(model, text, min(settings.size, model.info.n_ctx), 2 * settings.windows)
         self.windows, rest = both[: settings.windows], both[settings.windows :]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FileError, FormatError, UnsupportedError
-from . import experts, gguffile, sentencepiece
+from . import experts, gguffile, pretokenizers, sentencepiece
 from .convert import TYPES, Plan, type_for
 from .families import FAMILIES, Family, rope_scaling, rope_tensors, rotated_width
 from .gguffile import GgufFile, Tensor
@@ -33,8 +33,6 @@ _TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-#: parts of the pre-tokenizers' expressions that tell them apart
-_DIGITS = {r"\p{N}{1,3}": "llama-bpe", r"|\p{N}|": "qwen2"}
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -58,23 +56,6 @@ def _integers(values: list[int]) -> bytes:
 # ---- tokenizer -------------------------------------------------------------------------------
 
 
-def _pre_tokenizer(content: dict[str, Any], path: Path) -> str:
-    """llama.cpp's name of the pre-tokenizer."""
-    pre = content.get("pre_tokenizer") or {}
-    parts = pre.get("pretokenizers", [pre])
-    kinds = [part.get("type") for part in parts]
-    if kinds == ["ByteLevel"]:
-        return "gpt-2"
-    if kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
-        return "smollm"
-    if kinds == ["Split", "ByteLevel"]:
-        expression = str((parts[0].get("pattern") or {}).get("Regex", ""))
-        for mark, name in _DIGITS.items():
-            if mark in expression:
-                return name
-    raise UnsupportedError(f"{path}: its pre-tokenizer {kinds} is not known")
-
-
 def _byte_level(content: dict[str, Any], path: Path, values: dict[str, bytes]) -> _Tokens:
     """Tokens of a byte-level BPE vocabulary, and the metadata that only these have."""
     model = content.get("model") or {}
@@ -94,7 +75,10 @@ def _byte_level(content: dict[str, Any], path: Path, values: dict[str, bytes]) -
         texts[i] = text
         kinds[i] = int(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
     values["tokenizer.ggml.model"] = gguffile.encode("gpt2")
-    values["tokenizer.ggml.pre"] = gguffile.encode(_pre_tokenizer(content, path))
+    try:
+        values["tokenizer.ggml.pre"] = gguffile.encode(pretokenizers.name_of(content))
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{path}: {error}") from error
     values["tokenizer.ggml.merges"] = gguffile.encode_strings(merges)
     return texts, kinds
 

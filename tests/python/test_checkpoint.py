@@ -17,6 +17,10 @@ from pywina.convert.checkpoint import plan_checkpoint
 from pywina.convert.safetensors import Checkpoint
 
 IDS = [int(t) for t in np.random.default_rng(9).integers(0, 250, 32)]
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 LAYER = {
     "attn_norm.weight": "input_layernorm.weight", "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
@@ -93,10 +97,10 @@ def make_folder(model: pywina.Model, folder: Path, kind: str = "F32", parts: int
         {"id": i, "content": texts[i], "special": texts[i] != TOOL}
         for i in range(n_plain, len(texts))
     ]
-    split = {"type": "Split", "pattern": {"Regex": "x| ?\\p{L}+|\\p{N}| ?[^\\s]+"}}
+    split = {"type": "Split", "pattern": {"Regex": QWEN2}, "behavior": "Isolated"}
     pre = {"type": "ByteLevel", "add_prefix_space": False}
     if info.architecture == "qwen2":
-        pre = {"type": "Sequence", "pretokenizers": [split, pre]}
+        pre = {"type": "Sequence", "pretokenizers": [split, pre | {"use_regex": False}]}
     tokenizer = {
         "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(texts[:n_plain])}},
         "added_tokens": added,

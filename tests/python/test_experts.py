@@ -337,6 +337,18 @@ def test_what_experts_have_not(files: Callable[..., Path], tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("flag", ["-o", "--imatrix"])
+def test_not_calibrated(
+    files: Callable[..., Path], flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d " * 200)
+    command = ["calibrate", str(files("mixtral")), "-f", str(text), "--size", "64"]
+    assert main([*command, "--windows", "1", flag, str(tmp_path / "x.gguf")]) == 2
+    assert "mixture of experts" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
 @pytest.mark.parametrize(
     "flags", [[], ["--transform", "paper"], ["--pack", "--transform", "paper"]]
 )
