@@ -113,6 +113,7 @@ def _create(
     backend: Backend,
     n_gpu_layers: int | None,
     mem_limit: int | str | None,
+    resident: int | str | None,
 ) -> Handle:
     params = ffi.new("wina_model_params *")
     lib.wina_model_params_init(params)
@@ -124,6 +125,8 @@ def _create(
     params.session = session
     if mem_limit is not None:
         params.mem_limit = _values.size("mem_limit", mem_limit)
+    if resident is not None:
+        params.resident = _values.size("resident", resident)
     if n_gpu_layers is not None:
         params.n_gpu_layers = _values.integer("n_gpu_layers", n_gpu_layers, 0, 1 << 20)
     model = ffi.new("wina_model **")
@@ -172,6 +175,7 @@ class Model(Inspection, Completions, Variants):
         cache_type_k: CacheType = "f16",
         cache_type_v: CacheType = "f16",
         mem_limit: int | str | None = None,
+        resident: int | str | None = None,
     ) -> None:
         started = time.perf_counter()
         self._n_batch = 128 if n_batch is None else _values.integer("n_batch", n_batch, 1, 1 << 16)
@@ -185,7 +189,9 @@ class Model(Inspection, Completions, Variants):
         self._session = _SessionOptions(
             ctx, threads, self._n_batch, self.sparsity, cache_type_k, cache_type_v
         )
-        self._handle = _create(self.path, self._session, progress, backend, n_gpu_layers, mem_limit)
+        self._handle = _create(
+            self.path, self._session, progress, backend, n_gpu_layers, mem_limit, resident
+        )
         self._prepare(time.perf_counter() - started)
 
     def _prepare(self, load_s: float) -> None:

@@ -8,19 +8,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "mem.h"
 #include "status.h"
 
 enum {
-    DEPTH = 256,                                /* pieces under way */
-    ALIGN = 4096,                               /* of reads past the page cache */
-    SLOT = WINA_DISKREAD_LONGEST + (2 * ALIGN), /* a piece and what its alignment adds */
-    TOGETHER = 64,                              /* completions waited for */
-    OP_READ = 22,                               /* IORING_OP_READ */
-    ENTER_WAIT = 1,                             /* IORING_ENTER_GETEVENTS */
+    DEPTH = WINA_DISKREAD_DEEPEST, /* of the ring */
+    ALIGN = 4096,                  /* of reads past the page cache */
+    TOGETHER = 64,                 /* completions waited for */
+    PATIENCE = 100000,             /* times 0.1 ms, for a ring that is given up */
+    OP_READ = 22,                  /* IORING_OP_READ */
+    ENTER_WAIT = 1,                /* IORING_ENTER_GETEVENTS */
     MAP_QUEUE = 0,
     MAP_DONE = 0x8000000,
     MAP_ENTRIES = 0x10000000 /* IORING_OFF_* */
@@ -57,10 +59,13 @@ _Static_assert(sizeof(ring_entry) == 64 && sizeof(ring_done) == 16 && sizeof(rin
                "as the kernel has them");
 
 struct wina_diskread {
-    int fd, ring; /* ring -1: pieces are read one after the other */
-    uint8_t *buffers;
+    int fd, ring;     /* ring -1: pieces are read one after the other */
+    bool lost;        /* reads may be under way whose end is not known */
+    uint8_t *buffers; /* (n_slots, slot_bytes) */
+    uint64_t slot_bytes, n_bytes;
+    uint8_t *memory;
+    uint32_t n_slots, n_free;
     uint16_t free_slots[DEPTH];
-    uint32_t n_free;
     uint8_t *queue, *done;
     size_t queue_bytes, done_bytes, entries_bytes;
     ring_entry *entries;
@@ -82,6 +87,8 @@ static void close_ring(wina_diskread *d) {
         munmap(d->entries, d->entries_bytes);
     if (d->ring >= 0)
         close(d->ring);
+    d->queue = d->done = NULL;
+    d->entries = NULL;
     d->ring = -1;
 }
 
@@ -104,26 +111,57 @@ static void open_ring(wina_diskread *d) {
     d->results = (ring_done *)(void *)(d->done + p->done.entries);
 }
 
-uint64_t wina_diskread_memory(void) {
-    return (uint64_t)DEPTH * SLOT;
+static uint64_t slots_of(const wina_diskread_size *size) {
+    return size->n_pieces < DEPTH ? size->n_pieces : DEPTH;
 }
 
-int32_t wina_diskread_create(const char *path, wina_diskread **out) {
-    wina_diskread *d = NULL;
-    *out = NULL;
-    WINA_TRY(wina_mem_create(1, sizeof *d, "reading", &d));
-    d->ring = -1;
+/* A piece and what its alignment adds. */
+static uint64_t slot_bytes_of(const wina_diskread_size *size) {
+    return (size->n_bytes + ALIGN - 1) / ALIGN * ALIGN + (uint64_t)2 * ALIGN;
+}
+
+uint64_t wina_diskread_memory(const wina_diskread_size *size) {
+    return slots_of(size) * slot_bytes_of(size) + ALIGN;
+}
+
+/* The path may lead to another file by now, and weights of two files would be mixed. */
+static int32_t check_same(const char *path, int fd, const wina_mapfile *map) {
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return wina_fail(WINA_E_IO, "%s: cannot read its size: %s", path, strerror(errno));
+    if ((uint64_t)st.st_dev != map->device || (uint64_t)st.st_ino != map->inode)
+        return wina_fail(WINA_E_IO, "%s: is not the file that was loaded any more", path);
+    return WINA_OK;
+}
+
+static int32_t open_file(wina_diskread *d, const char *path, const wina_mapfile *map) {
     d->fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (d->fd < 0) /* some file systems cannot read past the page cache */
         d->fd = open(path, O_RDONLY | O_CLOEXEC);
-    const int32_t status =
-        d->fd < 0 ? wina_fail(WINA_E_IO, "%s: cannot open it: %s", path, strerror(errno))
-                  : wina_mem_create_big(wina_diskread_memory(), "reading", &d->buffers);
+    if (d->fd < 0)
+        return wina_fail(WINA_E_IO, "%s: cannot open it: %s", path, strerror(errno));
+    return check_same(path, d->fd, map);
+}
+
+int32_t wina_diskread_create(const char *path, const wina_mapfile *map,
+                             const wina_diskread_size *size, wina_diskread **out) {
+    wina_diskread *d = NULL;
+    *out = NULL;
+    WINA_TRY(wina_mem_create(1, sizeof *d, "reading", &d));
+    d->fd = d->ring = -1;
+    d->n_slots = (uint32_t)slots_of(size);
+    d->slot_bytes = slot_bytes_of(size);
+    d->n_bytes = wina_diskread_memory(size);
+    int32_t status = open_file(d, path, map);
+    if (status == WINA_OK)
+        status = wina_mem_create_big(d->n_bytes, "reading", &d->memory);
     if (status != WINA_OK) {
         wina_diskread_free(d);
         return status;
     }
-    for (uint32_t i = 0; i < DEPTH; i++)
+    memset(d->memory, 0, (size_t)d->n_bytes); /* if there is too little, it shows now */
+    d->buffers = d->memory + (ALIGN - (uintptr_t)d->memory % ALIGN) % ALIGN;
+    for (uint32_t i = 0; i < d->n_slots; i++)
         d->free_slots[d->n_free++] = (uint16_t)i;
     open_ring(d);
     *out = d;
@@ -136,7 +174,7 @@ void wina_diskread_free(wina_diskread *d) {
     close_ring(d);
     if (d->fd >= 0)
         close(d->fd);
-    wina_mem_free_big(d->buffers, wina_diskread_memory());
+    wina_mem_free_big(d->memory, d->n_bytes);
     free(d);
 }
 
@@ -158,13 +196,20 @@ static bool is_whole(const wina_diskread_piece *p, int64_t got) {
     return got >= (int64_t)(p->offset - begin_of(p) + p->n_bytes);
 }
 
+/* Some file systems open a file for reads past the page cache and then refuse them, and what is
+ * left of a read that ended within a block cannot be had so. */
+static bool stop_direct(const wina_diskread *d) {
+    const int flags = fcntl(d->fd, F_GETFL);
+    return flags >= 0 && flags & O_DIRECT && fcntl(d->fd, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
 /* A read that gave too little, or the only way there is. */
 static int64_t read_here(const wina_diskread *d, const wina_diskread_piece *p, uint8_t *to) {
     int64_t got = 0;
     while (!is_whole(p, got)) {
         const ssize_t n = pread(d->fd, to + got, (size_t)(size_of(p) - got),
                                 (off_t)(begin_of(p) + (uint64_t)got));
-        if (n < 0 && errno == EINTR)
+        if (n < 0 && (errno == EINTR || (errno == EINVAL && stop_direct(d))))
             continue;
         if (n <= 0)
             return n < 0 ? -errno : got;
@@ -184,7 +229,7 @@ static void push(wina_diskread *d, const wina_diskread_piece *p, uint64_t index)
     d->entries[i] = (ring_entry){.opcode = OP_READ,
                                  .fd = d->fd,
                                  .offset = begin_of(p),
-                                 .address = (uintptr_t)(d->buffers + slot * SLOT),
+                                 .address = (uintptr_t)(d->buffers + slot * d->slot_bytes),
                                  .n_bytes = size_of(p),
                                  .user = index << 16 | slot};
     word(d->queue, d->params.queue.array)[i] = i;
@@ -215,35 +260,65 @@ static int32_t run_one_by_one(wina_diskread *d, const wina_diskread_piece *piece
     return WINA_OK;
 }
 
+/* Takes the last n of the queue back, which the kernel has not seen. */
+static void take_back(wina_diskread *d, uint32_t n) {
+    uint32_t *tail = word(d->queue, d->params.queue.tail);
+    for (uint32_t i = 1; i <= n; i++) {
+        const ring_entry *e = &d->entries[(*tail - i) & *word(d->queue, d->params.queue.mask)];
+        d->free_slots[d->n_free++] = (uint16_t)(e->user & 0xffff);
+    }
+    __atomic_store_n(tail, *tail - n, __ATOMIC_RELEASE);
+}
+
+/* Gives the kernel what is new in the queue, and waits for results if none is wanted by then.
+ * False: the ring is of no use any more. */
+static bool submit(wina_diskread *d, uint32_t *fresh, uint64_t under_way, bool wait) {
+    const uint64_t all = under_way + *fresh;
+    const uint32_t wanted = !wait ? 0 : (uint32_t)(all < TOGETHER ? all : TOGETHER);
+    const long taken =
+        syscall(SYS_io_uring_enter, d->ring, *fresh, wanted, wanted ? ENTER_WAIT : 0, NULL, 0);
+    if (taken < 0) /* too much at once ends when something else does */
+        return errno == EINTR || ((errno == EAGAIN || errno == EBUSY) && under_way);
+    *fresh -= (uint32_t)taken;
+    return true;
+}
+
+static void nap(void) {
+    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+}
+
 int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
                           use_fn use, void *user) {
-    if (d->ring < 0)
-        return run_one_by_one(d, pieces, n, use, user);
     int32_t status = WINA_OK;
     uint64_t sent = 0, done = 0;
-    uint32_t fresh = 0; /* in the queue, not yet the kernel's */
-    while (done < n) {
-        while (sent < n && d->n_free) {
+    uint32_t fresh = 0, naps = 0; /* fresh: in the queue, not yet the kernel's */
+    bool works = d->ring >= 0;
+    if (d->lost)
+        return wina_fail(WINA_E_IO, "cannot read weights: earlier reads have not come back");
+    while (done < (works ? n : sent)) {
+        while (works && sent < n && d->n_free) {
             push(d, &pieces[sent], sent);
             sent++, fresh++;
         }
         ring_done r;
         bool any = pop(d, &r);
-        if (fresh || !any) {
-            const uint64_t left = sent - done;
-            const uint32_t wanted = any ? 0 : (uint32_t)(left < TOGETHER ? left : TOGETHER);
-            const long taken = syscall(SYS_io_uring_enter, d->ring, fresh, wanted,
-                                       wanted ? ENTER_WAIT : 0, NULL, 0);
-            if (taken >= 0)
-                fresh -= (uint32_t)taken;
-            else if (errno != EINTR && errno != EAGAIN && errno != EBUSY)
-                return fail_read(-errno); /* the ring itself is broken */
+        if (works && (fresh || !any) && !submit(d, &fresh, sent - done - fresh, !any)) {
+            /* What the kernel has is waited for: it writes to the buffers. */
+            take_back(d, fresh);
+            sent -= fresh;
+            works = false;
         }
-        for (any = any || pop(d, &r); any;
-             any = d->n_free < DEPTH / 4 || sent == n ? pop(d, &r) : false) {
+        any = any || pop(d, &r);
+        if (!works && !any) {
+            d->lost = done < sent && ++naps > PATIENCE;
+            if (d->lost)
+                return wina_fail(WINA_E_IO, "cannot read weights: a read does not come back");
+            nap();
+        }
+        for (; any; any = d->n_free < d->n_slots / 4 || sent == n || !works ? pop(d, &r) : false) {
             const wina_diskread_piece *p = &pieces[r.user >> 16];
             const uint64_t slot = r.user & 0xffff;
-            uint8_t *data = d->buffers + slot * SLOT;
+            uint8_t *data = d->buffers + slot * d->slot_bytes;
             int64_t got = r.result;
             if (!is_whole(p, got) && status == WINA_OK) {
                 got = read_here(d, p, data);
@@ -252,9 +327,15 @@ int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, u
             }
             if (status == WINA_OK)
                 use(p, data + (p->offset - begin_of(p)), user);
+            else
+                n = sent; /* nothing new is begun */
             d->free_slots[d->n_free++] = (uint16_t)slot;
             done++;
         }
     }
+    if (!works)
+        close_ring(d);
+    if (status == WINA_OK && done < n)
+        status = run_one_by_one(d, pieces + done, n - done, use, user);
     return status;
 }

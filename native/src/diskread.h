@@ -4,16 +4,24 @@
 #ifndef WINA_DISKREAD_H
 #define WINA_DISKREAD_H
 
-#include <stdint.h>
+#include "mapfile.h"
 
 typedef struct wina_diskread wina_diskread;
 
-enum { WINA_DISKREAD_LONGEST = 128 << 10 }; /* bytes of a piece at most */
+enum { WINA_DISKREAD_LONGEST = 128 << 10, WINA_DISKREAD_DEEPEST = 256 };
 
-int32_t wina_diskread_create(const char *path, wina_diskread **out);
+/* The most pieces of a run (more than WINA_DISKREAD_DEEPEST take turns) and the longest of them;
+ * over WINA_DISKREAD_LONGEST nothing is gained. */
+typedef struct wina_diskread_size {
+    uint64_t n_pieces, n_bytes;
+} wina_diskread_size;
+
+/* Bytes that a reader holds, from its beginning. */
+uint64_t wina_diskread_memory(const wina_diskread_size *size);
+/* The path must lead to the file that is mapped. */
+int32_t wina_diskread_create(const char *path, const wina_mapfile *map,
+                             const wina_diskread_size *size, wina_diskread **out);
 void wina_diskread_free(wina_diskread *d); /* accepts NULL */
-uint64_t wina_diskread_memory(void);       /* bytes that one holds */
-
 typedef struct wina_diskread_piece {
     uint64_t offset;
     uint32_t n_bytes;

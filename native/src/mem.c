@@ -87,6 +87,11 @@ void wina_mem_free_big(void *memory, uint64_t n_bytes) {
         free(memory);
 }
 
+void wina_mem_drop_big(void *memory, uint64_t n_bytes) {
+    if (n_bytes >= MAPPED_FROM)
+        madvise(memory, (size_t)mapped_bytes(n_bytes), MADV_DONTNEED);
+}
+
 int32_t wina_mem_grow(void *array, uint64_t *capacity, uint64_t want, uint64_t size,
                       const char *what) {
     if (want <= *capacity)

@@ -22,6 +22,8 @@ int32_t wina_mem_create(uint64_t count, uint64_t size, const char *what, void *o
  * huge pages where the system gives them. Free with wina_mem_free_big and the same size. */
 int32_t wina_mem_create_big(uint64_t n_bytes, const char *what, void *out);
 void wina_mem_free_big(void *memory, uint64_t n_bytes);
+/* The system takes its pages back, and the content with them; small blocks stay as they are. */
+void wina_mem_drop_big(void *memory, uint64_t n_bytes);
 
 /* Grows *array (n used, *capacity allocated elements of size bytes) to hold at least want elements;
  * doubling. On failure the array is left as it was. */

@@ -1,5 +1,6 @@
 #include "columns.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -41,6 +42,7 @@ struct wina_columns {
     uint64_t memory_bytes;
     uint8_t *views; /* the panels of one group */
     uint64_t views_bytes;
+    bool viewed; /* since they were given back */
     uint64_t random;
     /* the step under way */
     uint32_t step;
@@ -88,15 +90,42 @@ static void widest(const wina_weights *w, uint64_t *n_bytes, uint64_t *n_cols) {
         }
 }
 
+uint64_t wina_columns_total(const wina_model *model) {
+    uint64_t n = 0;
+    for (int32_t i = 0; i < model->weights.n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++)
+            n += wina_group_bytes(&model->weights.layers[i].groups[g]);
+    return n;
+}
+
+/* Most pieces of a group, and the longest: neighbours are read together. */
+static wina_diskread_size piece_sizes(const wina_weights *w) {
+    wina_diskread_size size = {1, 1};
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++) {
+            const wina_group_weights *group = &w->layers[i].groups[g];
+            const uint64_t n = (uint64_t)group->n_in * (uint64_t)group->n_panels;
+            size.n_pieces = n > size.n_pieces ? n : size.n_pieces;
+            for (int32_t k = 0; k < group->n_panels; k++) {
+                const uint64_t col = group->panels[k].col_bytes, all = col * WINA_BLOCK;
+                const uint64_t some = WINA_DISKREAD_LONGEST / col * col;
+                const uint64_t longest = all < WINA_DISKREAD_LONGEST ? all : some ? some : col;
+                size.n_bytes = longest > size.n_bytes ? longest : size.n_bytes;
+            }
+        }
+    return size;
+}
+
 uint64_t wina_columns_overhead(const wina_model *model) {
     uint64_t view, cols, tables = 0;
+    const wina_diskread_size size = piece_sizes(&model->weights);
     widest(&model->weights, &view, &cols);
     for (int32_t i = 0; i < model->weights.n_layer; i++)
         for (int g = 0; g < WINA_N_GROUPS; g++) {
             const wina_group_weights *group = &model->weights.layers[i].groups[g];
             tables += (uint64_t)group->n_in * (uint64_t)group->n_panels;
         }
-    return view + wina_diskread_memory() + cols * (sizeof(run) + sizeof(wina_diskread_piece)) +
+    return view + wina_diskread_memory(&size) + cols * (sizeof(run) + sizeof(wina_diskread_piece)) +
            tables * 13;
 }
 
@@ -173,6 +202,7 @@ int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_colu
     *out = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *c, "columns", &c));
     uint64_t cols;
+    const wina_diskread_size size = piece_sizes(&model->weights);
     c->model = model;
     c->random = 88172645463325252u; /* any but zero: what is kept changes no result */
     widest(&model->weights, &c->views_bytes, &cols);
@@ -186,7 +216,7 @@ int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_colu
     if (status == WINA_OK)
         status = wina_mem_create_big(c->views_bytes, "columns", &c->views);
     if (status == WINA_OK)
-        status = wina_diskread_create(model->path, &c->reader);
+        status = wina_diskread_create(model->path, &model->gguf->map, &size, &c->reader);
     if (status == WINA_OK)
         status = create_stores(c, n_bytes);
     if (status == WINA_OK)
@@ -215,6 +245,12 @@ void wina_columns_free(wina_columns *c) {
     free(c);
 }
 
+void wina_columns_leave(wina_columns *c) {
+    if (c->viewed)
+        wina_mem_drop_big(c->views, c->views_bytes);
+    c->viewed = false;
+}
+
 void wina_columns_release(const wina_columns *c, const wina_group_weights *group) {
     const wina_mapfile *map = &c->model->gguf->map;
     for (int32_t k = 0; k < group->n_panels; k++)
@@ -228,6 +264,7 @@ void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_we
     const wina_group_weights *g = &c->model->weights.layers[layer].groups[group];
     uint64_t at = 0;
     *view = *g;
+    c->viewed = true;
     c->group = stores_of(c, layer, group);
     c->step++;
     c->n_runs = 0;
