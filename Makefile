@@ -176,6 +176,7 @@ FAULTS := malloc calloc realloc aligned_alloc posix_memalign strdup free mmap mu
 comma := ,
 WRAP   = $(addprefix -Wl$(comma)--wrap=,$(1))
 $(BUILD)/tests/test_faults: LIBS += $(call WRAP,$(FAULTS))
+$(BUILD)/tests/test_diskread: LIBS += $(call WRAP,syscall pread open mmap munmap nanosleep)
 $(BUILD)/tests/test_split: LIBS += $(call WRAP,getrandom)
 
 # Fuzz targets and mutations read "files" from memory.

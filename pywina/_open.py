@@ -89,6 +89,7 @@ def open_model(
     backend: Backend,
     n_gpu_layers: int | None,
     mem_limit: int | str | None,
+    resident: int | str | None = None,
 ) -> Handle:
     params = ffi.new("wina_model_params *")
     lib.wina_model_params_init(params)
@@ -100,6 +101,8 @@ def open_model(
     params.session = session
     if mem_limit is not None:
         params.mem_limit = _values.size("mem_limit", mem_limit)
+    if resident is not None:
+        params.resident = _values.size("resident", resident)
     if n_gpu_layers is not None:
         params.n_gpu_layers = _values.integer("n_gpu_layers", n_gpu_layers, 0, 1 << 20)
     model = ffi.new("wina_model **")

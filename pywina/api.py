@@ -29,6 +29,7 @@ def load(
     cache_type_k: CacheType = "f16",
     cache_type_v: CacheType = "f16",
     mem_limit: int | str | None = None,
+    resident: int | str | None = None,
 ) -> Model:
     """Loads a model.
 
@@ -47,6 +48,8 @@ def load(
         over half the memory) or "f32"; on a GPU "f16" only.
     mem_limit: bytes, or a text such as "1.5G": if the memory plan (:meth:`Model.plan_memory`) has a
         higher peak, the load fails at once with OutOfMemoryError, which holds the plan.
+    resident: of a packed file that is larger than the memory: how many bytes of its layers stay
+        there; what else a token needs is read from the file (on the CPU). The results are the same.
     """
     return Model(
         path_or_alias,
@@ -63,6 +66,7 @@ def load(
         cache_type_k=cache_type_k,
         cache_type_v=cache_type_v,
         mem_limit=mem_limit,
+        resident=resident,
     )
 
 

@@ -91,7 +91,7 @@ class Llama:
     embedding, pooling_type: for :meth:`embed`.
     chat_format: a key of :data:`CHAT_FORMATS`; default: the file's own template.
     type_k, type_v: of the cache, by llama.cpp's numbers: 0 (f32), 1 (f16, the default), 8 (q8_0).
-    sparsity, mem_limit: as in :func:`pywina.load`.
+    sparsity, mem_limit, resident: as in :func:`pywina.load`.
     options: other arguments of llama-cpp-python; see :data:`IGNORED`.
     Raises UnsupportedError for those that would change results.
     """
@@ -114,6 +114,7 @@ class Llama:
         type_v: int | None = None,
         sparsity: float | Sparsity = 0.0,
         mem_limit: int | str | None = None,
+        resident: int | str | None = None,
         **options: Any,
     ) -> None:
         self._arguments = {
@@ -142,6 +143,7 @@ class Llama:
             cache_type_k=cache_type("type_k", type_k),
             cache_type_v=cache_type("type_v", type_v),
             mem_limit=mem_limit,
+            resident=resident,
         )
         if chat_format is None and self.model.chat_template is not None:
             self.chat_format = "chat_template.default"

@@ -62,6 +62,7 @@ class Model(Inspection, Completions, Evaluations, Variants):
         cache_type_k: CacheType = "f16",
         cache_type_v: CacheType = "f16",
         mem_limit: int | str | None = None,
+        resident: int | str | None = None,
     ) -> None:
         started = time.perf_counter()
         self._n_batch = 128 if n_batch is None else _values.integer("n_batch", n_batch, 1, 1 << 16)
@@ -76,7 +77,7 @@ class Model(Inspection, Completions, Evaluations, Variants):
             ctx, threads, self._n_batch, self.sparsity, cache_type_k, cache_type_v
         )
         self._handle = open_model(
-            self.path, self._session, progress, backend, n_gpu_layers, mem_limit
+            self.path, self._session, progress, backend, n_gpu_layers, mem_limit, resident
         )
         self._prepare(time.perf_counter() - started)
 

@@ -55,7 +55,7 @@ static const option_row OPTIONS[] = {
      SESSION | INSPECT, "how values are kept: f16, q8_0 or f32 (f16)"},
     {NULL, "--mem-limit", "SIZE", SIZE, 1, 0x1p62, AT(mem_limit), SESSION,
      "fail at once if more memory is needed: bytes, or with K, M or G (none)"},
-    {NULL, "--resident", "SIZE", SIZE, 1, 0x1p62, AT(resident), SESSION,
+    {NULL, "--resident", "SIZE", SIZE, 1, 0x1p62, AT(resident), SESSION | INSPECT,
      "of a packed file larger than the memory: bytes of its layers to keep there (all)"},
     {NULL, "--no-mmap", NULL, FLAG, 0, 0, AT(no_mmap), SESSION,
      "read a packed file into memory instead of mapping it"},

@@ -1,4 +1,5 @@
 /* api: the entry points of wina.h that concern a model. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -60,12 +61,28 @@ static int32_t load_weights(wina_model *m, const wina_model_params *p) {
     return status;
 }
 
+static int32_t set_resident(wina_model *m, const char *path, const wina_model_params *p) {
+    char whole[PATH_MAX]; /* sessions open it later, perhaps from another folder */
+    if (!wina_packed_find(m->gguf) || p->no_mmap || p->mlock)
+        return wina_fail(WINA_E_ARGUMENT, "resident is for packed files that are mapped, "
+                                          "without no_mmap and mlock");
+    if (p->backend == WINA_BACKEND_CUDA)
+        return wina_fail(WINA_E_ARGUMENT, "resident is for the CPU");
+    m->path = strdup(realpath(path, whole) ? whole : path);
+    if (!m->path)
+        return wina_fail(WINA_E_MEMORY, "out of memory: the path");
+    m->resident = p->resident;
+    return WINA_OK;
+}
+
 static int32_t load(wina_model *m, const char *path, const wina_model_params *p) {
     wina_kernels kernels;
     WINA_TRY(wina_kernels_detect(&kernels)); /* a wrong WINA_CPU is best told early */
     WINA_TRY(wina_gguf_open(path, &m->gguf));
     WINA_TRY(wina_split_attach(m->gguf, path));
     WINA_TRY(wina_packed_attach(m->gguf));
+    if (p->resident && !p->vocab_only)
+        WINA_TRY(set_resident(m, path, p));
     if (!p->meta_only)
         WINA_TRY(wina_tokenizer_create(m->gguf, &m->tokenizer));
     if (p->vocab_only)
@@ -88,23 +105,12 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
     wina_session_params_init(&session);
     session = p->session ? *p->session : session;
     m->mem_limit = p->mem_limit;
-    if (p->resident) {
-        if (!wina_packed_find(m->gguf) || p->no_mmap || p->mlock)
-            return wina_fail(WINA_E_ARGUMENT, "resident is for packed files that are mapped, "
-                                              "without no_mmap and mlock");
-        m->resident = p->resident;
-        m->path = strdup(path);
-        if (!m->path)
-            return wina_fail(WINA_E_MEMORY, "out of memory: the path");
-    }
     if (p->mem_limit) {
         WINA_TRY(wina_session_check_params(m, &session));
         WINA_TRY(wina_memplan_check(m, &session));
     }
     WINA_TRY(load_weights(m, p));
     WINA_TRY(load_rules(m));
-    if (m->resident && p->backend == WINA_BACKEND_CUDA)
-        return wina_fail(WINA_E_ARGUMENT, "resident is for the CPU");
     return wina_cudalib_place(m, m->resident ? WINA_BACKEND_CPU : p->backend, p->n_gpu_layers);
 }
 

@@ -8,17 +8,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "mem.h"
 #include "status.h"
 
 enum {
-    DEPTH = 256,    /* pieces under way */
-    TOGETHER = 32,  /* completions waited for */
-    OP_READ = 22,   /* IORING_OP_READ */
-    ENTER_WAIT = 1, /* IORING_ENTER_GETEVENTS */
+    DEPTH = 256,       /* pieces under way */
+    TOGETHER = 32,     /* completions waited for */
+    PATIENCE = 100000, /* times 0.1 ms, for a ring that is given up */
+    OP_READ = 22,      /* IORING_OP_READ */
+    ENTER_WAIT = 1,    /* IORING_ENTER_GETEVENTS */
     ALIGN = WINA_DISKREAD_ALIGN,
     MAP_QUEUE = 0,
     MAP_DONE = 0x8000000,
@@ -57,6 +60,7 @@ _Static_assert(sizeof(ring_entry) == 64 && sizeof(ring_done) == 16 && sizeof(rin
 
 struct wina_diskread {
     int fd, ring; /* ring -1: pieces are read one after the other */
+    bool lost;    /* reads may be under way whose end is not known */
     uint8_t *queue, *done;
     size_t queue_bytes, done_bytes, entries_bytes;
     ring_entry *entries;
@@ -78,6 +82,8 @@ static void close_ring(wina_diskread *d) {
         munmap(d->entries, d->entries_bytes);
     if (d->ring >= 0)
         close(d->ring);
+    d->queue = d->done = NULL;
+    d->entries = NULL;
     d->ring = -1;
 }
 
@@ -100,17 +106,34 @@ static void open_ring(wina_diskread *d) {
     d->results = (ring_done *)(void *)(d->done + p->done.entries);
 }
 
-int32_t wina_diskread_create(const char *path, wina_diskread **out) {
-    wina_diskread *d = NULL;
-    *out = NULL;
-    WINA_TRY(wina_mem_create(1, sizeof *d, "reading", &d));
-    d->ring = -1;
+/* The path may lead to another file by now, and weights of two files would be mixed. */
+static int32_t check_same(const char *path, int fd, const wina_mapfile *map) {
+    struct stat st;
+    if (fstat(fd, &st) != 0)
+        return wina_fail(WINA_E_IO, "%s: cannot read its size: %s", path, strerror(errno));
+    if ((uint64_t)st.st_dev != map->device || (uint64_t)st.st_ino != map->inode)
+        return wina_fail(WINA_E_IO, "%s: is not the file that was loaded any more", path);
+    return WINA_OK;
+}
+
+static int32_t open_file(wina_diskread *d, const char *path, const wina_mapfile *map) {
     d->fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (d->fd < 0) /* some file systems cannot read past the page cache */
         d->fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (d->fd < 0) {
-        free(d);
+    if (d->fd < 0)
         return wina_fail(WINA_E_IO, "%s: cannot open it: %s", path, strerror(errno));
+    return check_same(path, d->fd, map);
+}
+
+int32_t wina_diskread_create(const char *path, const wina_mapfile *map, wina_diskread **out) {
+    wina_diskread *d = NULL;
+    *out = NULL;
+    WINA_TRY(wina_mem_create(1, sizeof *d, "reading", &d));
+    d->fd = d->ring = -1;
+    const int32_t status = open_file(d, path, map);
+    if (status != WINA_OK) {
+        wina_diskread_free(d);
+        return status;
     }
     open_ring(d);
     *out = d;
@@ -121,7 +144,8 @@ void wina_diskread_free(wina_diskread *d) {
     if (!d)
         return;
     close_ring(d);
-    close(d->fd);
+    if (d->fd >= 0)
+        close(d->fd);
     free(d);
 }
 
@@ -146,13 +170,20 @@ static bool is_whole(const wina_diskread_piece *p, int64_t got) {
     return got >= (int64_t)(p->offset - begin_of(p) + p->n_bytes);
 }
 
+/* Some file systems open a file for reads past the page cache and then refuse them, and what is
+ * left of a read that ended within a block cannot be had so. */
+static bool stop_direct(const wina_diskread *d) {
+    const int flags = fcntl(d->fd, F_GETFL);
+    return flags >= 0 && flags & O_DIRECT && fcntl(d->fd, F_SETFL, flags & ~O_DIRECT) == 0;
+}
+
 /* A read that gave too little, or the only way there is. */
 static int32_t read_here(const wina_diskread *d, const wina_diskread_piece *p) {
     int64_t got = 0;
     while (!is_whole(p, got)) {
         const ssize_t n = pread(d->fd, target_of(p) + got, (size_t)(size_of(p) - got),
                                 (off_t)(begin_of(p) + (uint64_t)got));
-        if (n < 0 && errno == EINTR)
+        if (n < 0 && (errno == EINTR || (errno == EINVAL && stop_direct(d))))
             continue;
         if (n <= 0)
             return fail_read(n < 0 ? -errno : got);
@@ -190,7 +221,6 @@ static bool pop(wina_diskread *d, ring_done *out) {
 
 static int32_t run_one_by_one(const wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
                               const wina_diskread_user *user) {
-    user->meanwhile(user->user);
     for (uint64_t i = 0; i < n; i++) {
         WINA_TRY(read_here(d, &pieces[i]));
         user->use(&pieces[i], user->user);
@@ -198,39 +228,73 @@ static int32_t run_one_by_one(const wina_diskread *d, const wina_diskread_piece 
     return WINA_OK;
 }
 
-/* Gives the kernel what is in the queue and waits for so many results. False: the ring is broken.
- */
-static bool enter(const wina_diskread *d, uint32_t *fresh, uint64_t wanted) {
-    const long taken = syscall(SYS_io_uring_enter, d->ring, *fresh, (unsigned)wanted,
-                               wanted ? ENTER_WAIT : 0, NULL, 0);
-    if (taken >= 0)
-        *fresh -= (uint32_t)taken;
-    return taken >= 0 || errno == EINTR || errno == EAGAIN || errno == EBUSY;
+/* Takes the last n of the queue back, which the kernel has not seen. */
+static void take_back(wina_diskread *d, uint32_t n) {
+    uint32_t *tail = word(d->queue, d->params.queue.tail);
+    __atomic_store_n(tail, *tail - n, __ATOMIC_RELEASE);
+}
+
+/* Gives the kernel what is new in the queue, and waits for results if none is wanted by then.
+ * False: the ring is of no use any more. */
+static bool submit(wina_diskread *d, uint32_t *fresh, uint64_t under_way, bool wait) {
+    const uint64_t all = under_way + *fresh;
+    const uint32_t wanted = !wait ? 0 : (uint32_t)(all < TOGETHER ? all : TOGETHER);
+    const long taken =
+        syscall(SYS_io_uring_enter, d->ring, *fresh, wanted, wanted ? ENTER_WAIT : 0, NULL, 0);
+    if (taken < 0) /* too much at once ends when something else does */
+        return errno == EINTR || ((errno == EAGAIN || errno == EBUSY) && under_way);
+    *fresh -= (uint32_t)taken;
+    return true;
+}
+
+static void nap(void) {
+    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
 }
 
 int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
                           const wina_diskread_user *user) {
-    if (d->ring < 0)
-        return run_one_by_one(d, pieces, n, user);
     int32_t status = WINA_OK;
     uint64_t sent = 0, done = 0;
-    uint32_t fresh = 0; /* in the queue, not yet the kernel's */
-    for (bool begun = false; done < n || !begun; begun = true) {
-        for (; sent < n && sent - done < DEPTH; sent++, fresh++)
+    uint32_t fresh = 0, naps = 0; /* fresh: in the queue, not yet the kernel's */
+    bool works = d->ring >= 0, begun = false;
+    if (d->lost)
+        return wina_fail(WINA_E_IO, "cannot read weights: earlier reads have not come back");
+    while (done < (works ? n : sent)) {
+        for (; works && sent < n && sent - done < DEPTH; sent++, fresh++)
             push(d, &pieces[sent], sent);
-        const uint64_t left = sent - done;
-        if (!enter(d, &fresh, !begun ? 0 : left < TOGETHER ? left : TOGETHER))
-            return fail_read(-errno);
+        ring_done r;
+        bool any = pop(d, &r);
+        if (works && (fresh || !any) && !submit(d, &fresh, sent - done - fresh, begun && !any)) {
+            /* What the kernel has is waited for: it writes to the caller's memory. */
+            take_back(d, fresh);
+            sent -= fresh;
+            works = false;
+        }
         if (!begun)
             user->meanwhile(user->user);
-        ring_done r;
-        for (uint32_t i = 0; i < DEPTH / 4 && pop(d, &r); i++, done++) {
+        begun = true;
+        any = any || pop(d, &r);
+        if (!works && !any) {
+            d->lost = done < sent && ++naps > PATIENCE;
+            if (d->lost)
+                return wina_fail(WINA_E_IO, "cannot read weights: a read does not come back");
+            nap();
+        }
+        for (uint32_t i = 0; any; any = ++i < DEPTH / 4 && pop(d, &r), done++) {
             const wina_diskread_piece *p = &pieces[r.user];
             if (status == WINA_OK && !is_whole(p, r.result))
                 status = read_here(d, p);
             if (status == WINA_OK)
                 user->use(p, user->user);
+            else
+                n = sent; /* nothing new is begun */
         }
     }
+    if (!begun)
+        user->meanwhile(user->user);
+    if (!works)
+        close_ring(d);
+    if (status == WINA_OK && done < n)
+        status = run_one_by_one(d, pieces + done, n - done, user);
     return status;
 }

@@ -5,16 +5,14 @@
 #ifndef WINA_DISKREAD_H
 #define WINA_DISKREAD_H
 
-#include <stdint.h>
+#include "mapfile.h"
 
 typedef struct wina_diskread wina_diskread;
 
-enum {
-    WINA_DISKREAD_LONGEST = 128 << 10, /* bytes of a piece at most */
-    WINA_DISKREAD_ALIGN = 4096         /* what is read begins and ends at multiples of it */
-};
+enum { WINA_DISKREAD_ALIGN = 4096 }; /* what is read begins and ends at multiples of it */
 
-int32_t wina_diskread_create(const char *path, wina_diskread **out);
+/* The path must lead to the file that is mapped. */
+int32_t wina_diskread_create(const char *path, const wina_mapfile *map, wina_diskread **out);
 void wina_diskread_free(wina_diskread *d); /* accepts NULL */
 
 typedef struct wina_diskread_piece {
@@ -31,7 +29,8 @@ typedef struct wina_diskread_user {
     void *user;
 } wina_diskread_user;
 
-/* Reads n pieces. */
+/* Reads n pieces. Where that fails what they lead to is undefined, and no piece is under way unless
+ * the message says that one does not come back. */
 int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, uint64_t n,
                           const wina_diskread_user *user);
 

@@ -490,7 +490,7 @@ int32_t wina_gguf_open_memory(const char *name, const uint8_t *data, uint64_t n_
     if (!data || ((uintptr_t)data & (WINA_GGUF_MIN_ALIGNMENT - 1)) != 0)
         return wina_fail(WINA_E_ARGUMENT, "%s: the file's bytes must be aligned to %u", name,
                          WINA_GGUF_MIN_ALIGNMENT);
-    return open_map(name, (wina_mapfile){data, n_bytes}, false, out);
+    return open_map(name, (wina_mapfile){.data = data, .n_bytes = n_bytes}, false, out);
 }
 
 /* Enters the new entries, which stand behind the others already; n_bytes of the file bounds sizes

@@ -34,12 +34,13 @@ static int32_t map_descriptor(const char *path, int fd, wina_mapfile *out) {
         return fail_errno(path, "map it", errno);
     out->data = data;
     out->n_bytes = (uint64_t)st.st_size;
+    out->device = (uint64_t)st.st_dev;
+    out->inode = (uint64_t)st.st_ino;
     return WINA_OK;
 }
 
 int32_t wina_mapfile_open(const char *path, wina_mapfile *out) {
-    out->data = NULL;
-    out->n_bytes = 0;
+    *out = (wina_mapfile){0};
     if (!path || !path[0])
         return wina_fail(WINA_E_ARGUMENT, "no file name given");
     /* O_NONBLOCK: opening a pipe must fail below, not wait here for a writer. */

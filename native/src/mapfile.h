@@ -8,6 +8,7 @@
 typedef struct wina_mapfile {
     const uint8_t *data; /* n_bytes; NULL if nothing is mapped */
     uint64_t n_bytes;
+    uint64_t device, inode; /* which file it is */
 } wina_mapfile;
 
 /* Errors name the path: missing, a directory, empty, not readable. */

@@ -11,7 +11,6 @@
 #include "status.h"
 
 #define MAPPED_FROM (4ull << 20)
-#define HUGE_PAGE   (2ull << 20)
 #define CACHE_LINE  64ull
 
 static void store(void *out, void *pointer) {
@@ -44,23 +43,24 @@ static uint64_t mapped_bytes(uint64_t n_bytes) {
 
 /* Maps up to 2 MiB too much and gives back what lies outside the aligned block. */
 static void *map_aligned(uint64_t n_bytes) {
-    uint64_t used = mapped_bytes(n_bytes), total = used + HUGE_PAGE;
+    uint64_t used = mapped_bytes(n_bytes), total = used + WINA_MEM_HUGE_PAGE;
     uint8_t *base =
         mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED)
         return NULL;
-    uint64_t head = (HUGE_PAGE - ((uintptr_t)base & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
+    uint64_t head = (WINA_MEM_HUGE_PAGE - ((uintptr_t)base & (WINA_MEM_HUGE_PAGE - 1))) &
+                    (WINA_MEM_HUGE_PAGE - 1);
     if (head)
         munmap(base, (size_t)head);
-    if (HUGE_PAGE - head)
-        munmap(base + head + used, (size_t)(HUGE_PAGE - head));
+    if (WINA_MEM_HUGE_PAGE - head)
+        munmap(base + head + used, (size_t)(WINA_MEM_HUGE_PAGE - head));
     madvise(base + head, (size_t)used, MADV_HUGEPAGE); /* a wish: small pages work too */
     return base + head;
 }
 
 int32_t wina_mem_create_big(uint64_t n_bytes, const char *what, void *out) {
     store(out, NULL);
-    if (n_bytes > PTRDIFF_MAX - (2 * HUGE_PAGE))
+    if (n_bytes > PTRDIFF_MAX - (2 * WINA_MEM_HUGE_PAGE))
         return fail_bytes(n_bytes, what);
     void *memory;
     if (n_bytes >= MAPPED_FROM) {
@@ -85,6 +85,15 @@ void wina_mem_free_big(void *memory, uint64_t n_bytes) {
         munmap(memory, (size_t)mapped_bytes(n_bytes));
     else
         free(memory);
+}
+
+void wina_mem_drop_big(void *memory, uint64_t n_bytes) {
+    if (n_bytes >= MAPPED_FROM)
+        madvise(memory, (size_t)mapped_bytes(n_bytes), MADV_DONTNEED);
+}
+
+uint64_t wina_mem_undropped(uint64_t n_bytes) {
+    return n_bytes >= MAPPED_FROM ? 0 : n_bytes;
 }
 
 int32_t wina_mem_grow(void *array, uint64_t *capacity, uint64_t want, uint64_t size,

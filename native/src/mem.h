@@ -18,10 +18,16 @@ static inline bool wina_mem_add(uint64_t a, uint64_t b, uint64_t *out) {
  * failure (WINA_E_MEMORY). count == 0 gives a valid pointer. Free with free(). */
 int32_t wina_mem_create(uint64_t count, uint64_t size, const char *what, void *out);
 
+#define WINA_MEM_HUGE_PAGE (2ull << 20)
+
 /* Like wina_mem_create, with a start aligned to 64 bytes. From 4 MiB on the memory is mapped, in
  * huge pages where the system gives them. Free with wina_mem_free_big and the same size. */
 int32_t wina_mem_create_big(uint64_t n_bytes, const char *what, void *out);
 void wina_mem_free_big(void *memory, uint64_t n_bytes);
+/* The system takes its pages back, and the content with them; small blocks stay as they are. */
+void wina_mem_drop_big(void *memory, uint64_t n_bytes);
+/* What stays of it. */
+uint64_t wina_mem_undropped(uint64_t n_bytes);
 
 /* Grows *array (n used, *capacity allocated elements of size bytes) to hold at least want elements;
  * doubling. On failure the array is left as it was. */

@@ -74,9 +74,11 @@ static int32_t make(const wina_model *m, const wina_session_params *params, wina
         embedded = (uint64_t)p.n_batch * FAULT_BYTES;
         embedded = embedded < w->token_embd->n_bytes ? embedded : w->token_embd->n_bytes;
     }
-    const uint64_t resident = m->resident ? (uint64_t)m->resident : w->arena_bytes;
-    const uint64_t besides = m->resident ? w->output.n_bytes + wina_columns_overhead(m) : 0;
-    const uint64_t weights = resident < w->arena_bytes ? resident + besides : w->arena_bytes;
+    uint64_t weights = w->arena_bytes;
+    if (m->resident) {
+        const uint64_t all = wina_columns_total(m), kept = (uint64_t)m->resident;
+        weights += wina_columns_overhead(m) - all + (kept < all ? kept : all);
+    }
     const uint64_t logits = (uint64_t)m->config.n_vocab * sizeof(float);
     *out = (wina_memory_plan){.weight_bytes = (int64_t)(weights + vector_bytes(w)),
                               .cache_bytes = (int64_t)cache,

@@ -157,6 +157,9 @@ static void copy_mapped(const wina_gguf *gguf, const wina_gguf_tensor *t, uint8_
 int32_t wina_packed_get_panels(const wina_gguf *gguf, uint64_t n_bytes, bool copy, uint8_t **out) {
     const wina_gguf_tensor *t = NULL;
     WINA_TRY(get_words(gguf, "wina.pack.panels", n_bytes, &t));
+    const uintptr_t at = (uintptr_t)t->data, map = (uintptr_t)gguf->map.data;
+    if (at < map || at - map >= gguf->map.n_bytes)
+        return wina_fail(WINA_E_FORMAT, "packed file: the panels are in another part");
     if ((uintptr_t)t->data % 64 != 0)
         return wina_fail(WINA_E_FORMAT, "packed file: the panels are not aligned to 64 bytes");
     if (!copy) {

@@ -97,6 +97,7 @@ def load_model(args: argparse.Namespace, sparsity: Sparsity | None = None) -> Mo
         cache_type_k=args.cache_type_k,
         cache_type_v=args.cache_type_v,
         mem_limit=args.mem_limit,
+        resident=args.resident,
     )
 
 

@@ -105,6 +105,11 @@ def add_model(
         "--mem-limit", default=environment("PYWINA_MEM_LIMIT"), metavar="SIZE",
         help="fail at once if more memory is needed: bytes, 800M, 1.5G; default: $PYWINA_MEM_LIMIT",
     )  # fmt: skip
+    group.add_argument(
+        "--resident", default=environment("PYWINA_RESIDENT"), metavar="SIZE",
+        help="of a packed file larger than the memory: how much of its layers to keep there; "
+        "default: $PYWINA_RESIDENT, else all",
+    )  # fmt: skip
     group.add_argument("--backend", choices=get_args(Backend), metavar="NAME",
                        default=environment("PYWINA_BACKEND", "auto"),
                        help="auto, cpu or cuda; default: $PYWINA_BACKEND, else auto")  # fmt: skip

@@ -21,20 +21,20 @@ void __wrap_wina_mapfile_close(wina_mapfile *map);
 void __wrap_wina_mapfile_release(const wina_mapfile *map, uint64_t offset, uint64_t n_bytes);
 
 int32_t __wrap_wina_mapfile_open(const char *path, wina_mapfile *out) {
-    *out = (wina_mapfile){NULL, 0};
+    *out = (wina_mapfile){0};
     if (harness_n == 0)
         return wina_fail(WINA_E_FORMAT, "%s: the file is empty", path);
     void *copy = NULL;
     if (posix_memalign(&copy, 64, harness_n) != 0)
         return wina_fail(WINA_E_MEMORY, "%s: out of memory", path);
     memcpy(copy, harness_data, harness_n);
-    *out = (wina_mapfile){copy, harness_n};
+    *out = (wina_mapfile){.data = copy, .n_bytes = harness_n};
     return WINA_OK;
 }
 
 void __wrap_wina_mapfile_close(wina_mapfile *map) {
     free((void *)(uintptr_t)map->data);
-    *map = (wina_mapfile){NULL, 0};
+    *map = (wina_mapfile){0};
 }
 
 void __wrap_wina_mapfile_release(const wina_mapfile *map, uint64_t offset, uint64_t n_bytes) {

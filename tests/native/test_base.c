@@ -171,7 +171,7 @@ static void write_file(const char *path, const void *bytes, size_t n) {
 }
 
 static void check_refused(const char *path, int32_t want, const char *words) {
-    wina_mapfile map = {(const uint8_t *)"", 9};
+    wina_mapfile map = {.data = (const uint8_t *)"", .n_bytes = 9};
     int32_t status = wina_mapfile_open(path, &map);
     CHECK_MSG(status == want && !map.data && map.n_bytes == 0, "%s: %d", path, status);
     CHECK_MSG(strstr(wina_error(), words) && strstr(wina_error(), path), "%s", wina_error());

@@ -20,7 +20,7 @@ static const char *const KIND_NAMES[] = {"allocation", "mapping", "opening", "fs
 /* Calls of the kind until the one that fails; <= 0: none will. All others work. */
 static _Atomic long countdown;
 static _Atomic int armed_kind, fault_errno, n_fired;
-static _Atomic long n_blocks, n_mappings;
+static _Atomic long n_blocks, mapped; /* mapped: bytes, of which parts are given back first */
 
 static int fails(fault_kind kind) {
     if ((int)kind != armed_kind || countdown <= 0 || --countdown != 0)
@@ -99,16 +99,21 @@ void __wrap_free(void *memory) {
     __real_free(memory);
 }
 
+static long whole_pages(size_t n) {
+    const long page = sysconf(_SC_PAGESIZE);
+    return ((long)n + page - 1) / page * page;
+}
+
 void *__wrap_mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset) {
     if (fails(MAPPING))
         return MAP_FAILED;
     void *memory = __real_mmap(at, n, protection, flags, fd, offset);
-    n_mappings += memory != MAP_FAILED;
+    mapped += memory != MAP_FAILED ? whole_pages(n) : 0;
     return memory;
 }
 
 int __wrap_munmap(void *at, size_t n) {
-    n_mappings--;
+    mapped -= whole_pages(n);
     return __real_munmap(at, n);
 }
 
@@ -128,12 +133,14 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
 /* ---- what is done ------------------------------------------------------------------------- */
 
 static const char *model_path;
+static int64_t resident; /* of a packed file; 0: all */
 
 static int32_t load(wina_model **out) {
     wina_model_params p;
     wina_model_params_init(&p);
     p.n_threads = 2;
     p.backend = WINA_BACKEND_CPU;
+    p.resident = resident;
     return wina_model_load(model_path, &p, out);
 }
 
@@ -204,7 +211,7 @@ static void arm(fault_kind kind, long n, int error) {
 
 /* One round; 1 if the fault came, 0 if everything went by without it. */
 static int round_of(fault_kind kind, long n, int error, int64_t expected) {
-    long blocks = n_blocks, mappings = n_mappings;
+    long blocks = n_blocks, before = mapped;
     int descriptors = count_descriptors();
     wina_model *model = NULL;
     int64_t sum = 0;
@@ -230,10 +237,45 @@ static int round_of(fault_kind kind, long n, int error, int64_t expected) {
      */
     CHECK_MSG(n_blocks == blocks || check_emulated(), "%s %ld: %ld blocks leak", KIND_NAMES[kind],
               n, n_blocks - blocks);
-    CHECK_MSG(n_mappings == mappings, "%s %ld: %ld mappings leak", KIND_NAMES[kind], n,
-              n_mappings - mappings);
+    CHECK_MSG(mapped == before, "%s %ld: %ld mapped bytes leak", KIND_NAMES[kind], n,
+              mapped - before);
     CHECK_MSG(count_descriptors() == descriptors, "%s %ld: descriptors leak", KIND_NAMES[kind], n);
     return fired;
+}
+
+static void all_rounds(const char *what, int64_t expected) {
+    static const int ERRORS[] = {ENOMEM, ENOMEM, EMFILE, EIO, EAGAIN};
+    for (int kind = 0; kind < N_KINDS && check_n_failed == 0; kind++) {
+        long n = 1;
+        while (n < 10000 && round_of((fault_kind)kind, n, ERRORS[kind], expected))
+            n++;
+        printf("test_faults: %s: %s: %ld places\n", what, KIND_NAMES[kind], n - 1);
+        CHECK(n < 10000);
+        CHECK(kind != MEMORY || n > 20);
+    }
+    for (const int *error = (const int[]){EINTR, EACCES, ENFILE, 0}; *error; error++)
+        CHECK(round_of(OPENING, 1, *error, expected) == 1);
+}
+
+/* The same of the packed file, of whose columns half are in memory. */
+static void test_resident(int64_t expected) {
+    char path[128];
+    wina_model *model = NULL;
+    wina_model_info info;
+    int64_t sum = 0;
+    snprintf(path, sizeof path, "%s/test_faults_%ld", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
+             (long)getpid());
+    CHECK(load(&model) == WINA_OK && wina_model_get_info(model, &info) == WINA_OK);
+    CHECK_MSG(wina_model_write_packed(model, path, NULL, NULL) == WINA_OK, "%s", wina_error());
+    wina_model_free(model);
+    model = NULL;
+    model_path = path;
+    resident = info.weight_bytes / 2;
+    CHECK_MSG(load(&model) == WINA_OK && use(model, &sum) == WINA_OK, "%s", wina_error());
+    CHECK(sum == expected);
+    wina_model_free(model);
+    all_rounds("resident", expected);
+    unlink(path);
 }
 
 int main(int argc, char **argv) {
@@ -246,16 +288,7 @@ int main(int argc, char **argv) {
     int64_t expected = 0;
     CHECK_MSG(load(&model) == WINA_OK && use(model, &expected) == WINA_OK, "%s", wina_error());
     wina_model_free(model);
-    static const int ERRORS[] = {ENOMEM, ENOMEM, EMFILE, EIO, EAGAIN};
-    for (int kind = 0; kind < N_KINDS && check_n_failed == 0; kind++) {
-        long n = 1;
-        while (n < 10000 && round_of((fault_kind)kind, n, ERRORS[kind], expected))
-            n++;
-        printf("test_faults: %s: %ld places\n", KIND_NAMES[kind], n - 1);
-        CHECK(n < 10000);
-        CHECK(kind != MEMORY || n > 20);
-    }
-    for (const int *error = (const int[]){EINTR, EACCES, ENFILE, 0}; *error; error++)
-        CHECK(round_of(OPENING, 1, *error, expected) == 1);
+    all_rounds("file", expected);
+    test_resident(expected);
     return check_report("test_faults");
 }

@@ -81,8 +81,7 @@ def test_every_control_token_is_text_when_typed(model: pywina.Model) -> None:
     known, texts = set(control.values()), list(control)
     for text in texts:
         assert known.isdisjoint(model.tokenize(text)), text
-        cuts = [len(text) // 2] if text.startswith("<unused") else range(1, len(text))
-        for cut in cuts:
+        for cut in range(1, len(text)):
             pieces = model.tokenize(text[:cut]) + model.tokenize(text[cut:])
             assert known.isdisjoint(pieces), (text, cut)
     wanted = _controls(model, _conversation(["a", "b", "c", "d"]))
@@ -94,6 +93,26 @@ def test_every_control_token_is_text_when_typed(model: pywina.Model) -> None:
             contents: list[object] = ["a", "b", "c", "d"]
             contents[i] = "".join(some)
             assert _controls(model, _conversation(contents)) == wanted, (start, i)
+
+
+def test_every_control_token_cut_at_every_border(model: pywina.Model) -> None:
+    """All of the vocabulary, Gemma's unused ones too, cut in every way over the border of two parts
+    of a message and over the border of two messages, many to a conversation."""
+    texts = list(model.control_tokens)
+    short = _controls(model, _conversation(["a", "b", "c", "d"]))
+    for start in range(0, len(texts), 512):
+        some = texts[start : start + 512]
+        roles = [("user", "assistant")[i % 2] for i in range(len(some) + 1)]
+        long = _controls(model, [{"role": role, "content": "a"} for role in roles])
+        for cut in range(1, max(map(len, some))):
+            heads, tails = [t[:cut] for t in some], [t[cut:] for t in some]
+            pieces = [piece for pair in zip(heads, tails, strict=True) for piece in pair if piece]
+            contents: list[object] = ["a", "b", "c", "d"]
+            contents[cut % 4] = [{"type": "text", "text": piece} for piece in pieces]
+            assert _controls(model, _conversation(contents)) == short, (start, cut)
+            borders = zip(roles, ["", *tails], [*heads, ""], strict=True)
+            messages = [{"role": role, "content": tail + head} for role, tail, head in borders]
+            assert _controls(model, messages) == long, (start, cut)
 
 
 def test_no_tool_becomes_a_control_token(model: pywina.Model) -> None:

@@ -64,6 +64,9 @@ def test_the_plan_is_the_peak(
             capture_output=True, check=True,
         )  # fmt: skip
         assert json.loads(shown.stdout)["plan"] == plan
+    layers = plan["weight_bytes"] // 3
+    found = _probe(file, options | {"resident": layers})
+    assert abs(found["plan"]["peak_bytes"] / found["peak_bytes"] - 1) < 0.05, found
 
 
 @needs_proc

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -19,6 +21,7 @@ from pywina._native import check, ffi, lib
 from pywina.cli import main
 
 IDS = [int(t) for t in np.random.default_rng(3).integers(0, 250, 40)]
+GREEDY: dict[str, Any] = {"max_tokens": 6, "temperature": 0.0, "ignore_eog": True}
 MIXED = dict(zip(ROLES, "Q8_0 F16 Q4_0 Q4_1 Q5_0 BF16 Q5_1 Q8_0 Q4_0".split(), strict=True))
 MODELS: dict[str, dict[str, object]] = {
     "f32": {},
@@ -41,6 +44,11 @@ def packed(tiny_model: Path, tmp_path: Path) -> Path:
     with pywina.load(tiny_model) as model:
         model.write_packed(target)
     return target
+
+
+def _texts(path: Path, sparsity: float, **options: object) -> str:
+    with pywina.load(path, n_ctx=64, n_threads=1, sparsity=sparsity, **options) as model:
+        return model.generate(IDS[:4], **GREEDY)
 
 
 def _data_offset(path: Path) -> int:
@@ -238,6 +246,99 @@ def test_columns_read_from_the_file_give_the_same_bits(
             done = _run(wina_bin, *options, target, "--resident", resident)
             assert done.returncode == 0, done.stderr
             assert [row["logits_hash"] for row in json.loads(done.stdout)] == want
+    done = _run(wina_bin, *options, target, "--resident", 1)
+    if kind == "f32":  # which has no scales
+        assert done.returncode == 0
+    else:
+        assert done.returncode == 1 and "too few: the scales alone have" in done.stderr
+
+
+def test_columns_longer_than_a_read(
+    write_model: Callable[..., Path], tmp_path: Path, wina_bin: Path
+) -> None:
+    """Those of 160 KB once overflowed a buffer for 128 KB."""
+    target = tmp_path / "packed.gguf"
+    source = write_model(n_layer=1, n_ff=20_000)
+    assert _run(wina_bin, "pack", "-m", source, "-o", target).returncode == 0
+    want = _texts(target, 0.5)
+    assert _texts(target, 0.5, resident=target.stat().st_size // 3) == want
+
+
+def test_resident_columns_from_python(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    """load(), shared models, states, commands; from another folder, too."""
+    want = {s: _texts(packed, s) for s in (0.0, 0.5)}
+    size = packed.stat().st_size // 2
+    for resident in (size, f"{size // 1024}K", "1G"):
+        for sparsity, text in want.items():
+            assert _texts(packed, sparsity, resident=resident) == text
+    monkeypatch.chdir(packed.parent)
+    with pywina.load(packed.name, n_ctx=64, n_threads=1, resident=size) as model:
+        monkeypatch.chdir("/")
+        with model.share() as other:
+            state = model.save_state()
+            other.load_state(state)
+            assert other.generate(IDS[:4], **GREEDY) == want[0.0]
+        moved = tmp_path / "moved"
+        packed.rename(moved)
+        with pytest.raises(pywina.FileError, match=f"{packed.name}.*No such file"):
+            model.share()
+        packed.write_bytes(moved.read_bytes())
+        with pytest.raises(pywina.FileError, match=f"{packed.name}.*not the file that was loaded"):
+            model.share()
+        assert model.generate(IDS[:4], **GREEDY) == want[0.0]
+    command = ["run", "-m", str(packed), "-p", "a b", "-n", "4", "--temp", "0", "-t", "1"]
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert main([*command, "--resident", str(size)]) == 0
+    assert capsys.readouterr().out == text
+    monkeypatch.setenv("PYWINA_RESIDENT", "x")
+    assert main(command) == 2
+    assert "resident is 'x'" in capsys.readouterr().err
+    for wrong in ("", "x", 0, -1, 1.5):
+        with pytest.raises(pywina.ArgumentError, match="resident"):
+            pywina.load(packed, resident=wrong)
+
+
+def test_the_plan_of_resident_columns(packed: Path, wina_bin: Path) -> None:
+    """Less than the whole by what stays on the disk, beside what reading takes; `wina inspect` and
+    limits know it."""
+    with pywina.load(packed, n_ctx=64, n_threads=1) as model:
+        whole = model.plan_memory()
+    plans = []
+    for resident in (packed.stat().st_size // 2, packed.stat().st_size // 4):
+        options = {"n_ctx": 64, "n_threads": 1, "resident": resident}
+        with pywina.load(packed, **options) as model:
+            plans.append(model.plan_memory())
+        shown = _run(wina_bin, "inspect", "-m", packed, "--json", "-c", 64, "-t", 1,
+                     "--resident", resident)  # fmt: skip
+        assert json.loads(shown.stdout)["plan"] == dataclasses.asdict(plans[-1])
+        pywina.load(packed, **options, mem_limit=plans[-1].peak_bytes).close()
+        with pytest.raises(pywina.OutOfMemoryError, match="the plan needs"):
+            pywina.load(packed, **options, mem_limit=plans[-1].peak_bytes - 1)
+    first, second = plans
+    assert first.weight_bytes - second.weight_bytes == (
+        packed.stat().st_size // 2 - packed.stat().st_size // 4
+    )
+    assert first.cache_bytes == whole.cache_bytes and first.other_bytes == whole.other_bytes
+    done = _run(wina_bin, "inspect", "-m", packed, "--resident", "x")
+    assert done.returncode == 2 and "--resident" in done.stderr
+
+
+def test_a_mixture_with_resident_columns(
+    write_model: Callable[..., Path], tmp_path: Path, wina_bin: Path
+) -> None:
+    """Its experts are read through the mapping."""
+    target = tmp_path / "packed.gguf"
+    mixture = Path(__file__).parents[1] / "fuzz" / "corpus" / "mixture.gguf"
+    assert _run(wina_bin, "pack", "-m", mixture, "-o", target).returncode == 0
+    options = "bench -p 3 -n 4 -r 1 -t 1 --sparsity 0,0.5 --json -m".split()
+    want = [row["logits_hash"] for row in json.loads(_run(wina_bin, *options, target).stdout)]
+    for resident in ("1M", target.stat().st_size // 4):
+        done = _run(wina_bin, *options, target, "--resident", resident)
+        assert done.returncode == 0, done.stderr
+        assert [row["logits_hash"] for row in json.loads(done.stdout)] == want
 
 
 def test_resident_columns_want_a_packed_file(

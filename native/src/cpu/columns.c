@@ -1,5 +1,6 @@
 #include "columns.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,7 +14,8 @@ enum {
     CANDIDATES = 4, /* columns of which the least used one may go */
     HALVE = 32,     /* steps after which all counts are halved: what was used long ago fades */
     MOST_USED = 255,
-    LONGEST_GAP = 16 << 10, /* bytes that are read in the time that another read takes */
+    LONGEST_RUN = 128 << 10, /* bytes; over that nothing is gained */
+    LONGEST_GAP = 16 << 10,  /* bytes that are read in the time that another read takes */
     /* Around a panel of a view: its first and last block of the disk, of which parts are others'.
      */
     VIEW_BORDER = 2 * WINA_DISKREAD_ALIGN
@@ -45,6 +47,7 @@ struct wina_columns {
     uint64_t memory_bytes;
     uint8_t *views; /* the panels of one group */
     uint64_t views_bytes;
+    bool viewed; /* since they were given back */
     uint64_t random;
     /* the step under way */
     uint32_t step;
@@ -92,6 +95,14 @@ static void widest(const wina_weights *w, uint64_t *n_bytes, uint64_t *n_cols) {
         }
 }
 
+uint64_t wina_columns_total(const wina_model *model) {
+    uint64_t n = 0;
+    for (int32_t i = 0; i < model->weights.n_layer; i++)
+        for (int g = 0; g < WINA_N_GROUPS; g++)
+            n += wina_group_bytes(&model->weights.layers[i].groups[g]);
+    return n;
+}
+
 uint64_t wina_columns_overhead(const wina_model *model) {
     uint64_t view, cols, tables = 0;
     widest(&model->weights, &view, &cols);
@@ -100,6 +111,8 @@ uint64_t wina_columns_overhead(const wina_model *model) {
             const wina_group_weights *group = &model->weights.layers[i].groups[g];
             tables += (uint64_t)group->n_in * (uint64_t)group->n_panels;
         }
+    /* A prompt reads the largest group through the mapping instead. */
+    view += wina_mem_undropped(view);
     return view + cols * (2 * sizeof(run) + sizeof(wina_diskread_piece)) + tables * 13;
 }
 
@@ -191,7 +204,7 @@ int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_colu
     if (status == WINA_OK)
         status = wina_mem_create_big(c->views_bytes, "columns", &c->views);
     if (status == WINA_OK)
-        status = wina_diskread_create(model->path, &c->reader);
+        status = wina_diskread_create(model->path, &model->gguf->map, &c->reader);
     if (status == WINA_OK)
         status = create_stores(c, n_bytes);
     if (status == WINA_OK)
@@ -221,6 +234,12 @@ void wina_columns_free(wina_columns *c) {
     free(c);
 }
 
+void wina_columns_leave(wina_columns *c) {
+    if (c->viewed)
+        wina_mem_drop_big(c->views, c->views_bytes);
+    c->viewed = false;
+}
+
 void wina_columns_release(const wina_columns *c, const wina_group_weights *group) {
     const wina_mapfile *map = &c->model->gguf->map;
     for (int32_t k = 0; k < group->n_panels; k++)
@@ -235,6 +254,7 @@ void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_we
     const wina_mapfile *map = &c->model->gguf->map;
     uint8_t *at = (uint8_t *)round_up((uintptr_t)c->views, WINA_DISKREAD_ALIGN);
     *view = *g;
+    c->viewed = true;
     c->group = stores_of(c, layer, group);
     c->step++;
     c->n_runs = c->n_copies = 0;
@@ -261,7 +281,7 @@ static void want(wina_columns *c, int32_t panel, int32_t col) {
     if (r && r->panel == panel) {
         const run longer = {panel, r->first, col - r->first + 1};
         const uint64_t gap = run_bytes(p, &longer) - run_bytes(p, r) - p->col_bytes;
-        if (gap <= LONGEST_GAP && run_bytes(p, &longer) <= WINA_DISKREAD_LONGEST) {
+        if (gap <= LONGEST_GAP && run_bytes(p, &longer) <= LONGEST_RUN) {
             *r = longer;
             return;
         }

@@ -11,7 +11,8 @@ typedef struct wina_columns wina_columns;
 
 int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_columns **out);
 void wina_columns_free(wina_columns *c); /* accepts NULL */
-/* Bytes that they hold besides n_bytes. */
+/* Bytes of the layers' panels, of which n_bytes are kept, and what is held besides. */
+uint64_t wina_columns_total(const wina_model *model);
 uint64_t wina_columns_overhead(const wina_model *model);
 
 /* A view of a layer's group, without columns. */
@@ -21,6 +22,9 @@ void wina_columns_add(wina_columns *c, int32_t panel0, int32_t panel1, const int
                       int32_t n_kept);
 /* Reads what was not in memory. */
 int32_t wina_columns_finish(wina_columns *c);
+/* A whole group is going to be read through the mapping: the view's memory is given back, so that
+ * both never count at once. */
+void wina_columns_leave(wina_columns *c);
 /* Gives the pages of the mapped file back that a whole group was read through. */
 void wina_columns_release(const wina_columns *c, const wina_group_weights *group);
 

@@ -149,10 +149,13 @@ int32_t wina_cpu_backend_plan(const wina_model *model, const wina_backend_params
     const int32_t status = plan(&c, model, params, &a);
     *cache_bytes = c.cache.n_bytes;
     *buffer_bytes = a.n_bytes;
-    /* Logits of one token are wanted at a time: the other rows of `out` are never touched. */
-    if (width < WINA_HEAD_BATCH * vocab)
-        *buffer_bytes -=
-            (WINA_HEAD_BATCH * vocab - (width > vocab ? width : vocab)) * sizeof(float);
+    /* Logits of one token are wanted at a time: the other rows of `out` are never touched, but for
+     * huge pages that reach into them. */
+    const uint64_t used = width > vocab ? width : vocab;
+    const uint64_t untouched =
+        WINA_HEAD_BATCH * vocab > used ? (WINA_HEAD_BATCH * vocab - used) * sizeof(float) : 0;
+    if (untouched > WINA_MEM_HUGE_PAGE)
+        *buffer_bytes -= untouched - WINA_MEM_HUGE_PAGE;
     wina_kvcache_free(&c.cache);
     return status;
 }

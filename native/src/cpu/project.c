@@ -386,6 +386,8 @@ static void run(job *j) {
         }
         return;
     }
+    if (c->columns && j->which >= 0)
+        wina_columns_leave(c->columns);
     c->batch.n_tokens = c->n_tokens;
     c->batch.stride = (j->group->n_in + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;
     for (j->mask = 0; j->mask < j->n_masks; j->mask++) {
