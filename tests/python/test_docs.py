@@ -133,7 +133,8 @@ def folder(
                 "PATH": f"{scripts}:{wina_bin.parent}:{os.environ['PATH']}"}  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, str(value))
-    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYWINA_MODEL", "PYWINA_SPARSITY"):
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYWINA_MODEL", "PYWINA_SPARSITY",
+                 "HF_HUB_OFFLINE"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
