@@ -159,7 +159,8 @@ class Bench:
                             continue  # another program holds it: no cold load can be measured
                     with self.start(program) as worker:
                         first = worker.run("pp", 1)
-                        worker.run("pp", self.args.prompt)
+                        if self.args.prompt:
+                            worker.run("pp", self.args.prompt)
                         worker.run("tg", min(16, self.args.gen))
                         yield {
                             "program": program,
