@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 class Inspection:
     """Mixed into :class:`pywina.Model`."""
 
+    @property
+    def _is_mixture(self: Model) -> bool:
+        """Of experts: their norms and activations are their own, and not found by calibration."""
+        return any(".ffn_gate_inp." in name for name in self.tensors)
+
     # ---- calibration -------------------------------------------------------------------------
 
     def set_tuning(self: Model, tuning: Tuning | None) -> None:

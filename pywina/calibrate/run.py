@@ -75,7 +75,7 @@ class _Run:
     def __init__(
         self, model: Model, text: str, settings: Settings, log: Path, note: Callable[[str], object]
     ) -> None:
-        if any(".ffn_gate_inp." in name for name in model.tensors):
+        if model._is_mixture:
             raise UnsupportedError(
                 f"{model.path} is a mixture of experts, which have norms and activations of their "
                 "own: budgets for it can be given, but not found"

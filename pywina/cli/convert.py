@@ -134,7 +134,7 @@ def main(args: argparse.Namespace) -> int:
         return _write(plan, args.target, args)
     tuning = Tuning.load(args.tuning) if args.tuning else None
     with load_shown(source, n_threads=args.threads, backend="cpu") as model:
-        mixture = tuning is None and any(".ffn_gate_inp." in name for name in model.tensors)
+        mixture = tuning is None and model._is_mixture
         if mixture and (args.transform or not args.pack):
             raise UnsupportedError(
                 f"{source} is a mixture of experts, which have norms of their own: norms cannot be "

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int check_n_passed, check_n_failed;
 
@@ -49,6 +50,12 @@ static inline double check_time(double seconds) {
     seconds *= 30;
 #endif
     return check_emulated() ? 1e9 : seconds;
+}
+
+/* Bytes of the pages that a mapping of n bytes takes. */
+static inline long check_whole_pages(size_t n) {
+    const long page = sysconf(_SC_PAGESIZE);
+    return ((long)n + page - 1) / page * page;
 }
 
 /* xorshift64*: the same random numbers everywhere. */

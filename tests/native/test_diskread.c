@@ -118,18 +118,13 @@ int __wrap_open(const char *name, int flags, ...) {
     return fd;
 }
 
-static long whole_pages(size_t n) {
-    const long page = sysconf(_SC_PAGESIZE);
-    return ((long)n + page - 1) / page * page;
-}
-
 void *__wrap_mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset) {
     if (fails(MAPPING))
         return MAP_FAILED;
     uint8_t *p = __real_mmap(at, n, protection, flags, fd, offset);
     if (p == MAP_FAILED)
         return p;
-    mapped += whole_pages(n);
+    mapped += check_whole_pages(n);
     if (fd >= 0 && fd == ring && offset == 0)
         queue = p;
     if (fd >= 0 && fd == ring && offset == 0x10000000)
@@ -138,7 +133,7 @@ void *__wrap_mmap(void *at, size_t n, int protection, int flags, int fd, off_t o
 }
 
 int __wrap_munmap(void *at, size_t n) {
-    mapped -= whole_pages(n);
+    mapped -= check_whole_pages(n);
     return __real_munmap(at, n);
 }
 

@@ -99,21 +99,16 @@ void __wrap_free(void *memory) {
     __real_free(memory);
 }
 
-static long whole_pages(size_t n) {
-    const long page = sysconf(_SC_PAGESIZE);
-    return ((long)n + page - 1) / page * page;
-}
-
 void *__wrap_mmap(void *at, size_t n, int protection, int flags, int fd, off_t offset) {
     if (fails(MAPPING))
         return MAP_FAILED;
     void *memory = __real_mmap(at, n, protection, flags, fd, offset);
-    mapped += memory != MAP_FAILED ? whole_pages(n) : 0;
+    mapped += memory != MAP_FAILED ? check_whole_pages(n) : 0;
     return memory;
 }
 
 int __wrap_munmap(void *at, size_t n) {
-    mapped -= whole_pages(n);
+    mapped -= check_whole_pages(n);
     return __real_munmap(at, n);
 }
 

@@ -3,8 +3,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "../diskread.h"
 #include "../mem.h"
@@ -82,38 +80,39 @@ static uint64_t column_at(const wina_panel *p, int32_t col) {
            (uint64_t)(col % WINA_BLOCK) * p->col_bytes;
 }
 
-/* Largest group: bytes of its panels, and columns of all of them. */
-static void widest(const wina_weights *w, uint64_t *n_bytes, uint64_t *n_cols) {
-    *n_bytes = *n_cols = 0;
+typedef struct sizes {
+    uint64_t view, n_cols;           /* of the largest group: a copy of its panels, its columns */
+    uint64_t all_bytes, all_columns; /* of all groups */
+} sizes;
+
+static sizes measure(const wina_weights *w) {
+    sizes s = {0};
     for (int32_t i = 0; i < w->n_layer; i++)
         for (int g = 0; g < WINA_N_GROUPS; g++) {
             const wina_group_weights *group = &w->layers[i].groups[g];
-            const uint64_t bytes = wina_group_bytes(group) + VIEW_BORDER * WINA_MAX_PROJECTIONS;
-            const uint64_t cols = (uint64_t)group->n_in * (uint64_t)group->n_panels;
-            *n_bytes = bytes > *n_bytes ? bytes : *n_bytes;
-            *n_cols = cols > *n_cols ? cols : *n_cols;
+            const uint64_t bytes = wina_group_bytes(group);
+            const uint64_t view = bytes + VIEW_BORDER * WINA_MAX_PROJECTIONS;
+            const uint64_t n_cols = (uint64_t)group->n_in * (uint64_t)group->n_panels;
+            s.view = view > s.view ? view : s.view;
+            s.n_cols = n_cols > s.n_cols ? n_cols : s.n_cols;
+            s.all_bytes += bytes;
+            s.all_columns += n_cols;
         }
+    return s;
 }
 
 uint64_t wina_columns_total(const wina_model *model) {
-    uint64_t n = 0;
-    for (int32_t i = 0; i < model->weights.n_layer; i++)
-        for (int g = 0; g < WINA_N_GROUPS; g++)
-            n += wina_group_bytes(&model->weights.layers[i].groups[g]);
-    return n;
+    return measure(&model->weights).all_bytes;
 }
 
 uint64_t wina_columns_overhead(const wina_model *model) {
-    uint64_t view, cols, tables = 0;
-    widest(&model->weights, &view, &cols);
-    for (int32_t i = 0; i < model->weights.n_layer; i++)
-        for (int g = 0; g < WINA_N_GROUPS; g++) {
-            const wina_group_weights *group = &model->weights.layers[i].groups[g];
-            tables += (uint64_t)group->n_in * (uint64_t)group->n_panels;
-        }
+    const sizes s = measure(&model->weights);
+    const store *t = NULL; /* its tables */
     /* A prompt reads the largest group through the mapping instead. */
-    view += wina_mem_undropped(view);
-    return view + cols * (2 * sizeof(run) + sizeof(wina_diskread_piece)) + tables * 13;
+    return s.view + wina_mem_undropped(s.view) +
+           s.n_cols * (2 * sizeof(run) + sizeof(wina_diskread_piece)) +
+           s.all_columns *
+               (sizeof *t->slot_of + sizeof *t->held + sizeof *t->uses + sizeof *t->step);
 }
 
 /* ---- what is kept ------------------------------------------------------------------------- */
@@ -188,19 +187,19 @@ int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_colu
     wina_columns *c = NULL;
     *out = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *c, "columns", &c));
-    uint64_t cols;
+    const sizes size = measure(&model->weights);
     c->model = model;
     c->random = 88172645463325252u; /* any but zero: what is kept changes no result */
-    widest(&model->weights, &c->views_bytes, &cols);
+    c->views_bytes = size.view;
     const uint64_t n_stores =
         (uint64_t)model->weights.n_layer * WINA_N_GROUPS * WINA_MAX_PROJECTIONS;
     int32_t status = wina_mem_create(n_stores, sizeof *c->stores, "columns", &c->stores);
     if (status == WINA_OK)
-        status = wina_mem_create(cols, sizeof *c->runs, "columns", &c->runs);
+        status = wina_mem_create(size.n_cols, sizeof *c->runs, "columns", &c->runs);
     if (status == WINA_OK)
-        status = wina_mem_create(cols, sizeof *c->copies, "columns", &c->copies);
+        status = wina_mem_create(size.n_cols, sizeof *c->copies, "columns", &c->copies);
     if (status == WINA_OK)
-        status = wina_mem_create(cols, sizeof *c->pieces, "columns", &c->pieces);
+        status = wina_mem_create(size.n_cols, sizeof *c->pieces, "columns", &c->pieces);
     if (status == WINA_OK)
         status = wina_mem_create_big(c->views_bytes, "columns", &c->views);
     if (status == WINA_OK)

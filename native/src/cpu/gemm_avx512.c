@@ -143,8 +143,6 @@ static void gemm_floats(const wina_panel *p, const wina_batch *b, int32_t block0
     }
 }
 
-typedef void (*x86_gemm)(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                         int32_t strip, float *y, int64_t y_stride);
 #define DEFINE_GEMM(name, plane, kind)                                                             \
     static void gemm_##name(const wina_panel *p, const wina_batch *b, int32_t block0,              \
                             int32_t block1, int32_t strip, float *y, int64_t y_stride) {           \
@@ -152,16 +150,11 @@ typedef void (*x86_gemm)(const wina_panel *p, const wina_batch *b, int32_t block
     }
 #define LIST_GEMM(name, plane, kind) [plane][kind] = gemm_##name,
 WINA_KINDS(DEFINE_GEMM)
-static const x86_gemm GEMM[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMM)};
+static const wina_gemm_strip GEMM[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMM)};
 
 void wina_gemm_avx512(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
                       int32_t strip0, int32_t strip1, float *y) {
     const wina_layout *l = p->layout;
-    const int64_t n = (int64_t)b->n_tokens * WINA_STRIP;
-    memset(y, 0, (size_t)(n * (strip1 - strip0)) * sizeof *y);
-    for (int32_t strip = strip0; strip < strip1; strip++, y += n)
-        if (l->low_bits >= 16)
-            gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
-        else
-            GEMM[l->plane][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
+    wina_gemm_each_strip(l->low_bits >= 16 ? gemm_floats : GEMM[l->plane][l->scales], p, b, block0,
+                         block1, strip0, strip1, y);
 }

@@ -223,13 +223,8 @@ void wina_gemm_strips_neon(const neon_gemm_table table, const wina_panel *p, con
                            int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
                            float *y) {
     const wina_layout *l = p->layout;
-    const int64_t n = (int64_t)b->n_tokens * WINA_STRIP;
-    memset(y, 0, (size_t)(n * (strip1 - strip0)) * sizeof *y);
-    for (int32_t strip = strip0; strip < strip1; strip++, y += n)
-        if (l->low_bits >= 16)
-            gemm_floats(p, b, block0, block1, strip, y, WINA_STRIP);
-        else
-            table[l->plane][l->scales](p, b, block0, block1, strip, y, WINA_STRIP);
+    wina_gemm_each_strip(l->low_bits >= 16 ? gemm_floats : table[l->plane][l->scales], p, b, block0,
+                         block1, strip0, strip1, y);
 }
 
 void wina_gemm_neon(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,

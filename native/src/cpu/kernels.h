@@ -15,6 +15,8 @@
 #ifndef WINA_KERNELS_H
 #define WINA_KERNELS_H
 
+#include <string.h>
+
 #include "pack.h"
 #include "wina.h"
 
@@ -115,6 +117,21 @@ typedef struct wina_kernels {
     /* y[i] += x[i] */
     void (*add)(float *y, const float *x, int32_t n);
 } wina_kernels;
+
+/* Adds the products of one strip and every token of a batch to y, whose tokens are y_stride apart.
+ */
+typedef void (*wina_gemm_strip)(const wina_panel *panel, const wina_batch *batch, int32_t block0,
+                                int32_t block1, int32_t strip, float *y, int64_t y_stride);
+
+/* wina_kernels.gemm, a strip after the other. */
+static inline void wina_gemm_each_strip(wina_gemm_strip multiply, const wina_panel *panel,
+                                        const wina_batch *batch, int32_t block0, int32_t block1,
+                                        int32_t strip0, int32_t strip1, float *y) {
+    const int64_t n = (int64_t)batch->n_tokens * WINA_STRIP;
+    memset(y, 0, (size_t)(n * (strip1 - strip0)) * sizeof *y);
+    for (int32_t strip = strip0; strip < strip1; strip++, y += n)
+        multiply(panel, batch, block0, block1, strip, y, WINA_STRIP);
+}
 
 void wina_kernels_init_c(wina_kernels *k);
 void wina_kernels_init_avx2(wina_kernels *k);

@@ -257,10 +257,8 @@ WINA_INLINE float32x4x2_t load_floats(const uint8_t *p, wina_scales kind) {
  * DEFINE_ and LIST_ make the functions and the rows. A gemv adds to y, a gemm to its strip of y. */
 typedef void (*neon_gemv)(const wina_panel *p, const wina_quads *a, int32_t block0, int32_t block1,
                           int32_t strip0, int32_t strip1, float *y);
-typedef void (*neon_gemm)(const wina_panel *p, const wina_batch *b, int32_t block0, int32_t block1,
-                          int32_t strip, float *y, int64_t y_stride);
 typedef neon_gemv neon_gemv_table[WINA_N_PLANES][WINA_N_SCALES];
-typedef neon_gemm neon_gemm_table[WINA_N_PLANES][WINA_N_SCALES];
+typedef wina_gemm_strip neon_gemm_table[WINA_N_PLANES][WINA_N_SCALES];
 
 #define DEFINE_GEMV(name, plane, kind)                                                             \
     static void gemv_##name(const wina_panel *p, const wina_quads *a, int32_t block0,              \

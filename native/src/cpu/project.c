@@ -334,6 +334,11 @@ static bool best_one_by_one(const job *j) {
     return true;
 }
 
+/* Whether its group is one of a layer's of which only some columns are in memory. */
+static bool is_on_disk(const job *j) {
+    return j->cpu->columns && j->which >= 0;
+}
+
 /* Has what the token keeps of a group that is not in memory. Where that fails the batch does. */
 static bool gather(const job *j, wina_group_weights *view) {
     wina_cpu *c = j->cpu;
@@ -360,7 +365,7 @@ static void run_one(job *j, int32_t token) {
         prepare_act(j, mask);
     const wina_group_weights *whole = j->group;
     wina_group_weights view;
-    if (j->cpu->columns && j->which >= 0 && gather(j, &view))
+    if (is_on_disk(j) && gather(j, &view))
         j->group = &view;
     wina_threads_run(j->cpu->threads, multiply_one, j);
     j->group = whole;
@@ -386,7 +391,7 @@ static void run(job *j) {
         }
         return;
     }
-    if (c->columns && j->which >= 0)
+    if (is_on_disk(j))
         wina_columns_leave(c->columns);
     c->batch.n_tokens = c->n_tokens;
     c->batch.stride = (j->group->n_in + WINA_BLOCK - 1) / WINA_BLOCK * WINA_BLOCK;
@@ -397,7 +402,7 @@ static void run(job *j) {
         atomic_store_explicit(&j->taken, 0, memory_order_relaxed);
         wina_threads_run(c->threads, multiply_batch, j);
     }
-    if (c->columns && j->which >= 0)
+    if (is_on_disk(j))
         wina_columns_release(c->columns, j->group);
 }
 

@@ -119,13 +119,18 @@ static outcome run_both(const fake_spec *spec, const wina_sparsity *s, const cha
     return o;
 }
 
+/* CHECK_ONLY: only checks whose names have it. */
+static bool is_left_out(const char *what) {
+    const char *only = getenv("CHECK_ONLY");
+    return only && !strstr(what, only);
+}
+
 /* In sparse runs a near-tie at a threshold may fall either way, which changes the tokens from there
  * on; prompts are rounded to float16, so there it is common. So sparse runs get three models, one
  * of which must agree closely for most tokens, and all must agree roughly. */
 static void check_one(const fake_spec *spec, const wina_sparsity *s, const char *what) {
     const bool sparse = s->sparsity > 0;
-    const char *only = getenv("CHECK_ONLY");
-    if (only && !strstr(what, only))
+    if (is_left_out(what))
         return;
     double close = 1e9;
     for (unsigned k = 0; k < (sparse ? 3 : 1) && close >= 2e-7; k++) {
@@ -146,8 +151,7 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     char what[80];
     snprintf(what, sizeof what, "chain, %d of 3 layers on GPUs, sparsity %g", n_gpu,
              (double)sparsity);
-    const char *only = getenv("CHECK_ONLY");
-    if (only && !strstr(what, only))
+    if (is_left_out(what))
         return;
     wina_model *m = fake_model(&spec, 11);
     wina_backend *cpu = NULL, *chain = NULL;
@@ -255,14 +259,17 @@ static const struct way {
 
 enum { N_DRAWN = 4 }; /* tokens for every way */
 
-/* Tokens drawn from the best candidates, against those drawn from all logits by the same seed. */
-static void check_sampling(int32_t n_vocab, const char *what) {
-    const char *only = getenv("CHECK_ONLY");
-    if (only && !strstr(what, only))
-        return;
+static wina_model *small_model(int32_t n_vocab) {
     const fake_spec spec = {WINA_DTYPE_F16, 1,  64,    96,    2,          1,    32,
                             n_vocab,        64, false, false, FAKE_PLAIN, false};
-    wina_model *m = fake_model(&spec, 5);
+    return fake_model(&spec, 5);
+}
+
+/* Tokens drawn from the best candidates, against those drawn from all logits by the same seed. */
+static void check_sampling(int32_t n_vocab, const char *what) {
+    if (is_left_out(what))
+        return;
+    wina_model *m = small_model(n_vocab);
     wina_backend *gpu = NULL;
     const wina_rules rules = fake_rules(m, 0.25f, WINA_METHOD_WINA, WINA_MASK_GROUP);
     float *logits = calloc((size_t)n_vocab, sizeof *logits);
@@ -311,12 +318,9 @@ static void check_sampling(int32_t n_vocab, const char *what) {
 /* All logits are equal: the first tokens are the best, or the device does not tell. Then a weight
  * that is not finite. */
 static void check_equal(int32_t n_vocab, const char *what) {
-    const char *only = getenv("CHECK_ONLY");
-    if (only && !strstr(what, only))
+    if (is_left_out(what))
         return;
-    const fake_spec spec = {WINA_DTYPE_F16, 1,  64,    96,    2,          1,    32,
-                            n_vocab,        64, false, false, FAKE_PLAIN, false};
-    wina_model *m = fake_model(&spec, 5);
+    wina_model *m = small_model(n_vocab);
     const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
     for (int broken = 0; broken < 2; broken++) {
         wina_backend *gpu = NULL;
