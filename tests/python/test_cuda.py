@@ -132,7 +132,7 @@ def test_tokens_drawn_from_the_best_are_those_drawn_from_all(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-STATES = '''
+STATES = """
 import os
 import sys
 import pywina
@@ -198,7 +198,7 @@ for call in (gpu.save_state, lambda: gpu.load_state(state)):
         raise AssertionError("a copy that failed was not noticed")
 del os.environ["EMULATE_FAIL"]
 assert tokens(gpu, IDS) == wanted  # from the start: nothing was left
-'''
+"""
 
 
 @pytest.mark.parametrize("layers", [4, 2])  # all of them; the last ones, behind those of the CPU
@@ -220,7 +220,7 @@ def test_states_move_between_cpu_and_gpu(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-PREFIXES = '''
+PREFIXES = """
 import sys
 import pywina
 
@@ -258,7 +258,7 @@ assert tokens(other, IDS)[1] == 29
 assert tokens(model, IDS)[1] == 40  # other batches
 tokens(model, IDS, sparse_prefill=True, sparsity=0.5)
 assert tokens(model, IDS)[1] == 40
-'''
+"""
 
 
 def test_prompts_on_a_gpu_use_whole_batches_again(

@@ -461,10 +461,73 @@ static void check_equal(int32_t n_vocab, const char *what) {
     printf("  %s\n", what);
 }
 
-/* "quick": one layer shape per type, for tools that run a hundred times slower. */
+/* ---- for tools under which a token takes a minute ------------------------------------------- */
+
+/* A dense token, a sparse one, and a prompt whose second half is sparse. */
+static void check_small(const fake_spec *spec, int32_t cache_type, const char *what) {
+    enum { N = 8 };
+    const wina_backend_params p = {
+        .n_ctx = 16, .n_batch = N, .n_threads = 1, .cache_types = {cache_type, cache_type}};
+    int32_t tokens[N];
+    if (is_left_out(what))
+        return;
+    wina_model *m = fake_model(spec, 31);
+    const wina_rules rules = fake_rules(m, 0.5f, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    wina_backend *cpu = NULL, *gpu = NULL;
+    const size_t n = (size_t)N * (size_t)spec->n_vocab;
+    float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b);
+    for (int32_t i = 0; i < N; i++)
+        tokens[i] = (i * 37 + 11) % spec->n_vocab;
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
+    if (!cpu || !gpu)
+        return;
+    CHECK(run(cpu, tokens, 2, 1, &rules, true, a) == WINA_OK);
+    CHECK_MSG(run(gpu, tokens, 2, 1, &rules, true, b) == WINA_OK, "%s", wina_error());
+    const double dense = nmse(b, a, spec->n_vocab);
+    const double sparse = nmse(b + spec->n_vocab, a + spec->n_vocab, spec->n_vocab);
+    CHECK(run(cpu, tokens, N, N / 2, &rules, false, a) == WINA_OK);
+    CHECK_MSG(run(gpu, tokens, N, N / 2, &rules, false, b) == WINA_OK, "%s", wina_error());
+    const double batch = worst_of(a, b, N / 2, spec->n_vocab);
+    printf("  %-44s NMSE %.1e, sparse %.1e, prompt %.1e\n", what, dense, sparse, batch);
+    const bool rounds = cache_type != WINA_CACHE_F16;
+    CHECK_MSG(dense < (rounds ? 5e-4 : 2e-7), "%s: NMSE %g", what, dense);
+    CHECK_MSG(sparse < 0.1, "%s: sparse: NMSE %g", what, sparse);
+    CHECK_MSG(batch < (rounds ? 5e-4 : 1e-5), "%s: prompt: NMSE %g", what, batch);
+    cpu->ops->free(cpu), gpu->ops->free(gpu);
+    wina_cudalib_remove(m);
+    free(a), free(b);
+}
+
+static void check_small_all(void) {
+    char what[80];
+    for (size_t t = 0; t < sizeof TYPES / sizeof TYPES[0]; t++) {
+        const wina_dtype *d = wina_dtype_find(TYPES[t]);
+        const int32_t width = d->block > 32 ? (int32_t)d->block : 32;
+        const fake_spec spec = {TYPES[t], 1,  width, width, 1,          1,    width,
+                                20,       16, false, false, FAKE_PLAIN, false};
+        snprintf(what, sizeof what, "small %s", d->name);
+        check_small(&spec, WINA_CACHE_F16, what);
+    }
+    for (int32_t kind = FAKE_PLAIN + 1; kind < FAKE_N_KINDS; kind++) {
+        const fake_spec spec = {WINA_DTYPE_F16, 1,     32,   48,   2, 1, 16, 20, 16,
+                                false,          false, kind, false};
+        snprintf(what, sizeof what, "small like %s, cache of q8_0", FAKE_NAMES[kind]);
+        check_small(&spec, WINA_CACHE_Q8_0, what);
+    }
+}
+
+/* "small": one token dense, one sparse, one prompt of the least model of each type.
+ * "quick": one layer shape per type, for tools that run a hundred times slower. */
 int main(int argc, char **argv) {
     static const float SPARSITIES[] = {0, 0.5f, 0.65f, 0.9999f};
     const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    if (argc > 1 && strcmp(argv[1], "small") == 0) {
+        check_small_all();
+        check_equal(3, "small, equal logits");
+        return check_report("check_cuda");
+    }
     for (size_t t = 0; t < sizeof TYPES / sizeof TYPES[0]; t++) {
         fake_spec spec = {TYPES[t], 2,  512,        768,        8,          2,    64,
                           300,      64, t % 2 == 1, t % 2 == 1, FAKE_PLAIN, false};
