@@ -587,12 +587,14 @@ int main(int argc, char **argv) {
     for (int32_t n_gpu = 1; n_gpu <= 3; n_gpu++)
         for (int k = 0; k < 2; k++)
             check_chain(n_gpu, k ? 0.5f : 0.0f);
-    for (int32_t keys = 0; keys < 2; keys++) /* f16, q8_0 */
+    check_cache(FAKE_GEMMA2, 80, WINA_CACHE_Q8_0, WINA_CACHE_F16, -1);
+    for (int32_t keys = 0; keys < 2 && !quick; keys++) /* f16, q8_0 */
         for (int32_t values = 0; values < 2; values++) {
             check_cache(FAKE_PLAIN, 64, keys, values, -1);
-            check_cache(FAKE_GEMMA2, 80, keys, values, -1);
+            if (keys == values || keys == WINA_CACHE_F16)
+                check_cache(FAKE_GEMMA2, 80, keys, values, -1);
         }
-    for (int32_t type = 0; type < 2; type++) {
+    for (int32_t type = 0; type < 2 && !quick; type++) {
         check_cache(FAKE_GEMMA3, 256, type, type, -1);
         check_cache(FAKE_QWEN3, 12, type, type, -1);
         check_cache(FAKE_GEMMA2, 128, type, type, 1);
