@@ -66,13 +66,15 @@ typedef struct wina_backend_ops {
     /* rms_norm(x) of all tokens of the batch, (n_tokens, n_embd): what the head multiplies. NULL:
      * cannot */
     void (*hidden)(wina_backend *backend, float *out);
-    /* Keys (values) of one head from position pos on: *n_rows positions, *row_bytes each, lie
-     * together. NULL: not in this process's memory */
-    void *(*cache)(wina_backend *backend, int32_t layer, int32_t head, bool value, int32_t pos,
-                   uint64_t *row_bytes, int32_t *n_rows);
-    /* The first position that layers with a window still have; whoever fills the cache sets it.
-     * NULL: they have all */
-    int32_t *(*held_from)(wina_backend *backend);
+    /* Copies keys (value: values) of one head, n positions from pos on, between the cache and rows
+     * of wina_cache_row_bytes() in host memory, one behind the other. What fails sets `status`. */
+    void (*copy_cache)(wina_backend *backend, int32_t layer, int32_t head, bool value, int32_t pos,
+                       int32_t n, void *rows, bool to_cache);
+    /* Positions that a layer has room for. */
+    int32_t (*cache_rows)(const wina_backend *backend, int32_t layer);
+    /* The first position that layers with a window still have; whoever fills the cache sets it. */
+    int32_t (*held_from)(const wina_backend *backend);
+    void (*set_held_from)(wina_backend *backend, int32_t pos);
     /* begin() and logits() for one token of each of n backends of one model and kind, n at most the
      * batch of this one, which is the first of them: whatever is not a member's own happens in its
      * buffers. Every member computes what it would compute alone. NULL: cannot */

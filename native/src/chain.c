@@ -143,6 +143,48 @@ static const wina_best *best(wina_backend *b) {
     return last->backend->ops->best(last->backend);
 }
 
+static wina_backend *part_of(wina_backend *b, int32_t layer) {
+    chain *c = chain_of(b);
+    int32_t i = c->n_parts - 1;
+    while (i > 0 && layer < c->parts[i].first)
+        i--;
+    return c->parts[i].backend;
+}
+
+static void copy_cache(wina_backend *b, int32_t layer, int32_t head, bool value, int32_t pos,
+                       int32_t n, void *rows, bool to_cache) {
+    wina_backend *p = part_of(b, layer);
+    if (b->status != WINA_OK)
+        return;
+    p->status = WINA_OK;
+    p->ops->copy_cache(p, layer, head, value, pos, n, rows, to_cache);
+    b->status = p->status;
+}
+
+static int32_t cache_rows(const wina_backend *b, int32_t layer) {
+    const wina_backend *p = part_of((wina_backend *)(uintptr_t)b, layer);
+    return p->ops->cache_rows(p, layer);
+}
+
+/* A part without layers that have a window has all positions. */
+static int32_t held_from(const wina_backend *b) {
+    const chain *c = (const chain *)b;
+    int32_t pos = 0;
+    for (int32_t i = 0; i < c->n_parts; i++) {
+        const wina_backend *p = c->parts[i].backend;
+        const int32_t own = p->ops->held_from(p);
+        pos = own > pos ? own : pos;
+    }
+    return pos;
+}
+
+static void set_held_from(wina_backend *b, int32_t pos) {
+    for (int32_t i = 0; i < chain_of(b)->n_parts; i++) {
+        wina_backend *p = chain_of(b)->parts[i].backend;
+        p->ops->set_held_from(p, pos);
+    }
+}
+
 static const wina_backend_ops CHAIN_OPS = {
     .name = "chain",
     .free = chain_free,
@@ -157,6 +199,10 @@ static const wina_backend_ops CHAIN_OPS = {
     .logits = logits,
     .fetch_logits = fetch_logits,
     .best = best,
+    .copy_cache = copy_cache,
+    .cache_rows = cache_rows,
+    .held_from = held_from,
+    .set_held_from = set_held_from,
 };
 
 static void add_part(chain *c, wina_backend *backend, int32_t first) {
@@ -177,7 +223,7 @@ static int32_t create_parts(chain *c, const wina_backend_params *p) {
             break;
         wina_cuda_info info;
         m->cuda_plugin->model_info(gpu, &info);
-        WINA_TRY(m->cuda_plugin->backend_create(gpu, p->n_ctx, p->n_batch, &b));
+        WINA_TRY(m->cuda_plugin->backend_create(gpu, p, &b));
         add_part(c, b, info.first);
     }
     return WINA_OK;
@@ -186,14 +232,8 @@ static int32_t create_parts(chain *c, const wina_backend_params *p) {
 int32_t wina_chain_create(const wina_model *model, const wina_backend_params *params,
                           wina_backend **out) {
     *out = NULL;
-    for (int v = 0; v < 2; v++)
-        if (params->cache_types[v] != WINA_CACHE_F16)
-            return wina_fail(WINA_E_UNSUPPORTED,
-                             "CUDA: the cache of %s can only be f16 there, not %s: use the CPU "
-                             "(backend cpu, or 0 layers on the GPU)",
-                             v ? "values" : "keys", wina_cache_type_name(params->cache_types[v]));
     if (model->cuda_first == 0 && !model->more_cuda[0])
-        return model->cuda_plugin->backend_create(model->cuda, params->n_ctx, params->n_batch, out);
+        return model->cuda_plugin->backend_create(model->cuda, params, out);
     chain *c = NULL;
     WINA_TRY(wina_mem_create(1, sizeof *c, "session", &c));
     c->base.ops = &CHAIN_OPS;

@@ -365,8 +365,7 @@ int32_t wina_session_n_threads(const wina_session *s) {
 
 /* The next token sees window - 1 positions before its own, or all that there are. */
 int32_t wina_session_n_keepable(const wina_session *s, int32_t n_past) {
-    const wina_backend_ops *ops = s->backend->ops;
-    const int32_t held_from = ops->held_from ? *ops->held_from(s->backend) : 0;
+    const int32_t held_from = s->backend->ops->held_from(s->backend);
     if (held_from > 0 && n_past - s->model->config.window + 1 < held_from)
         return 0;
     return n_past;

@@ -5,6 +5,7 @@
  * A checksum covers all of it; the model is recognised by its sizes and its first weights. */
 #include <string.h>
 
+#include "cpu/kernels.h"
 #include "session.h"
 #include "status.h"
 
@@ -67,9 +68,7 @@ static uint64_t rows_bytes(const wina_session *s, const header *h) {
     const wina_config *c = &s->model->config;
     uint64_t n_bytes = 0;
     for (int v = 0; v < 2; v++) {
-        uint64_t row;
-        int32_t n_rows;
-        s->backend->ops->cache(s->backend, 0, 0, v != 0, 0, &row, &n_rows);
+        const uint64_t row = wina_cache_row_bytes(s->cache_types[v], c->head_dim);
         for (int32_t layer = 0; layer < c->n_layer; layer++)
             n_bytes += (uint64_t)(h->n_past - first_of(s, h, layer)) * row * (uint64_t)c->n_head_kv;
     }
@@ -78,40 +77,36 @@ static uint64_t rows_bytes(const wina_session *s, const header *h) {
 
 /* Copies between the cache and the rows after a header; of layers with a window only positions from
  * keep_from on. */
-static void copy_rows(wina_session *s, const header *h, char *rows, bool to_cache,
-                      int32_t keep_from) {
+static int32_t copy_rows(wina_session *s, const header *h, char *rows, bool to_cache,
+                         int32_t keep_from) {
     const wina_config *c = &s->model->config;
+    s->backend->status = WINA_OK;
     for (int32_t layer = 0; layer < c->n_layer; layer++)
         for (int32_t head = 0; head < c->n_head_kv; head++)
             for (int v = 0; v < 2; v++) {
-                const bool windowed = wina_config_has_window(c, layer);
-                for (int32_t at = first_of(s, h, layer), n; at < h->n_past; at += n) {
-                    uint64_t row;
-                    char *own =
-                        s->backend->ops->cache(s->backend, layer, head, v != 0, at, &row, &n);
-                    n = n < h->n_past - at ? n : h->n_past - at;
-                    if (windowed && at < keep_from)
-                        n = 1; /* there is no row for it */
-                    else
-                        memcpy(to_cache ? own : rows, to_cache ? rows : own, (uint64_t)n * row);
-                    rows += (uint64_t)n * row;
-                }
+                const uint64_t row = wina_cache_row_bytes(s->cache_types[v], c->head_dim);
+                const int32_t first = first_of(s, h, layer);
+                const bool has_all = !wina_config_has_window(c, layer) || first > keep_from;
+                const int32_t from = has_all ? first : keep_from, n = h->n_past - from;
+                rows += (uint64_t)(from - first) * row; /* there is no room for these */
+                s->backend->ops->copy_cache(s->backend, layer, head, v != 0, from, n, rows,
+                                            to_cache);
+                rows += (uint64_t)n * row;
             }
+    return s->backend->status;
 }
 
 /* Takes over the rows; of layers with a window as many of the last as there is room for. */
-static void load_rows(wina_session *s, const header *h, char *rows) {
-    const wina_config *c = &s->model->config;
-    int32_t *held_from = s->backend->ops->held_from(s->backend);
-    *held_from = h->held_from;
-    for (int32_t layer = 0; layer < c->n_layer; layer++) {
-        uint64_t row;
-        int32_t n_rows;
-        s->backend->ops->cache(s->backend, layer, 0, false, 0, &row, &n_rows);
-        if (h->n_past - n_rows > *held_from)
-            *held_from = h->n_past - n_rows;
+static int32_t load_rows(wina_session *s, const header *h, char *rows) {
+    const wina_backend_ops *ops = s->backend->ops;
+    int32_t held_from = h->held_from;
+    for (int32_t layer = 0; layer < s->model->config.n_layer; layer++) {
+        const int32_t n_rows = ops->cache_rows(s->backend, layer);
+        if (h->n_past - n_rows > held_from)
+            held_from = h->n_past - n_rows;
     }
-    copy_rows(s, h, rows, true, *held_from);
+    ops->set_held_from(s->backend, held_from);
+    return copy_rows(s, h, rows, true, held_from);
 }
 
 static uint64_t checksum(const header *h, const void *rows) {
@@ -119,19 +114,12 @@ static uint64_t checksum(const header *h, const void *rows) {
     return hash_words(sum, rows, h->n_bytes - sizeof *h);
 }
 
-static int32_t unsupported(const wina_session *s) {
-    return wina_fail(WINA_E_UNSUPPORTED, "backend %s cannot save or load its state",
-                     s->backend->ops->name);
-}
-
 int32_t wina_session_save_state(wina_session *s, void *data, size_t capacity, size_t *n_bytes) {
     *n_bytes = 0;
-    if (!s->backend->ops->cache)
-        return unsupported(s);
     header h = {.version = STATE_VERSION,
                 .n_past = s->n_past,
                 .types = {s->cache_types[0], s->cache_types[1]},
-                .held_from = s->n_past ? *s->backend->ops->held_from(s->backend) : 0,
+                .held_from = s->n_past ? s->backend->ops->held_from(s->backend) : 0,
                 .model = fingerprint(s->model)};
     memcpy(h.magic, MAGIC, sizeof h.magic);
     h.n_bytes = sizeof h + rows_bytes(s, &h);
@@ -139,15 +127,13 @@ int32_t wina_session_save_state(wina_session *s, void *data, size_t capacity, si
     if (capacity < h.n_bytes)
         return wina_fail(WINA_E_SPACE, "the state has %zu bytes", *n_bytes);
     char *rows = (char *)data + sizeof h;
-    copy_rows(s, &h, rows, false, 0);
+    WINA_TRY(copy_rows(s, &h, rows, false, 0));
     h.checksum = checksum(&h, rows);
     memcpy(data, &h, sizeof h);
     return WINA_OK;
 }
 
 int32_t wina_session_load_state(wina_session *s, const void *data, size_t n_bytes) {
-    if (!s->backend->ops->cache)
-        return unsupported(s);
     header h;
     if (n_bytes < sizeof h || memcmp(data, MAGIC, sizeof h.magic) != 0)
         return wina_fail(WINA_E_FORMAT, "this is no saved state");
@@ -175,8 +161,9 @@ int32_t wina_session_load_state(wina_session *s, const void *data, size_t n_byte
     char *rows = (char *)(uintptr_t)data + sizeof h; /* only read */
     if (h.checksum != checksum(&h, rows))
         return wina_fail(WINA_E_FORMAT, "the state is damaged: its checksum is another");
-    load_rows(s, &h, rows);
-    s->n_past = h.n_past;
     s->has_logits = false;
+    s->n_past = 0; /* if it fails, nothing of what was there is left */
+    WINA_TRY(load_rows(s, &h, rows));
+    s->n_past = h.n_past;
     return WINA_OK;
 }

@@ -358,15 +358,29 @@ static void hidden(wina_backend *b, float *out) {
                             b->model->weights.output_norm, f->n_embd, f->rms_eps);
 }
 
-static void *cache(wina_backend *b, int32_t layer, int32_t head, bool value, int32_t pos,
-                   uint64_t *row_bytes, int32_t *n_rows) {
+static void copy_cache(wina_backend *b, int32_t layer, int32_t head, bool value, int32_t pos,
+                       int32_t n, void *rows, bool to_cache) {
     const wina_cpu *c = cpu_of(b);
-    *row_bytes = c->cache.row_bytes[value];
-    return wina_kvcache_at(&c->cache, c->n_ctx, layer, head, value, pos, n_rows);
+    uint8_t *other = rows;
+    for (int32_t done = 0, some; done < n; done += some) {
+        uint8_t *own = wina_kvcache_at(&c->cache, c->n_ctx, layer, head, value, pos + done, &some);
+        some = some < n - done ? some : n - done;
+        const uint64_t n_bytes = (uint64_t)some * c->cache.row_bytes[value];
+        memcpy(to_cache ? own : other, to_cache ? other : own, n_bytes);
+        other += n_bytes;
+    }
 }
 
-static int32_t *held_from(wina_backend *b) {
-    return &cpu_of(b)->cache.held_from;
+static int32_t cache_rows(const wina_backend *b, int32_t layer) {
+    return ((const wina_cpu *)b)->cache.layers[layer].n_rows;
+}
+
+static int32_t held_from(const wina_backend *b) {
+    return ((const wina_cpu *)b)->cache.held_from;
+}
+
+static void set_held_from(wina_backend *b, int32_t pos) {
+    cpu_of(b)->cache.held_from = pos;
 }
 
 static const float *residual(wina_backend *b) {
@@ -401,10 +415,12 @@ static const wina_backend_ops CPU_OPS = {
     .residual = residual,
     .logits = wina_cpu_logits,
     .hidden = hidden,
-    .cache = cache,
+    .copy_cache = copy_cache,
+    .cache_rows = cache_rows,
     .begin_members = wina_cpu_begin_members,
     .logits_members = wina_cpu_logits_members,
     .held_from = held_from,
+    .set_held_from = set_held_from,
 };
 
 int32_t wina_cpu_backend_create(const wina_model *model, const wina_backend_params *params,

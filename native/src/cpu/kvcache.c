@@ -6,12 +6,6 @@
 #include "../status.h"
 #include "kernels.h"
 
-/* Rows of a head in a layer that sees `window` positions. */
-static int32_t window_rows(const wina_backend_params *p, int32_t window) {
-    const int64_t n = (int64_t)window - 1 + 2 * (int64_t)p->n_batch;
-    return n < p->n_ctx ? (int32_t)n : p->n_ctx;
-}
-
 int32_t wina_kvcache_plan(const wina_model *model, const wina_backend_params *p,
                           wina_kvcache *out) {
     const wina_config *f = &model->config;
@@ -20,7 +14,7 @@ int32_t wina_kvcache_plan(const wina_model *model, const wina_backend_params *p,
     int64_t n_rows = 0; /* n_layer, n_head_kv and n_ctx are bounded: no overflow */
     for (int32_t i = 0; i < f->n_layer; i++) {
         c.layers[i].first_row = n_rows;
-        c.layers[i].n_rows = wina_config_has_window(f, i) ? window_rows(p, f->window) : p->n_ctx;
+        c.layers[i].n_rows = wina_kvcache_rows(f, i, p->n_ctx, p->n_batch);
         n_rows += (int64_t)c.layers[i].n_rows * f->n_head_kv;
     }
     for (int v = 0; v < 2; v++) {

@@ -23,6 +23,13 @@ typedef struct wina_kvcache {
     int32_t held_from; /* layers with a window have no position before this one */
 } wina_kvcache;
 
+/* Positions that a layer has room for, here and on a GPU. */
+static inline int32_t wina_kvcache_rows(const wina_config *c, int32_t layer, int32_t n_ctx,
+                                        int32_t n_batch) {
+    const int64_t n = (int64_t)c->window - 1 + 2 * (int64_t)n_batch;
+    return wina_config_has_window(c, layer) && n < n_ctx ? (int32_t)n : n_ctx;
+}
+
 /* Sizes only. WINA_E_ARGUMENT if they cannot be held. */
 int32_t wina_kvcache_plan(const wina_model *model, const wina_backend_params *params,
                           wina_kvcache *out);

@@ -9,6 +9,8 @@
 #ifndef WINA_CUDA_ATTEND_CUH
 #define WINA_CUDA_ATTEND_CUH
 
+#include <cfloat>
+
 #include "common.cuh"
 #include "device.h"
 
@@ -71,30 +73,83 @@ static __device__ __forceinline__ int first_seen(const wina_cuda_attend &a, int 
     return a.window > 0 && pos >= a.window ? pos + 1 - a.window : 0;
 }
 
-static __device__ __forceinline__ int64_t cache_row(const wina_cuda_attend &a, int kv_head,
-                                                    int pos) {
-    return ((int64_t)kv_head * a.n_ctx + pos) * a.head_pad;
+/* ---- rows of the cache --------------------------------------------------------------------- */
+
+static __device__ __forceinline__ uint8_t *cache_row(const wina_cuda_attend &a, bool value,
+                                                     int kv_head, int row) {
+    return a.cache[value] + ((int64_t)kv_head * a.n_rows + row) * a.row_bytes[value];
 }
 
-static __device__ __forceinline__ void to_floats8(uint4 v, float (&f)[8]) {
-    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float2 t = __half22float2(*reinterpret_cast<const __half2 *>(&w[i]));
-        f[2 * i] = t.x, f[2 * i + 1] = t.y;
+/* Element d of the row of `pos`, rounded as the CPU rounds it. All lanes of a warp, with 32
+ * elements in a row; those behind the last are zero. */
+static __device__ __forceinline__ void store_element(const wina_cuda_attend &a, bool value,
+                                                     int kv_head, int pos, int d, float x) {
+    uint8_t *row = cache_row(a, value, kv_head, pos % a.n_rows);
+    if (!a.is_q8[value]) {
+        if (d < a.head_pad)
+            reinterpret_cast<uint16_t *>(row)[d] = __half_as_ushort(__float2half_rn(x));
+        return;
     }
+    /* Bits of magnitudes have the order of the magnitudes, with what is not finite above all. */
+    const float most = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(fabsf(x))));
+    const float scale = most <= FLT_MAX ? most / 127.0f : NAN;
+    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    const bool rounds = inverse <= FLT_MAX && inverse > 0.0f;
+    if (d < a.head_pad)
+        row[d] = (uint8_t)(int8_t)(rounds ? __float2int_rn(x * inverse) : 0);
+    if (d % 32 == 0 && d < a.head_dim)
+        reinterpret_cast<uint16_t *>(row + a.head_pad)[d / 32] =
+            __half_as_ushort(__float2half_rn(scale));
 }
+
+/* A lane's 8 elements of a row: of f16 themselves, of q8_0 in x and y, their scale in z. F16: both
+ * keys and values are f16. */
+template <bool F16>
+static __device__ __forceinline__ uint4 load_elements(const uint8_t *row, int lane, int pad,
+                                                      bool is_q8) {
+    if (F16 || !is_q8)
+        return *reinterpret_cast<const uint4 *>(row + lane * 16);
+    const uint2 bytes = *reinterpret_cast<const uint2 *>(row + lane * 8);
+    return make_uint4(bytes.x, bytes.y,
+                      *reinterpret_cast<const uint16_t *>(row + pad + lane / 4 * 2), 0);
+}
+
+/* The elements, but for a factor that is returned. */
+template <bool F16>
+static __device__ __forceinline__ float to_floats8(uint4 v, bool is_q8, float (&f)[8]) {
+    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
+    if (F16 || !is_q8) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float2 t = __half22float2(*reinterpret_cast<const __half2 *>(&w[i]));
+            f[2 * i] = t.x, f[2 * i + 1] = t.y;
+        }
+        return 1.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) { /* a byte + 128 as the low bits of 2^23 */
+        const uint32_t bits = __byte_perm(w[i / 4] ^ 0x80808080u, 0x4b000000u, 0x7440 + i % 4);
+        f[i] = __uint_as_float(bits) - 8388736.0f;
+    }
+    return __half2float(__ushort_as_half((unsigned short)v.z));
+}
+
+/* ---- attention ----------------------------------------------------------------------------- */
 
 /* One position: the score, then the running softmax. */
-template <int LANES>
+template <int LANES, bool F16>
 static __device__ __forceinline__ void add_position(state &st, const float (&q)[8], uint4 key,
-                                                    uint4 value, bool exists, float cap) {
+                                                    uint4 value, bool exists,
+                                                    const wina_cuda_attend &a) {
+    const float cap = a.cap;
     float k[8], v[8], score = 0.0f;
-    to_floats8(key, k);
-    to_floats8(value, v);
+    const float k_scale = to_floats8<F16>(key, a.is_q8[0], k);
+    const float v_scale = to_floats8<F16>(value, a.is_q8[1], v);
 #pragma unroll
     for (int i = 0; i < 8; i++)
         score = fmaf(q[i], k[i], score);
+    if (!F16)
+        score *= k_scale;
 #pragma unroll
     for (int offset = LANES / 2; offset; offset >>= 1)
         score += __shfl_xor_sync(0xffffffffu, score, offset);
@@ -106,9 +161,10 @@ static __device__ __forceinline__ void add_position(state &st, const float (&q)[
     const float keep = __expf(st.max - max), p = __expf(score - max);
     st.max = max;
     st.sum = fmaf(st.sum, keep, p);
+    const float weight = F16 ? p : p * v_scale;
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        st.o[i] = fmaf(st.o[i], keep, p * v[i]);
+        st.o[i] = fmaf(st.o[i], keep, weight * v[i]);
 }
 
 /* What a group reads: ATTEND_UNROLL positions at a time, each slot loaded again as soon as it has
@@ -117,11 +173,23 @@ struct attend_slots {
     uint4 key[ATTEND_UNROLL], value[ATTEND_UNROLL];
 };
 
-/* Slot u of position `at`, which must be in the cache. */
-static __device__ __forceinline__ void load_slot(attend_slots &s, int u, const uint16_t *keys,
-                                                 const uint16_t *values, int64_t at, int pad) {
-    s.key[u] = *reinterpret_cast<const uint4 *>(keys + at * pad);
-    s.value[u] = *reinterpret_cast<const uint4 *>(values + at * pad);
+/* The rows of a head from a position on: positions that a token sees go round the end at most once.
+ */
+struct attend_rows {
+    const uint8_t *keys, *values;
+    int begin; /* position of row 0, at most as far back as the first one that is seen */
+};
+
+/* Slot u of position `pos`, which must be in the cache. */
+template <bool F16>
+static __device__ __forceinline__ void load_slot(attend_slots &s, int u, const attend_rows &rows,
+                                                 int pos, int lane, const wina_cuda_attend &a) {
+    int row = pos - rows.begin;
+    row -= row >= a.n_rows ? a.n_rows : 0;
+    s.key[u] =
+        load_elements<F16>(rows.keys + (int64_t)row * a.row_bytes[0], lane, a.head_pad, a.is_q8[0]);
+    s.value[u] = load_elements<F16>(rows.values + (int64_t)row * a.row_bytes[1], lane, a.head_pad,
+                                    a.is_q8[1]);
 }
 
 /* How a block's groups are shared out: `heads` (a power of two) query heads, `groups` each. */
@@ -178,9 +246,8 @@ load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, in
 #pragma unroll
     for (int r = 0; r < KV; r++) {
         const int i = threadIdx.x + r * ATTEND_THREADS, d = i % WIDTH;
-        if (stores && i < 2 * WIDTH && d < a.head_pad)
-            (i < WIDTH ? a.k : a.v)[cache_row(a, kv_head, pos) + d] =
-                __half_as_ushort(__float2half_rn(turned(kv[r])));
+        if (stores && i < 2 * WIDTH) /* whole warps */
+            store_element(a, i >= WIDTH, kv_head, pos, d, turned(kv[r]));
     }
 }
 
@@ -267,7 +334,7 @@ store_result(const wina_cuda_attend &a, const attend_shared<LANES> &s, int group
 }
 
 /* One piece of the sequence for one head group of one token. */
-template <int LANES>
+template <int LANES, bool F16>
 static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
                                                   attend_shared<LANES> &s, int heads, int group,
                                                   int piece, int n_pieces, int token, int pos) {
@@ -283,8 +350,8 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
     const int64_t row = token * a.qkv_stride;
     const int lane = threadIdx.x % LANES, step = shape.groups;
     const int own_head = threadIdx.x / LANES % heads, own_group = threadIdx.x / LANES / heads;
-    const uint16_t *keys = a.k + cache_row(a, kv_head, 0) + lane * 8;
-    const uint16_t *values = a.v + cache_row(a, kv_head, 0) + lane * 8;
+    const attend_rows rows = {cache_row(a, false, kv_head, 0), cache_row(a, true, kv_head, 0),
+                              first - first % a.n_rows};
     const bool in_head = lane * 8 < a.head_pad;
     /* The positions before this one are there already. */
     const int known = a.n_tokens == 1 ? min(end, pos) : end;
@@ -294,7 +361,7 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
     for (int u = 0; u < ATTEND_UNROLL; u++) {
         slots.key[u] = slots.value[u] = make_uint4(0, 0, 0, 0);
         if (p + u * step < known && in_head)
-            load_slot(slots, u, keys, values, p + u * step, a.head_pad);
+            load_slot<F16>(slots, u, rows, p + u * step, lane, a);
     }
     load_queries<LANES>(a, s, row, head0, n_heads, heads, kv_head, pos,
                         a.n_tokens == 1 && end == n);
@@ -307,15 +374,15 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
 #pragma unroll
     for (int u = 0; u < ATTEND_UNROLL; u++)
         if (p + u * step >= known && p + u * step < end && in_head)
-            load_slot(slots, u, keys, values, p + u * step, a.head_pad);
+            load_slot<F16>(slots, u, rows, p + u * step, lane, a);
 #pragma unroll 1
     for (; p - own_group < end; p += ATTEND_UNROLL * step)
 #pragma unroll
         for (int u = 0; u < ATTEND_UNROLL; u++) {
             const int next = p + (ATTEND_UNROLL + u) * step;
-            add_position<LANES>(st, q, slots.key[u], slots.value[u], p + u * step < end, a.cap);
+            add_position<LANES, F16>(st, q, slots.key[u], slots.value[u], p + u * step < end, a);
             if (next < end && in_head)
-                load_slot(slots, u, keys, values, next, a.head_pad);
+                load_slot<F16>(slots, u, rows, next, lane, a);
         }
     join_groups<LANES>(s, st, shape, own_head, own_group);
     const int64_t head = (int64_t)token * a.n_head + head0;
@@ -344,7 +411,7 @@ static __device__ __forceinline__ int attend_groups(const wina_cuda_attend &a, i
 
 /* All of one token's attention, shared by the blocks of the grid: fewer heads per block, and more
  * blocks, as long as there are blocks. */
-template <int LANES>
+template <int LANES, bool F16>
 static __device__ __noinline__ void attend_run(const wina_cuda_attend &a, int pos,
                                                uint8_t *memory) {
     constexpr int LEAST = ATTEND_THREADS / LANES > 32 ? ATTEND_THREADS / LANES / 32 : 1;
@@ -356,7 +423,7 @@ static __device__ __noinline__ void attend_run(const wina_cuda_attend &a, int po
         heads /= 2;
     const int n_groups = attend_groups(a, heads);
     for (int i = blockIdx.x; i < n_groups * n_pieces; i += gridDim.x) {
-        attend_one<LANES>(a, s, heads, i % n_groups, i / n_groups, n_pieces, 0, pos);
+        attend_one<LANES, F16>(a, s, heads, i % n_groups, i / n_groups, n_pieces, 0, pos);
         __syncthreads();
     }
 }

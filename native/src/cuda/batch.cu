@@ -282,21 +282,20 @@ __global__ void rope_kernel(const __grid_constant__ wina_cuda_attend a, int pos0
     if (!key) {
         if (i < a.head_dim)
             row[(int64_t)h * a.head_dim + i] = rotated;
-    } else if (i < a.head_pad) {
+    } else if (i - i % 32 < a.head_dim) { /* whole warps */
         const float v = i < a.head_dim ? row[a.v_row0 + (int64_t)h * a.head_dim + i] : 0.0f;
-        const int64_t at = cache_row(a, h, pos) + i;
-        a.k[at] = __half_as_ushort(__float2half_rn(rotated));
-        a.v[at] = __half_as_ushort(__float2half_rn(v));
+        store_element(a, false, h, pos, i, rotated);
+        store_element(a, true, h, pos, i, v);
     }
 }
 
 /* Grid: (head groups, tokens). */
-template <int LANES>
+template <int LANES, bool F16>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     attend_kernel(const __grid_constant__ wina_cuda_attend a, int pos0) {
     extern __shared__ __align__(16) uint8_t memory[];
-    attend_one<LANES>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), ATTEND_HEADS,
-                      blockIdx.x, 0, 1, blockIdx.y, pos0 + blockIdx.y);
+    attend_one<LANES, F16>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), ATTEND_HEADS,
+                           blockIdx.x, 0, 1, blockIdx.y, pos0 + blockIdx.y);
 }
 
 /* ---- launchers ---------------------------------------------------------------------------- */
@@ -315,9 +314,12 @@ extern "C" cudaError_t wina_cuda_batch_prepare(void) {
                                      most - (int)f.sharedSizeBytes);
     };
     allow((const void *)prepare_kernel);
-    allow((const void *)attend_kernel<8>);
-    allow((const void *)attend_kernel<16>);
-    allow((const void *)attend_kernel<32>);
+    allow((const void *)attend_kernel<8, true>);
+    allow((const void *)attend_kernel<16, true>);
+    allow((const void *)attend_kernel<32, true>);
+    allow((const void *)attend_kernel<8, false>);
+    allow((const void *)attend_kernel<16, false>);
+    allow((const void *)attend_kernel<32, false>);
     return e;
 }
 
@@ -423,7 +425,11 @@ template <int LANES>
 static cudaError_t attend(const wina_cuda_attend *a, int pos, cudaStream_t stream) {
     const int ratio = a->n_head / a->n_head_kv;
     const dim3 grid(a->n_head_kv * ((ratio + ATTEND_HEADS - 1) / ATTEND_HEADS), a->n_tokens);
-    attend_kernel<LANES><<<grid, ATTEND_THREADS, sizeof(attend_shared<LANES>), stream>>>(*a, pos);
+    const size_t bytes = sizeof(attend_shared<LANES>);
+    if (a->is_q8[0] || a->is_q8[1])
+        attend_kernel<LANES, false><<<grid, ATTEND_THREADS, bytes, stream>>>(*a, pos);
+    else
+        attend_kernel<LANES, true><<<grid, ATTEND_THREADS, bytes, stream>>>(*a, pos);
     return cudaGetLastError();
 }
 

@@ -105,6 +105,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     b->status = WINA_OK;
     b->late = false;
     note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
+    wina_cuda_cache_begin(&c->cache, pos, n_tokens);
     c->entered = NULL;
     c->rules = rules;
     if (rules->sparse && c->version != rules->version)
@@ -312,13 +313,11 @@ static uint64_t place_all(cuda_backend *c) {
     const wina_model *model = c->base.model;
     const wina_config *f = &model->config;
     const wina_group_weights *g = model->weights.layers[0].groups;
-    const uint64_t n_layer = (uint64_t)(c->m->end - c->m->first);
-    uint64_t used = 0, cache = n_layer * (uint64_t)f->n_head_kv * (uint64_t)c->n_ctx *
-                               (uint64_t)c->head_pad * sizeof(uint16_t);
+    uint64_t used = 0;
     int32_t most_rows = model->weights.output.n_rows;
     for (int32_t k = 0; k < WINA_N_GROUPS; k++)
         most_rows = g[k].n_out > most_rows ? g[k].n_out : most_rows;
-    uint64_t heads = (uint64_t)f->n_head, width = (uint64_t)c->head_pad + 2;
+    uint64_t heads = (uint64_t)f->n_head, width = (uint64_t)(f->head_dim + 7) / 8 * 8 + 2;
     c->step = place(c, &used, sizeof *c->step);
     c->x = place(c, &used, (uint64_t)f->n_embd * sizeof *c->x);
     for (int i = 0; i < 2; i++)
@@ -348,8 +347,8 @@ static uint64_t place_all(cuda_backend *c) {
     for (int i = 0; i < (f->window ? 2 : 1); i++)
         c->angles[i] = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
     c->exit = place(c, &used, (uint64_t)f->n_embd * sizeof *c->exit);
-    c->k = place(c, &used, cache);
-    c->v = place(c, &used, cache);
+    for (int v = 0; v < 2; v++)
+        c->cache.data[v] = place(c, &used, wina_cuda_cache_bytes(&c->cache, v, c->m->end));
     return used;
 }
 
@@ -432,6 +431,27 @@ static void backend_free(wina_backend *b) {
     free(c);
 }
 
+static void copy_cache(wina_backend *b, int32_t layer, int32_t head, bool value, int32_t pos,
+                       int32_t n, void *rows, bool to_cache) {
+    cuda_backend *c = cuda_of(b);
+    note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
+    if (b->status == WINA_OK)
+        b->status =
+            wina_cuda_cache_copy(&c->cache, c->stream, layer, head, value, pos, n, rows, to_cache);
+}
+
+static int32_t cache_rows(const wina_backend *b, int32_t layer) {
+    return wina_cuda_cache_rows(&((const cuda_backend *)b)->cache, layer);
+}
+
+static int32_t held_from(const wina_backend *b) {
+    return ((const cuda_backend *)b)->cache.held_from;
+}
+
+static void set_held_from(wina_backend *b, int32_t pos) {
+    cuda_of(b)->cache.held_from = pos;
+}
+
 static const wina_backend_ops CUDA_OPS = {
     .name = "cuda",
     .free = backend_free,
@@ -448,12 +468,19 @@ static const wina_backend_ops CUDA_OPS = {
     .logits = logits,
     .fetch_logits = fetch_logits,
     .best = best,
+    .copy_cache = copy_cache,
+    .cache_rows = cache_rows,
+    .held_from = held_from,
+    .set_held_from = set_held_from,
 };
 
-int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,
+int32_t wina_cuda_backend_create(wina_cuda_model *m, const wina_backend_params *params,
                                  wina_backend **out) {
     *out = NULL;
-
+    wina_cuda_cache cache;
+    const int32_t known = wina_cuda_cache_init(&cache, m, params);
+    if (known != WINA_OK)
+        return known;
     cuda_backend *c = calloc(1, sizeof *c);
     if (!c)
         return m->host->fail(WINA_E_MEMORY, "out of memory: session");
@@ -461,9 +488,9 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
     c->base.ops = &CUDA_OPS;
     c->base.model = m->model;
     c->m = m;
-    c->n_ctx = n_ctx;
-    c->n_batch = n_batch;
-    c->head_pad = (f->head_dim + 7) / 8 * 8;
+    c->n_ctx = params->n_ctx;
+    c->n_batch = params->n_batch;
+    c->cache = cache;
     c->keep_is = -1;
     c->profile = getenv("WINA_CUDA_PROFILE") != NULL;
     const char *hints = getenv("WINA_CUDA_HINTS");
@@ -478,7 +505,7 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_ba
         status = create_buffers(c);
     if (status == WINA_OK) {
         const wina_cuda_lists lists = {c->keep, c->slot_norms, c->kept, c->kept_sum};
-        status = wina_cuda_prompt_create(m, &lists, n_batch, c->stream, &c->prompt);
+        status = wina_cuda_prompt_create(m, &lists, params->n_batch, c->stream, &c->prompt);
     }
     c->base.n_bytes += wina_cuda_prompt_bytes(c->prompt);
     if (status != WINA_OK) {

@@ -2,6 +2,7 @@
 #ifndef WINA_CUDA_DECODE_STATE_H
 #define WINA_CUDA_DECODE_STATE_H
 
+#include "cache.h"
 #include "prompt.h"
 
 enum { N_GRAPHS = 2, MAX_SPLITS = 16 };
@@ -62,8 +63,8 @@ typedef struct cuda_backend {
     uint64_t norms_floats;
     wina_cuda_fixed *exit; /* (n_embd) what a block adds, where that is changed on the way */
     float *angles[2];      /* (n_ctx, rope_dim / 2, 2), of layers without and with a window */
-    uint16_t *k, *v;       /* (n_layer, n_head_kv, n_ctx, head_pad) */
-    int32_t head_pad, n_splits;
+    wina_cuda_cache cache;
+    int32_t n_splits;
     uint8_t *arena;
 } cuda_backend;
 

@@ -142,8 +142,8 @@ cudaError_t wina_cuda_embed_launch(const wina_cuda_table *table, const int32_t *
 cudaError_t wina_cuda_convert_launch(const wina_cuda_panel *from, const wina_cuda_values *values,
                                      const wina_cuda_panel *to, cudaStream_t stream);
 
-/* Attention of one token, or of the tokens of a batch. Cache: (n_head_kv, n_ctx, head_pad)
- * float16, head_pad = head_dim rounded up to 8. */
+/* Attention of one token, or of the tokens of a batch. head_pad is head_dim rounded up to 8; what a
+ * row of the cache holds: cache.h. */
 typedef struct wina_cuda_attend {
     const wina_cuda_step *step;
     const wina_cuda_fixed *sums; /* (qkv_stride) q, k, v of one token as the group stacks them */
@@ -160,8 +160,9 @@ typedef struct wina_cuda_attend {
     float eps;
     int32_t interleaved; /* rotary pairs (2i, 2i + 1), else (i, i + rope_dim / 2) */
     const float *angles; /* (n_ctx, rope_dim / 2, 2) cos, sin */
-    uint16_t *k, *v;     /* of this layer */
-    int32_t n_ctx;
+    uint8_t *cache[2];   /* keys, values of this layer: (n_head_kv, n_rows, row_bytes) */
+    int32_t row_bytes[2], is_q8[2];
+    int32_t n_rows;    /* position p is in row p % n_rows */
     float *out;        /* (n_tokens, n_head * head_dim) */
     float *partial;    /* (n_tokens, n_head, n_splits, head_pad + 2) */
     uint32_t *arrived; /* (n_tokens, n_head) zeros; left as zeros */

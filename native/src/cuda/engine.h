@@ -61,7 +61,7 @@ int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, bool wi
 int32_t wina_cuda_copy_speed(const wina_cuda_model *m, double *speed);
 
 /* decode.c */
-int32_t wina_cuda_backend_create(wina_cuda_model *m, int32_t n_ctx, int32_t n_batch,
+int32_t wina_cuda_backend_create(wina_cuda_model *m, const wina_backend_params *params,
                                  wina_backend **out);
 
 #endif

@@ -43,7 +43,7 @@ typedef struct wina_cuda_plugin {
     void (*model_info)(const wina_cuda_model *model, wina_cuda_info *out);
     /* Bytes per second that the device reads and writes when it copies its own memory, measured. */
     int32_t (*copy_speed)(const wina_cuda_model *model, double *out);
-    int32_t (*backend_create)(wina_cuda_model *model, int32_t n_ctx, int32_t n_batch,
+    int32_t (*backend_create)(wina_cuda_model *model, const wina_backend_params *params,
                               wina_backend **out);
 } wina_cuda_plugin;
 

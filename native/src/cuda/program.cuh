@@ -106,12 +106,15 @@ static __device__ __forceinline__ void run_gemv(const wina_cuda_gemv &g, wina_cu
 
 static __device__ __forceinline__ void run_attend(const wina_cuda_attend &a, int pos,
                                                   uint8_t *memory) {
+    const bool f16 = !a.is_q8[0] && !a.is_q8[1];
+#define RUN(LANES)                                                                                 \
+    return f16 ? attend_run<LANES, true>(a, pos, memory) : attend_run<LANES, false>(a, pos, memory)
     if (a.head_pad > 128)
-        attend_run<32>(a, pos, memory);
-    else if (a.head_pad > 64)
-        attend_run<16>(a, pos, memory);
-    else
-        attend_run<8>(a, pos, memory);
+        RUN(32);
+    if (a.head_pad > 64)
+        RUN(16);
+    RUN(8);
+#undef RUN
 }
 
 static __device__ __forceinline__ void run_swiglu(const wina_cuda_swiglu &w) {

@@ -153,15 +153,11 @@ describe_attention(const cuda_backend *c) {
                               .n_head = f->n_head,
                               .n_head_kv = f->n_head_kv,
                               .head_dim = f->head_dim,
-                              .head_pad = c->head_pad,
                               .interleaved = f->arch->rope == WINA_ROPE_INTERLEAVED,
                               .scale = f->attn_scale,
                               .cap = f->attn_softcap,
                               .norm_all = f->arch->qk_norm == WINA_QK_NORM_ALL,
                               .eps = f->rms_eps,
-                              .k = c->k,
-                              .v = c->v,
-                              .n_ctx = c->n_ctx,
                               .out = c->att,
                               .partial = c->attend_partial,
                               .arrived = c->attend_arrived,
@@ -177,6 +173,7 @@ static void set_layer(const cuda_backend *c, int32_t layer, wina_cuda_attend *a)
     a->rope_dim = wina_config_has_rope(f, layer) ? f->rope_dim : 0;
     a->q_norm = c->m->layers[layer].q_norm;
     a->k_norm = c->m->layers[layer].k_norm;
+    wina_cuda_cache_describe(&c->cache, layer, a);
 }
 
 static void record_qk_norm(cuda_backend *c, int32_t layer, const wina_cuda_attend *a) {
@@ -197,12 +194,8 @@ static void record_qk_norm(cuda_backend *c, int32_t layer, const wina_cuda_atten
 
 void wina_cuda_record_attend(wina_backend *b, int32_t layer) {
     cuda_backend *c = cuda_of(b);
-    const wina_config *f = &b->model->config;
-    const int64_t at = (int64_t)(layer - c->m->first) * f->n_head_kv * c->n_ctx * c->head_pad;
     wina_cuda_attend a = describe_attention(c);
     set_layer(c, layer, &a);
-    a.k += at;
-    a.v += at;
     if (c->batch) {
         note(c, wina_cuda_prompt_attend(c->prompt, a), "prompt");
         return;

@@ -2,6 +2,7 @@
  * dense and sparse decoding, single projections against double precision through whole layers, and
  * the same bits from run to run. Needs a GPU; tools/gpu_check.sh runs it. */
 #include "chain.h"
+#include "cpu/kernels.h"
 #include "cudalib.h"
 #include "fake.h"
 #include "sampler.h"
@@ -106,7 +107,8 @@ static outcome run_both(const fake_spec *spec, const wina_sparsity *s, const cha
     if (!m->cuda)
         return o;
     CHECK(wina_cpu_backend_create(m, &SESSION, &cpu) == WINA_OK);
-    CHECK_MSG(m->cuda_plugin->backend_create(m->cuda, 64, 16, &gpu) == WINA_OK, "%s", wina_error());
+    CHECK_MSG(m->cuda_plugin->backend_create(m->cuda, &SESSION, &gpu) == WINA_OK, "%s",
+              wina_error());
     CHECK(run(cpu, tokens, N_TOKENS, N_DENSE, &rules, true, a) == WINA_OK);
     CHECK_MSG(run(gpu, tokens, N_TOKENS, N_DENSE, &rules, true, b) == WINA_OK, "%s", wina_error());
     /* converted: 16 bits for as many, and no scales */
@@ -214,10 +216,10 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     if (getenv("WINA_CUDA_FREE_MB") ? n_gpu == 3 : getenv("EMULATE_GPUS") && n_gpu > 1)
         CHECK(m->more_cuda[0] != NULL);
     CHECK(wina_cpu_backend_create(m, &SESSION, &cpu) == WINA_OK);
-    wina_backend_params small = SESSION;
-    small.cache_types[1] = WINA_CACHE_Q8_0;
-    CHECK(wina_chain_create(m, &small, &chain) == WINA_E_UNSUPPORTED &&
-          strstr(wina_error(), "cache of values can only be f16"));
+    wina_backend_params other = SESSION;
+    other.cache_types[1] = WINA_CACHE_F32;
+    CHECK(wina_chain_create(m, &other, &chain) == WINA_E_UNSUPPORTED &&
+          strstr(wina_error(), "cache of values can only be f16 or q8_0"));
     CHECK_MSG(wina_chain_create(m, &SESSION, &chain) == WINA_OK, "%s", wina_error());
     CHECK(run(cpu, tokens, N_TOKENS, N_DENSE, &rules, true, a) == WINA_OK);
     CHECK_MSG(run(chain, tokens, N_TOKENS, N_DENSE, &rules, true, b) == WINA_OK, "%s",
@@ -236,6 +238,115 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     chain->ops->free(chain);
     wina_cudalib_remove(m);
     free(a), free(b), free(c);
+}
+
+/* ---- the cache ---------------------------------------------------------------------------- */
+
+/* Tokens [pos, end) of `tokens` in batches; logits (end - pos, n_vocab). */
+static int32_t run_on(wina_backend *b, const int32_t *tokens, int32_t pos, int32_t end,
+                      int32_t batch, const wina_rules *rules, float *logits) {
+    const atomic_bool cancel = false;
+    int32_t status = WINA_OK;
+    for (int32_t n; pos < end && status == WINA_OK; pos += n) {
+        n = end - pos < batch ? end - pos : batch;
+        const wina_forward f = {.tokens = tokens + pos,
+                                .n_tokens = n,
+                                .pos = pos,
+                                .n_dense = n,
+                                .rules = rules,
+                                .logits = logits,
+                                .cancel = &cancel};
+        status = wina_forward_run(b, &f);
+        logits += (int64_t)n * b->model->config.n_vocab;
+    }
+    return status;
+}
+
+/* The rows that a cache of n_past positions holds, to or from memory that is large enough. */
+static size_t move_rows(wina_backend *b, const wina_backend_params *p, int32_t n_past,
+                        uint8_t *rows, bool to_cache) {
+    const wina_config *c = &b->model->config;
+    uint8_t *at = rows;
+    for (int32_t layer = 0; layer < c->n_layer; layer++)
+        for (int32_t head = 0; head < c->n_head_kv; head++)
+            for (int v = 0; v < 2; v++) {
+                const int32_t room = b->ops->cache_rows(b, layer),
+                              n = n_past < room ? n_past : room;
+                b->ops->copy_cache(b, layer, head, v, n_past - n, n, at, to_cache);
+                at += (uint64_t)n * wina_cache_row_bytes(p->cache_types[v], c->head_dim);
+            }
+    CHECK_MSG(b->status == WINA_OK, "%s", wina_error());
+    return (size_t)(at - rows);
+}
+
+static double worst_of(const float *a, const float *b, int32_t n, int32_t n_vocab) {
+    double worst = 0;
+    for (int32_t i = 0; i < n; i++) {
+        const size_t at = (size_t)i * (size_t)n_vocab;
+        const double error = nmse(b + at, a + at, n_vocab);
+        worst = error > worst ? error : worst;
+    }
+    return worst;
+}
+
+enum {
+    N_LONG = 44,
+    N_MORE = 2
+}; /* more tokens than a layer with a window has rows, and after them */
+
+/* Keys and values of these types, over more tokens than layers with a window hold: one by one, in
+ * batches, and after the rows were taken over from the CPU. */
+static void check_cache(int32_t kind, int32_t width, int32_t keys, int32_t values, int32_t n_gpu) {
+    const fake_spec spec = {WINA_DTYPE_F16, 2,     64,   96,   6, 2, width, 100, 64,
+                            false,          false, kind, false};
+    const wina_backend_params p = {
+        .n_ctx = 64, .n_batch = 16, .n_threads = 2, .cache_types = {keys, values}};
+    char what[80];
+    snprintf(what, sizeof what, "cache of %s and %s, like %s, heads of %d%s",
+             wina_cache_type_name(keys), wina_cache_type_name(values), FAKE_NAMES[kind], width,
+             n_gpu == 1 ? ", in a chain" : "");
+    if (is_left_out(what))
+        return;
+    wina_model *m = fake_model(&spec, 21);
+    wina_backend *cpu = NULL, *gpu = NULL, *other = NULL;
+    int32_t tokens[N_LONG + N_MORE];
+    for (int32_t i = 0; i < N_LONG + N_MORE; i++)
+        tokens[i] = (i * 37 + 11) % spec.n_vocab;
+    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    const size_t n = (size_t)N_LONG * (size_t)spec.n_vocab;
+    float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b), *c = calloc(n, sizeof *c);
+    const size_t most = 2 * 2 * 2 * N_LONG * (wina_cache_row_bytes(WINA_CACHE_F32, width));
+    uint8_t *rows = calloc(1, most), *again = calloc(1, most);
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
+    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
+    CHECK_MSG(wina_chain_create(m, &p, &other) == WINA_OK, "%s", wina_error());
+    if (!cpu || !gpu || !other)
+        return;
+    CHECK(run_on(cpu, tokens, 0, N_LONG, 1, &rules, a) == WINA_OK);
+    CHECK_MSG(run_on(gpu, tokens, 0, N_LONG, 1, &rules, b) == WINA_OK, "%s", wina_error());
+    CHECK_MSG(run_on(other, tokens, 0, N_LONG, 16, &rules, c) == WINA_OK, "%s", wina_error());
+    CHECK(gpu->ops->held_from(gpu) == cpu->ops->held_from(cpu));
+    const double one = worst_of(a, b, N_LONG, spec.n_vocab);
+    const double batch = worst_of(a, c, N_LONG, spec.n_vocab);
+    /* The same rows, there and back, and what follows them. */
+    const size_t n_bytes = move_rows(cpu, &p, N_LONG, rows, false);
+    CHECK(n_bytes <= most && move_rows(other, &p, N_LONG, rows, true) == n_bytes);
+    CHECK(move_rows(other, &p, N_LONG, again, false) == n_bytes && !memcmp(rows, again, n_bytes));
+    other->ops->set_held_from(other, cpu->ops->held_from(cpu));
+    CHECK(run_on(cpu, tokens, N_LONG, N_LONG + N_MORE, 1, &rules, a) == WINA_OK);
+    CHECK_MSG(run_on(other, tokens, N_LONG, N_LONG + N_MORE, 1, &rules, c) == WINA_OK, "%s",
+              wina_error());
+    const double taken = worst_of(a, c, N_MORE, spec.n_vocab);
+    printf("  %-60s NMSE %.1e, batches %.1e, taken over %.1e\n", what, one, batch, taken);
+    const bool rounds =
+        keys != WINA_CACHE_F16 || values != WINA_CACHE_F16; /* one step more or less */
+    CHECK_MSG(one < (rounds ? 5e-4 : 2e-7), "%s: NMSE %g", what, one);
+    CHECK_MSG(batch < 5e-4, "%s: batches: NMSE %g", what, batch);
+    CHECK_MSG(taken < 1e-6, "%s: taken over: NMSE %g", what, taken);
+    cpu->ops->free(cpu), gpu->ops->free(gpu), other->ops->free(other);
+    wina_cudalib_remove(m);
+    free(a), free(b), free(c), free(rows), free(again);
 }
 
 /* ---- choosing tokens from the best that the device finds ---------------------------------- */
@@ -465,6 +576,16 @@ int main(int argc, char **argv) {
     for (int32_t n_gpu = 1; n_gpu <= 3; n_gpu++)
         for (int k = 0; k < 2; k++)
             check_chain(n_gpu, k ? 0.5f : 0.0f);
+    for (int32_t keys = 0; keys < 2; keys++) /* f16, q8_0 */
+        for (int32_t values = 0; values < 2; values++) {
+            check_cache(FAKE_PLAIN, 64, keys, values, -1);
+            check_cache(FAKE_GEMMA2, 80, keys, values, -1);
+        }
+    for (int32_t type = 0; type < 2; type++) {
+        check_cache(FAKE_GEMMA3, 256, type, type, -1);
+        check_cache(FAKE_QWEN3, 12, type, type, -1);
+        check_cache(FAKE_GEMMA2, 128, type, type, 1);
+    }
     static const int32_t VOCABULARIES[] = {3, 129, 1030, 20000};
     for (size_t i = 0; i < (quick ? 3 : 4); i++) {
         char what[80];
