@@ -13,7 +13,7 @@
 
 static const wina_cuda_host HOST = {
     .fail = wina_fail,
-    .embed = wina_weights_embed,
+    .plan_panel = wina_panel_plan,
 };
 
 /* The first file there is, relative to what this code is part of. */
@@ -92,7 +92,7 @@ static void limit_memory(wina_cuda_memory *gpus, int32_t n) {
 static int32_t first_that_fits(const wina_cuda_plugin *plugin, const wina_model *model,
                                int32_t first, int32_t end, uint64_t room) {
     for (int32_t i = first; i < end; i++) {
-        const uint64_t bytes = plugin->weight_bytes(model, i, end) +
+        const uint64_t bytes = plugin->weight_bytes(&HOST, model, i, end) +
                                (uint64_t)(end - i) * cache_bytes(&model->config) + SESSION_BYTES;
         if (bytes <= room)
             return i;
@@ -120,7 +120,7 @@ static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t
                          "CUDA: layers %d to %d need %.2f GB and a cache, %d GPU(s) have room for "
                          "%d of them (%s: %.2f GB free)",
                          first, n_layer - 1,
-                         (double)plugin->weight_bytes(model, first, n_layer) / 1e9, n,
+                         (double)plugin->weight_bytes(&HOST, model, first, n_layer) / 1e9, n,
                          n_layer - end, gpus[0].name, (double)gpus[0].free_bytes / 1e9);
     model->cuda_plugin = plugin;
     model->cuda_first = end;

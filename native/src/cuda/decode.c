@@ -50,6 +50,14 @@ static void take_rules(cuda_backend *c, const float *device_norms) {
     c->keep_is = -1;
 }
 
+/* Bytes of scales that a token reads of `rows` rows, whatever is kept. */
+static uint64_t scale_bytes(const wina_panel *p, bool converted, uint64_t rows) {
+    const uint64_t blocks = (uint64_t)p->n_blocks;
+    return converted ? 0
+                     : blocks * rows * p->layout->scale_bytes +
+                           (blocks + 7) / 8 * rows * p->layout->super_bytes;
+}
+
 /* Counts what n_sparse tokens read, and (last) the last token; from the numbers that the kernels
  * counted. sums: of the sparse tokens. */
 static void count(cuda_backend *c, const int32_t *sums, int32_t n_sparse, bool last) {
@@ -59,25 +67,23 @@ static void count(cuda_backend *c, const int32_t *sums, int32_t n_sparse, bool l
             const wina_group_weights *g = &c->base.model->weights.layers[i].groups[k];
             for (int32_t j = 0; j < g->n_projections; j++) {
                 const wina_projection *p = &g->projections[j];
-                const wina_layout *l = g->panels[p->panel].layout;
+                const bool converted = c->m->layers[i].groups[k].converted[p->panel];
                 const int32_t slot = wina_cuda_slot(i, k, c->graph ? j : 0);
-                uint64_t rows = (uint64_t)p->n_rows, bits = rows * p->row_bits;
-                uint64_t blocks = (uint64_t)g->panels[p->panel].n_blocks;
+                uint64_t rows = (uint64_t)p->n_rows, bits = rows * (converted ? 16 : p->row_bits);
                 n->sparse_read += n_sparse ? bits * (uint64_t)sums[slot] : 0;
                 n->sparse_total += bits * (uint64_t)g->n_in * (uint64_t)n_sparse;
                 if (last)
                     n->token_bytes += bits * (uint64_t)c->host_kept[slot] / 8 +
-                                      blocks * rows * l->scale_bytes +
-                                      (blocks + 7) / 8 * rows * l->super_bytes;
+                                      scale_bytes(&g->panels[p->panel], converted, rows);
             }
         }
     if (!last || !has_head(c))
         return;
     const wina_panel *head = &c->base.model->weights.output;
-    uint64_t rows = (uint64_t)c->base.model->config.n_vocab, blocks = (uint64_t)head->n_blocks;
-    n->token_bytes += rows * wina_layout_bits(head->layout) * (uint64_t)head->n_cols / 8 +
-                      blocks * rows * head->layout->scale_bytes +
-                      (blocks + 7) / 8 * rows * head->layout->super_bytes;
+    const uint64_t rows = (uint64_t)c->base.model->config.n_vocab;
+    const bool converted = c->m->output_converted;
+    const uint64_t bits = converted ? 16 : wina_layout_bits(head->layout);
+    n->token_bytes += rows * bits * (uint64_t)head->n_cols / 8 + scale_bytes(head, converted, rows);
 }
 
 /* The budgets of dense or sparse tokens into device memory. */
@@ -158,8 +164,8 @@ static void finish_recording(cuda_backend *c) {
                            .times = c->profile ? c->times : NULL};
     note(c, cudaStreamBeginCapture(c->stream, cudaStreamCaptureModeThreadLocal), "capture");
     note(c,
-         wina_cuda_begin_launch(c->mapped_step, c->step, c->x, f->n_embd, c->qkv[c->m->first & 1],
-                                n_qkv, c->barrier, c->stream),
+         wina_cuda_begin_launch(c->mapped_step, c->step, &c->m->embeddings, c->x, f->n_embd,
+                                c->qkv[c->m->first & 1], n_qkv, c->barrier, c->stream),
          "embedding");
     note(c, wina_cuda_program_launch(&p, c->m->n_sms, c->stream), "program");
     const cudaError_t e =
@@ -184,13 +190,6 @@ static void finish_recording(cuda_backend *c) {
 
 /* ---- running ------------------------------------------------------------------------------ */
 
-static void embed(cuda_backend *c, int32_t token) {
-    const wina_config *f = &c->base.model->config;
-    c->m->host->embed(&c->base.model->weights, token, c->host_step->x);
-    for (int32_t i = 0; i < f->n_embd && f->embd_scale != 1.0f; i++)
-        c->host_step->x[i] *= f->embd_scale;
-}
-
 static void copy_logits(cuda_backend *c) {
     note(c,
          cudaMemcpyAsync(c->host_logits, c->logits,
@@ -204,10 +203,9 @@ static void run_token(cuda_backend *c, int32_t i, bool copy) {
     const bool sparse = is_sparse(c, i);
     c->host_step->pos = c->pos + i;
     const size_t n_embd = (size_t)c->base.model->config.n_embd;
+    c->host_step->token = c->entered ? -1 : c->tokens[i];
     if (c->entered)
         memcpy(c->host_step->x, c->entered + (size_t)i * n_embd, n_embd * sizeof(float));
-    else
-        embed(c, c->tokens[i]);
     use_budgets(c, sparse);
     note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
     if (copy)
@@ -320,7 +318,7 @@ static uint64_t place_all(cuda_backend *c) {
     for (int32_t k = 0; k < WINA_N_GROUPS; k++)
         most_rows = g[k].n_out > most_rows ? g[k].n_out : most_rows;
     uint64_t heads = (uint64_t)f->n_head, width = (uint64_t)(f->head_dim + 7) / 8 * 8 + 2;
-    c->step = place(c, &used, sizeof *c->step + (uint64_t)f->n_embd * sizeof(float));
+    c->step = place(c, &used, sizeof *c->step);
     c->x = place(c, &used, (uint64_t)f->n_embd * sizeof *c->x);
     for (int i = 0; i < 2; i++)
         c->qkv[i] = place(c, &used, (uint64_t)g[WINA_GROUP_QKV].n_out * sizeof *c->qkv[i]);

@@ -40,10 +40,30 @@ typedef struct wina_cuda_panel {
     int32_t format; /* wina_cuda_format */
 } wina_cuda_panel;
 
+/* How the values of a panel of any tensor type lie, as wina_layout says: for what is read value by
+ * value (embedding.cuh). */
+typedef struct wina_cuda_values {
+    int32_t scales; /* wina_scales */
+    int32_t low_bits, high_bits, offset, sub;
+    int32_t has_table;
+    uint8_t table[16];
+} wina_cuda_values;
+
+/* Token embeddings: rows as the file has them, or a panel. */
+typedef struct wina_cuda_table {
+    wina_cuda_panel panel;
+    wina_cuda_values values;
+    const uint8_t *rows; /* (n_vocab, row_bytes), or NULL: the panel */
+    uint64_t row_bytes;
+    uint32_t type; /* wina_dtype_id of rows */
+    float scale;   /* what embeddings are multiplied by */
+} wina_cuda_table;
+
 /* The token under way; the host writes it before a graph is launched. */
 typedef struct wina_cuda_step {
     int32_t pos;
-    float x[]; /* (n_embd) its embedding */
+    int32_t token; /* -1: x in place of its embedding */
+    float x[];     /* (n_embd) in host memory, where layers elsewhere come first */
 } wina_cuda_step;
 
 enum {
@@ -109,11 +129,18 @@ typedef struct wina_cuda_gemv {
     int32_t in_shared;     /* the input fits in shared memory next to the scores */
 } wina_cuda_gemv;
 
-/* x (n_embd) = the step's embedding; zero (n_zero) = 0; *step = *host_step, which is host memory
- * mapped to the device; *barrier = 0. */
+/* x (n_embd) = the step's embedding, or its x; zero (n_zero) = 0; step->pos = host_step->pos, which
+ * is host memory mapped to the device; *barrier = 0. */
 cudaError_t wina_cuda_begin_launch(const wina_cuda_step *host_step, wina_cuda_step *step,
-                                   wina_cuda_fixed *x, int32_t n_embd, wina_cuda_fixed *zero,
-                                   int32_t n_zero, uint32_t *barrier, cudaStream_t stream);
+                                   const wina_cuda_table *table, wina_cuda_fixed *x, int32_t n_embd,
+                                   wina_cuda_fixed *zero, int32_t n_zero, uint32_t *barrier,
+                                   cudaStream_t stream);
+/* x (n_tokens, n_embd) = embeddings of tokens (n_tokens). */
+cudaError_t wina_cuda_embed_launch(const wina_cuda_table *table, const int32_t *tokens,
+                                   int32_t n_tokens, float *x, int32_t n_embd, cudaStream_t stream);
+/* A panel of a type that has no kernels as one of WINA_CUDA_F16 or WINA_CUDA_BF16, of its shape. */
+cudaError_t wina_cuda_convert_launch(const wina_cuda_panel *from, const wina_cuda_values *values,
+                                     const wina_cuda_panel *to, cudaStream_t stream);
 
 /* Attention of one token, or of the tokens of a batch. head_pad is head_dim rounded up to 8; what a
  * row of the cache holds: cache.h. */

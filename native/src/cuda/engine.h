@@ -8,8 +8,8 @@
 typedef struct wina_cuda_group {
     int32_t n_panels;
     wina_cuda_panel panels[WINA_MAX_PROJECTIONS];
-
-    const float *bias; /* (n_out) or NULL */
+    bool converted[WINA_MAX_PROJECTIONS]; /* it is of another type than the model's */
+    const float *bias;                    /* (n_out) or NULL */
 } wina_cuda_group;
 
 typedef struct wina_cuda_layer {
@@ -27,8 +27,10 @@ struct wina_cuda_model {
     int32_t n_sms;
     wina_cuda_layer *layers; /* (n_layer) */
     wina_cuda_panel output;
+    bool output_converted;
     const float *output_norm;
-    uint8_t *arena; /* device memory of all the above */
+    wina_cuda_table embeddings; /* if the first layer is here */
+    uint8_t *arena;             /* device memory of all the above */
     uint64_t arena_bytes;
 };
 
@@ -45,7 +47,8 @@ int32_t wina_cuda_fail(const wina_cuda_host *host, cudaError_t error, const char
 /* upload.c */
 int32_t wina_cuda_list_devices(const wina_cuda_host *host, wina_cuda_memory *out, int32_t cap,
                                int32_t *n);
-uint64_t wina_cuda_weight_bytes(const wina_model *model, int32_t first, int32_t end);
+uint64_t wina_cuda_weight_bytes(const wina_cuda_host *host, const wina_model *model, int32_t first,
+                                int32_t end);
 int32_t wina_cuda_model_create(const wina_cuda_host *host, const wina_model *model, int32_t device,
                                int32_t first, int32_t end, wina_cuda_model **out);
 void wina_cuda_model_free(wina_cuda_model *m);

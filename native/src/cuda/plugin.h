@@ -11,8 +11,7 @@ typedef struct wina_cuda_model wina_cuda_model;
 /* Functions of libwina, so that failures are reported in one place. */
 typedef struct wina_cuda_host {
     int32_t (*fail)(int32_t status, const char *format, ...) __attribute__((format(printf, 2, 3)));
-    void (*embed)(const wina_weights *weights, int32_t token, float *out);
-
+    int32_t (*plan_panel)(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_panel *out);
 } wina_cuda_host;
 
 typedef struct wina_cuda_info {
@@ -35,7 +34,8 @@ typedef struct wina_cuda_plugin {
                             int32_t *n);
     /* Device memory that layers [first, end) of a model need, with its output matrix if they are
      * the last ones. */
-    uint64_t (*weight_bytes)(const wina_model *model, int32_t first, int32_t end);
+    uint64_t (*weight_bytes)(const wina_cuda_host *host, const wina_model *model, int32_t first,
+                             int32_t end);
     /* Copies these layers of a loaded model to a device; both must outlive *out. host is kept. */
     int32_t (*model_create)(const wina_cuda_host *host, const wina_model *model, int32_t device,
                             int32_t first, int32_t end, wina_cuda_model **out);
@@ -51,7 +51,7 @@ typedef struct wina_cuda_plugin {
 static inline uint64_t wina_cuda_fingerprint(void) {
     return (uint64_t)WINA_ABI_VERSION << 48 ^ sizeof(wina_model) << 32 ^
            sizeof(wina_backend) << 20 ^ sizeof(wina_backend_ops) << 10 ^ sizeof(wina_layer) ^
-           sizeof(wina_cuda_plugin);
+           sizeof(wina_cuda_plugin) ^ sizeof(wina_cuda_host);
 }
 
 /* The one symbol that is looked up. */

@@ -18,11 +18,11 @@ struct wina_cuda_prompt {
     wina_cuda_lists lists;
     int32_t most;
 
-    const int32_t *tokens;
     int32_t n_tokens, pos, n_dense;
     bool masks;
 
-    float *host_x;             /* (most, n_embd) page-locked */
+    float *host_x;             /* (most, n_embd) page-locked, if layers elsewhere come first */
+    int32_t *host_ids, *ids;   /* (most) tokens: page-locked, and on the device */
     float *x, *qkv, *att, *ff; /* (most, width) */
     float *y;                  /* (most, widest output), or (HEAD_BATCH, n_vocab padded) */
     uint16_t *act;             /* (most, widest input rounded up to 32) float16 */
@@ -71,6 +71,7 @@ static void place_all(wina_cuda_prompt *p) {
     p->y = place(p, b * widest > head ? b * widest : head, sizeof(float));
     p->act = place(p, b * (uint64_t)round_up(widest_input(model), 32), sizeof *p->act);
     p->scale = place(p, b, sizeof(float));
+    p->ids = place(p, b, sizeof *p->ids);
     p->piece = place(p, PIECE_BYTES, 1);
     p->workspace = place(p, WORKSPACE_BYTES, 1);
 }
@@ -99,6 +100,8 @@ int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists
     if (e == cudaSuccess)
         e = cudaMemsetAsync(p->arena, 0, p->arena_bytes, stream);
     if (e == cudaSuccess)
+        e = cudaMallocHost((void **)&p->host_ids, (size_t)p->most * sizeof *p->host_ids);
+    if (e == cudaSuccess && m->first > 0)
         e = cudaMallocHost((void **)&p->host_x,
                            (size_t)p->most * (size_t)f->n_embd * sizeof(float));
     if (e != cudaSuccess) {
@@ -116,6 +119,7 @@ void wina_cuda_prompt_free(wina_cuda_prompt *p) {
         return;
     wina_cublas_close(p->cublas);
     cudaFreeHost(p->host_x);
+    cudaFreeHost(p->host_ids);
     cudaFree(p->arena);
     free(p);
 }
@@ -139,24 +143,18 @@ int32_t wina_cuda_prompt_most(const wina_cuda_prompt *p) {
 
 cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, int32_t n_tokens,
                                    int32_t pos, int32_t n_dense, bool masks) {
-    const size_t width = (size_t)p->m->model->config.n_embd;
-    p->tokens = tokens;
     p->n_tokens = n_tokens;
     p->pos = pos;
     p->n_dense = n_dense;
     p->masks = masks;
-    STEP(cudaStreamSynchronize(p->stream)); /* host_x may still be read */
+    STEP(cudaStreamSynchronize(p->stream)); /* host_x and host_ids may still be read */
     if (p->m->first > 0)                    /* enter() follows */
         return cudaSuccess;
-    const float scale = p->m->model->config.embd_scale;
-    for (int32_t t = 0; t < n_tokens; t++) {
-        float *x = p->host_x + (size_t)t * width;
-        p->m->host->embed(&p->m->model->weights, tokens[t], x);
-        for (size_t i = 0; i < width && scale != 1.0f; i++)
-            x[i] *= scale;
-    }
-    return cudaMemcpyAsync(p->x, p->host_x, (size_t)n_tokens * width * sizeof(float),
-                           cudaMemcpyHostToDevice, p->stream);
+    memcpy(p->host_ids, tokens, (size_t)n_tokens * sizeof *tokens);
+    STEP(cudaMemcpyAsync(p->ids, p->host_ids, (size_t)n_tokens * sizeof *tokens,
+                         cudaMemcpyHostToDevice, p->stream));
+    return wina_cuda_embed_launch(&p->m->embeddings, p->ids, n_tokens, p->x,
+                                  p->m->model->config.n_embd, p->stream);
 }
 
 cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *p, const float *x) {

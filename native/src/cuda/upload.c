@@ -1,5 +1,6 @@
 /* upload: panels go to the device as they are, through two page-locked buffers, so that copying
- * into one overlaps the transfer from the other. */
+ * into one overlaps the transfer from the other. Those of types without kernels become float16
+ * there. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,8 @@ int32_t wina_cuda_fail(const wina_cuda_host *host, cudaError_t error, const char
 typedef struct upload {
     wina_cuda_model *m;
     uint64_t n_bytes; /* placed so far */
+    uint8_t *raw;     /* device memory for a panel that is converted, of the largest one's size */
+    uint64_t raw_bytes;
     uint8_t *stage[2];
     cudaEvent_t copied[2];
     cudaStream_t stream;
@@ -37,21 +40,28 @@ static cudaError_t copy_piece(upload *u, uint8_t *to, const uint8_t *from, uint6
     return e == cudaSuccess ? cudaEventRecord(u->copied[i], u->stream) : e;
 }
 
-/* Device address of n_bytes copied from host memory. */
-static void *place(upload *u, const void *from, uint64_t n_bytes) {
+static void copy(upload *u, uint8_t *to, const void *from, uint64_t n_bytes) {
+    for (uint64_t done = 0, n; done < n_bytes && u->status == WINA_OK; done += n) {
+        n = n_bytes - done < STAGE_BYTES ? n_bytes - done : STAGE_BYTES;
+        cudaError_t e = copy_piece(u, to + done, (const uint8_t *)from + done, n);
+        if (e != cudaSuccess)
+            u->status = wina_cuda_fail(u->m->host, e, "copying weights");
+    }
+}
+
+/* Device address of n_bytes, or NULL while they are counted. */
+static uint8_t *reserve(upload *u, uint64_t n_bytes) {
     uint64_t at = u->n_bytes;
     u->n_bytes += (n_bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    if (!u->m->arena || u->status != WINA_OK)
-        return NULL;
-    for (uint64_t done = 0, n; done < n_bytes; done += n) {
-        n = n_bytes - done < STAGE_BYTES ? n_bytes - done : STAGE_BYTES;
-        cudaError_t e = copy_piece(u, u->m->arena + at + done, (const uint8_t *)from + done, n);
-        if (e != cudaSuccess) {
-            u->status = wina_cuda_fail(u->m->host, e, "copying weights");
-            return NULL;
-        }
-    }
-    return u->m->arena + at;
+    return u->m->arena && u->status == WINA_OK ? u->m->arena + at : NULL;
+}
+
+/* Device address of n_bytes copied from host memory. */
+static void *place(upload *u, const void *from, uint64_t n_bytes) {
+    uint8_t *to = reserve(u, n_bytes);
+    if (to)
+        copy(u, to, from, n_bytes);
+    return to;
 }
 
 static int32_t format_of(uint32_t dtype) {
@@ -83,16 +93,86 @@ static int32_t format_of(uint32_t dtype) {
     }
 }
 
+static wina_cuda_panel shape_of(const wina_panel *p) {
+    return (wina_cuda_panel){.col_bytes = p->col_bytes,
+                             .block_bytes = p->block_bytes,
+                             .super_bytes = p->super_bytes,
+                             .super_head = (uint32_t)(p->layout->super_bytes * p->n_rows),
+                             .n_rows = p->n_rows,
+                             .n_cols = p->n_cols,
+                             .format = format_of(p->layout->dtype)};
+}
+
+static wina_cuda_values values_of(const wina_layout *l) {
+    wina_cuda_values v = {.scales = (int32_t)l->scales,
+                          .low_bits = l->low_bits,
+                          .high_bits = l->high_bits,
+                          .offset = l->offset,
+                          .sub = l->sub,
+                          .has_table = l->table != NULL};
+    if (l->table)
+        memcpy(v.table, l->table, sizeof v.table);
+    return v;
+}
+
+/* The type a panel has on the device. Values of MXFP4 have three bits and a large range: bfloat16
+ * holds them exactly, float16 does not. */
+static uint32_t type_there(const wina_panel *p) {
+    const uint32_t type = p->layout->dtype;
+    if (format_of(type) < WINA_CUDA_N_FORMATS)
+        return type;
+    return type == WINA_DTYPE_MXFP4 ? WINA_DTYPE_BF16 : WINA_DTYPE_F16;
+}
+
+static bool is_converted(const wina_panel *p) {
+    return type_there(p) != p->layout->dtype;
+}
+
 static wina_cuda_panel place_panel(upload *u, const wina_panel *p) {
-    wina_cuda_panel out = {.col_bytes = p->col_bytes,
-                           .block_bytes = p->block_bytes,
-                           .super_bytes = p->super_bytes,
-                           .super_head = (uint32_t)(p->layout->super_bytes * p->n_rows),
-                           .n_rows = p->n_rows,
-                           .n_cols = p->n_cols,
-                           .format = format_of(p->layout->dtype)};
-    out.data = place(u, p->data, p->n_bytes);
+    wina_panel there = *p;
+    if (is_converted(p)) {
+        const int32_t status = u->m->host->plan_panel(type_there(p), p->n_rows, p->n_cols, &there);
+        u->status = u->status == WINA_OK ? status : u->status;
+        u->raw_bytes = p->n_bytes > u->raw_bytes ? p->n_bytes : u->raw_bytes;
+    }
+    wina_cuda_panel out = shape_of(&there);
+    uint8_t *to = reserve(u, there.n_bytes);
+    out.data = to;
+    if (!to || there.layout == p->layout) {
+        if (to)
+            copy(u, to, p->data, p->n_bytes);
+        return out;
+    }
+    copy(u, u->raw, p->data, p->n_bytes);
+    if (u->status != WINA_OK)
+        return out;
+    wina_cuda_panel from = shape_of(p);
+    from.data = u->raw;
+    const wina_cuda_values values = values_of(p->layout);
+    const cudaError_t e = wina_cuda_convert_launch(&from, &values, &out, u->stream);
+    if (e != cudaSuccess)
+        u->status = wina_cuda_fail(u->m->host, e, "converting weights");
     return out;
+}
+
+/* Embeddings: the file's rows; where the output matrix is theirs, that, which a GPU that has only
+ * the first layers gets too. */
+static void place_embeddings(upload *u) {
+    wina_cuda_model *m = u->m;
+    const wina_weights *w = &m->model->weights;
+    wina_cuda_table *t = &m->embeddings;
+    *t = (wina_cuda_table){.scale = m->model->config.embd_scale};
+    if (w->token_embd) {
+        t->row_bytes = w->token_embd->row_bytes;
+        t->type = w->token_embd->dtype->id;
+        t->rows = place(u, w->token_embd->data, t->row_bytes * w->token_embd->ne[1]);
+        return;
+    }
+    t->panel = m->end == m->model->config.n_layer ? m->output : place_panel(u, &w->output);
+    wina_panel there = w->output;
+    if (is_converted(&w->output))
+        (void)m->host->plan_panel(type_there(&there), there.n_rows, there.n_cols, &there);
+    t->values = values_of(there.layout);
 }
 
 static const float *place_floats(upload *u, const float *from, int32_t n) {
@@ -106,8 +186,11 @@ static void place_all(upload *u) {
     u->n_bytes = 0;
     if (m->end == c->n_layer) {
         m->output = place_panel(u, &w->output);
+        m->output_converted = is_converted(&w->output);
         m->output_norm = place_floats(u, w->output_norm, c->n_embd);
     }
+    if (m->first == 0)
+        place_embeddings(u);
     for (int32_t i = m->first; i < m->end; i++) {
         const wina_layer *from = &w->layers[i];
         wina_cuda_layer *to = &m->layers[i];
@@ -122,9 +205,10 @@ static void place_all(upload *u) {
             const wina_group_weights *g = &from->groups[k];
             wina_cuda_group *out = &to->groups[k];
             out->n_panels = g->n_panels;
-            for (int32_t p = 0; p < g->n_panels; p++)
+            for (int32_t p = 0; p < g->n_panels; p++) {
                 out->panels[p] = place_panel(u, &g->panels[p]);
-
+                out->converted[p] = is_converted(&g->panels[p]);
+            }
             out->bias = place_floats(u, g->bias, g->n_out);
         }
     }
@@ -132,23 +216,8 @@ static void place_all(upload *u) {
 
 /* ---- models ------------------------------------------------------------------------------- */
 
-static int32_t check_type(const wina_cuda_host *host, const wina_panel *p) {
-    if (format_of(p->layout->dtype) < WINA_CUDA_N_FORMATS)
-        return WINA_OK;
-    return host->fail(WINA_E_UNSUPPORTED, "CUDA: tensors of type %u run on the CPU only",
-                      p->layout->dtype);
-}
-
 static int32_t check_model(const wina_cuda_host *host, const wina_model *model) {
     const wina_config *c = &model->config;
-    int32_t status = check_type(host, &model->weights.output);
-    for (int32_t i = 0; i < c->n_layer && status == WINA_OK; i++)
-        for (int32_t k = 0; k < WINA_N_GROUPS; k++)
-            for (int32_t n = 0; n < model->weights.layers[i].groups[k].n_panels; n++)
-                if (status == WINA_OK)
-                    status = check_type(host, &model->weights.layers[i].groups[k].panels[n]);
-    if (status != WINA_OK)
-        return status;
     if (c->head_dim > WINA_CUDA_MAX_HEAD)
         return host->fail(WINA_E_UNSUPPORTED, "CUDA: heads of width %d, at most %d", c->head_dim,
                           WINA_CUDA_MAX_HEAD);
@@ -218,21 +287,30 @@ static void free_stage(upload *u) {
     }
     if (u->stream)
         cudaStreamDestroy(u->stream);
+    cudaFree(u->raw);
 }
 
 static int32_t upload_weights(wina_cuda_model *m) {
     upload u = {.m = m};
     place_all(&u);
+    if (u.status != WINA_OK)
+        return u.status;
     size_t room = 0, all = 0;
     CUDA_TRY(m->host, cudaMemGetInfo(&room, &all), "asking for free memory");
-    if (u.n_bytes > room)
-        return m->host->fail(
-            WINA_E_MEMORY, "CUDA: the weights need %.2f GB, %s has %.2f of %.2f GB free",
-            (double)u.n_bytes / 1e9, m->device, (double)room / 1e9, (double)all / 1e9);
+    if (u.n_bytes + u.raw_bytes > room)
+        return m->host->fail(WINA_E_MEMORY,
+                             "CUDA: the weights need %.2f GB, %s has %.2f of %.2f GB free",
+                             (double)(u.n_bytes + u.raw_bytes) / 1e9, m->device, (double)room / 1e9,
+                             (double)all / 1e9);
     CUDA_TRY(m->host, cudaMalloc((void **)&m->arena, u.n_bytes), "memory for the weights");
     m->arena_bytes = u.n_bytes;
     /* Vectors are read in fours: what pads them is zero. */
     int32_t status = create_stage(&u);
+    if (status == WINA_OK && u.raw_bytes) {
+        const cudaError_t e = cudaMalloc((void **)&u.raw, u.raw_bytes);
+        if (e != cudaSuccess)
+            status = wina_cuda_fail(m->host, e, "memory to convert weights");
+    }
     if (status == WINA_OK) { /* on the stream of the copies, which come after it */
         const cudaError_t e = cudaMemsetAsync(m->arena, 0, u.n_bytes, u.stream);
         if (e != cudaSuccess)
@@ -251,8 +329,9 @@ static int32_t upload_weights(wina_cuda_model *m) {
     return status;
 }
 
-uint64_t wina_cuda_weight_bytes(const wina_model *model, int32_t first, int32_t end) {
-    wina_cuda_model m = {.model = model, .first = first, .end = end};
+uint64_t wina_cuda_weight_bytes(const wina_cuda_host *host, const wina_model *model, int32_t first,
+                                int32_t end) {
+    wina_cuda_model m = {.host = host, .model = model, .first = first, .end = end};
     m.layers = calloc((size_t)model->config.n_layer, sizeof *m.layers);
     if (!m.layers)
         return UINT64_MAX;

@@ -50,18 +50,41 @@ static inline void fake_row(uint32_t dtype, uint8_t *row, int32_t n, float sd,
         for (uint32_t i = 0; i < d->block_bytes; i++)
             p[i] = (uint8_t)(check_random(state) >> 32);
         float u = 0.5f + (float)(check_random(state) >> 40) * 0x1p-24f;
-        float range = dtype == WINA_DTYPE_Q8_0   ? 74.0f
-                      : dtype == WINA_DTYPE_Q5_0 ? 9.2f
-                      : dtype == WINA_DTYPE_Q5_1 ? 9.2f
-                      : dtype == WINA_DTYPE_Q4_K ? 4.6f * 32
-                      : dtype == WINA_DTYPE_Q5_K ? 9.2f * 32
-                      : dtype == WINA_DTYPE_Q6_K ? 18.5f * 74
-                                                 : 4.6f;
+        float range = dtype == WINA_DTYPE_Q8_0     ? 74.0f
+                      : dtype == WINA_DTYPE_Q5_0   ? 9.2f
+                      : dtype == WINA_DTYPE_Q5_1   ? 9.2f
+                      : dtype == WINA_DTYPE_Q4_K   ? 4.6f * 32
+                      : dtype == WINA_DTYPE_Q5_K   ? 9.2f * 32
+                      : dtype == WINA_DTYPE_Q6_K   ? 18.5f * 74
+                      : dtype == WINA_DTYPE_Q2_K   ? 1.1f * 8.8f
+                      : dtype == WINA_DTYPE_Q3_K   ? 2.3f * 18.5f
+                      : dtype == WINA_DTYPE_IQ4_NL ? 70.0f
+                      : dtype == WINA_DTYPE_IQ4_XS ? 70.0f * 18.5f
+                      : dtype == WINA_DTYPE_TQ1_0  ? 0.8f
+                      : dtype == WINA_DTYPE_TQ2_0  ? 0.9f
+                                                   : 4.6f;
         uint16_t scale = wina_f32_to_f16(sd * u / range);
         uint16_t low = wina_f32_to_f16(-sd * u * 1.6f), k_low = wina_f32_to_f16(sd * u * 1.6f / 32);
         switch (dtype) {
         case WINA_DTYPE_Q6_K:
             memcpy(p + 208, &scale, 2);
+            break;
+        case WINA_DTYPE_Q2_K:
+            low = wina_f32_to_f16(1.5f * sd * u / range);
+            memcpy(p + 80, &scale, 2);
+            memcpy(p + 82, &low, 2);
+            break;
+        case WINA_DTYPE_Q3_K:
+            memcpy(p + 108, &scale, 2);
+            break;
+        case WINA_DTYPE_MXFP4:
+            p[0] = (uint8_t)(128 + (int)lrintf(log2f(sd * u / 6)));
+            break;
+        case WINA_DTYPE_TQ1_0:
+            memcpy(p + 52, &scale, 2);
+            break;
+        case WINA_DTYPE_TQ2_0:
+            memcpy(p + 64, &scale, 2);
             break;
         case WINA_DTYPE_Q4_1:
         case WINA_DTYPE_Q5_1:
@@ -279,6 +302,23 @@ static inline void fake_traits(wina_model *m, int32_t kind, unsigned long long *
             l->k_norm = fake_vector((all ? c->n_head_kv : 1) * c->head_dim, 1, 0.1f, state);
         }
     }
+}
+
+/* Embeddings as rows of a tensor of their own, of any type, in place of those of the output matrix.
+ */
+static inline void fake_rows(wina_model *m, uint32_t dtype, unsigned long long seed) {
+    const wina_config *c = &m->config;
+    const wina_dtype *d = wina_dtype_find(dtype);
+    wina_gguf_tensor *t = calloc(1, sizeof *t);
+    t->dtype = d;
+    t->ne[0] = (uint64_t)c->n_embd, t->ne[1] = (uint64_t)c->n_vocab;
+    t->row_bytes = (uint64_t)c->n_embd / d->block * d->block_bytes;
+    uint8_t *rows = malloc(t->row_bytes * t->ne[1]);
+    for (uint64_t r = 0; r < t->ne[1]; r++)
+        fake_row(dtype, rows + r * t->row_bytes, c->n_embd, 1, &seed);
+    t->data = rows;
+    m->weights.token_embd = t;
+    m->config.tied_output = false;
 }
 
 static const wina_arch FAKE_LLAMA = {.name = "llama", .rope = WINA_ROPE_INTERLEAVED};

@@ -11,8 +11,8 @@
 #include "chain.h"
 #include "cudalib.h"
 #include "fake.h"
-#include "forward.h"
 #include "sampler.h"
+#include "step.h"
 
 static double now(void) {
     struct timespec t;
@@ -30,19 +30,13 @@ static void stop_if_failed(int32_t status) {
 }
 
 static void time_one(wina_backend *b, float sparsity, int32_t depth, float *logits) {
-    const atomic_bool cancel = false;
     const wina_rules rules = fake_rules(b->model, sparsity, WINA_METHOD_WINA, WINA_MASK_GROUP);
     double best = 1e9, total = 0;
     for (int r = 0; r < 4; r++) {
         double start = now();
         for (int32_t i = 0; i < N_GEN; i++) {
-            int32_t token = (i * 7919 + 13) % b->model->config.n_vocab;
-            wina_forward f = {.tokens = &token,
-                              .n_tokens = 1,
-                              .pos = depth + i,
-                              .rules = &rules,
-                              .cancel = &cancel};
-            stop_if_failed(wina_forward_run(b, &f));
+            const int32_t token = (i * 7919 + 13) % b->model->config.n_vocab;
+            stop_if_failed(step_token(b, token, depth + i, &rules, NULL));
         }
         double t = now() - start;
         best = t < best ? t : best;
@@ -64,7 +58,6 @@ static void time_one(wina_backend *b, float sparsity, int32_t depth, float *logi
 
 /* Tokens that are drawn, from the best that the device finds or from all logits: the same ones. */
 static void time_sampled(wina_backend *b, float sparsity, int32_t depth, bool greedy) {
-    const atomic_bool cancel = false;
     const int32_t n_vocab = b->model->config.n_vocab;
     const wina_rules rules = fake_rules(b->model, sparsity, WINA_METHOD_WINA, WINA_MASK_GROUP);
     float *logits = malloc((size_t)n_vocab * sizeof *logits);
@@ -82,12 +75,7 @@ static void time_sampled(wina_backend *b, float sparsity, int32_t depth, bool gr
             double start = now();
             int32_t token = 13;
             for (int32_t i = 0; i < N_GEN; i++) {
-                wina_forward f = {.tokens = &token,
-                                  .n_tokens = 1,
-                                  .pos = depth + i,
-                                  .rules = &rules,
-                                  .cancel = &cancel};
-                stop_if_failed(wina_forward_run(b, &f));
+                stop_if_failed(step_token(b, token, depth + i, &rules, NULL));
                 int32_t next = -1;
                 if (!copy)
                     stop_if_failed(wina_sampler_sample_best(s, b->ops->best(b), n_vocab, &next));
@@ -114,22 +102,14 @@ static void time_sampled(wina_backend *b, float sparsity, int32_t depth, bool gr
 
 /* A prompt of N_PROMPT tokens in one batch. */
 static void time_prompt(wina_backend *b, float *logits) {
-    const atomic_bool cancel = false;
     static int32_t tokens[N_PROMPT];
     const wina_rules rules = fake_rules(b->model, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
     double best = 1e9;
     for (int32_t i = 0; i < N_PROMPT; i++)
         tokens[i] = (i * 7919 + 13) % b->model->config.n_vocab;
     for (int r = 0; r < 3; r++) {
-        wina_forward f = {.tokens = tokens,
-                          .n_tokens = N_PROMPT,
-                          .n_dense = N_PROMPT,
-                          .rules = &rules,
-                          .logits = logits,
-                          .logits_from = N_PROMPT - 1,
-                          .cancel = &cancel};
         double start = now();
-        stop_if_failed(wina_forward_run(b, &f));
+        stop_if_failed(step_batch(b, tokens, N_PROMPT, 0, N_PROMPT, &rules, N_PROMPT - 1, logits));
         best = now() - start < best ? now() - start : best;
     }
     printf("%s prompt of %d: %.0f tok/s, %.1f ms\n",

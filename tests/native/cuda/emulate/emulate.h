@@ -102,6 +102,15 @@ static inline float __uint_as_float(uint32_t u) {
 static inline float __int_as_float(int i) {
     return __uint_as_float((uint32_t)i);
 }
+static inline float __fmul_rn(float a, float b) {
+    return a * b;
+}
+static inline float __fadd_rn(float a, float b) {
+    return a + b;
+}
+static inline float __fsub_rn(float a, float b) {
+    return a - b;
+}
 static inline int __float2int_rn(float f) {
     return (int)rintf(f);
 }
