@@ -30,7 +30,7 @@ from .objective import TorchObjective
 
 Logs = dict[str, NDArray[np.float64]]  # (n_layer, n_inputs) by group
 
-STEPS, FIRST_STEP, LIMIT = 8, 0.3, 2.0
+STEPS, FIRST_STEP, INERTIA, LIMIT = 16, 0.15, 0.5, 2.0
 
 
 @dataclass
@@ -80,16 +80,18 @@ class NormFit:
                 result[group][layer] += _shrunk(sums, hits, squares, mixed, hits2)
         return {group: value / len(self.targets) for group, value in result.items()}
 
-    def run(self, start: Logs) -> Logs:
+    def run(self, start: Logs, steps: int = STEPS) -> Logs:
         """From logs of norms to better ones."""
         best, size = start, FIRST_STEP
-        first = least = self.values(start)
-        scale = first.mean(axis=1, keepdims=True)
-        for _ in range(STEPS):
-            move = self.excess(best)
+        least = self.values(start)
+        scale = least.mean(axis=1, keepdims=True)
+        along = {group: np.zeros_like(value) for group, value in start.items()}
+        for _ in range(steps):
+            excess = self.excess(best)
+            along = {group: INERTIA * along[group] + excess[group] for group in best}
             while True:
                 trial = {
-                    g: np.clip(best[g] + size * move[g], start[g] - LIMIT, start[g] + LIMIT)
+                    g: np.clip(best[g] + size * along[g], start[g] - LIMIT, start[g] + LIMIT)
                     for g in best
                 }
                 found = self.values(trial)
@@ -99,8 +101,8 @@ class NormFit:
                 if mean < 0:
                     best, least = trial, found
                     break
-                size /= 2
-                if size < FIRST_STEP / 8:
+                along, size = excess, size / 2
+                if size < FIRST_STEP / 16:
                     return best
         return best
 
