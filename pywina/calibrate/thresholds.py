@@ -92,6 +92,7 @@ def at(tuning: Tuning, sparsity: float) -> NDArray[np.float32]:
     targets, 0 at sparsity 0."""
     if tuning.targets is None or tuning.thresholds is None:
         raise ArgumentError("selection by threshold needs a calibrated model")
+    sparsity = float(np.float32(sparsity))  # as targets are
     if sparsity > tuning.targets[-1]:
         raise ArgumentError(
             f"thresholds are calibrated up to sparsity {tuning.targets[-1]:g}, not {sparsity:g}"
