@@ -17,7 +17,7 @@ lowers the objective on *other* windows of the text, else it is halved.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,54 @@ from ..info import Group
 from ..sparsity import Sparsity
 from ..tuning import GROUPS, Tuning
 from .greedy import group_bytes
-from .objective import N_DENSE, TorchObjective
+from .objective import TorchObjective
+from .thresholds import N_DENSE
 
 Table = NDArray[np.float64]
 
 BAND = 0.05  # of a group's inputs, on each side of the edge
 STEPS, FIRST_STEP, LIMIT = 6, 0.4, 1.5
+
+
+#: by layer and group: (n_inputs,) worth of an input summed over the times that it was in the band,
+#: these times, and how many inputs a band has
+Sums = dict[tuple[int, Group], tuple[Any, Any, int]]
+
+
+def band_sums(
+    gradients: TorchObjective, tuning: Tuning, target: float
+) -> Iterator[tuple[int, Sums]]:
+    """What the inputs around each group's edge take off the objective (scored tokens' mean, summed
+    over windows), part by part of the windows: the number of windows, and the sums."""
+    sparse, torch = gradients.sparse, gradients.graph.torch
+    found: Sums = {}
+
+    def hook(layer: int, group: Group, x: Any) -> Any:
+        out = sparse.hook(layer, group, x)
+        n, n_keep = x.shape[-1], sparse.keep[layer, group]
+        half = max(1, min(round(BAND * n), n_keep, n - n_keep))
+        if n_keep >= n:
+            return out
+        with torch.no_grad():
+            plain = x.detach()[..., N_DENSE:, :]
+            order = sparse.score(layer, group, plain).topk(n_keep + half, dim=-1).indices
+            band = order[..., n_keep - half :]
+            values = plain.gather(-1, band)
+
+        def add(gradient: Any) -> None:
+            worth = -(gradient[..., N_DENSE:, :].gather(-1, band) * values).double().ravel()
+            where = band.ravel()
+            sums, hits = (torch.zeros(n, dtype=torch.float64, device=x.device) for _ in range(2))
+            sums.scatter_add_(0, where, worth)
+            hits.scatter_add_(0, where, torch.ones_like(worth))
+            found[layer, group] = sums, hits, 2 * half
+
+        out.register_hook(add)
+        return out
+
+    for n_windows in gradients.differentiated(tuning, Sparsity(target), hook):
+        yield n_windows, found
+        found.clear()
 
 
 @dataclass
@@ -66,38 +108,15 @@ class Descent:
     def worth(self, odds: Table) -> tuple[Table, Table]:
         """(n_layer, 4) what one input more of each group takes off the objective, and its standard
         error."""
-        sparse, torch = self.gradients.sparse, self.gradients.graph.torch
-        n_layer = len(odds)
         rows: list[Table] = []
-        now = torch.zeros(n_layer, 4, dtype=torch.float64, device=sparse.graph.device)
-
-        def hook(layer: int, group: Group, x: Any) -> Any:
-            out = sparse.hook(layer, group, x)
-            n, n_keep = x.shape[-1], sparse.keep[layer, group]
-            half = max(1, min(round(BAND * n), n_keep, n - n_keep))
-            if n_keep >= n:
-                return out
-            with torch.no_grad():
-                plain = x.detach()[..., N_DENSE:, :]
-                order = sparse.score(layer, group, plain).topk(n_keep + half, dim=-1).indices
-                band = order[..., n_keep - half :]
-                values = plain.gather(-1, band)
-
-            def add(gradient: Any) -> None:
-                found = gradient[..., N_DENSE:, :].gather(-1, band) * values
-                now[layer, GROUPS.index(group)] -= found.sum(dtype=torch.float64) / (2 * half)
-
-            out.register_hook(add)
-            return out
-
-        for n_windows in self.gradients.differentiated(
-            self._tuning(odds), Sparsity(self.target), hook
-        ):
-            rows.append((now / n_windows).cpu().numpy())
-            now.zero_()
-        found = np.stack(rows)
-        error = found.std(axis=0, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0 * found[0]
-        return found.mean(axis=0), error
+        for n_windows, found in band_sums(self.gradients, self._tuning(odds), self.target):
+            row = np.zeros_like(odds)
+            for (layer, group), (sums, _hits, width) in found.items():
+                row[layer, GROUPS.index(group)] = float(sums.sum()) / (width * n_windows)
+            rows.append(row)
+        stack = np.stack(rows)
+        error = stack.std(axis=0, ddof=1) / np.sqrt(len(stack)) if len(stack) > 1 else 0 * stack[0]
+        return stack.mean(axis=0), error
 
     def step(self, odds: Table, size: float, bytes_of: Table) -> Table:
         """Log-odds after one step: down (less sparse) where a byte is worth more than the mean."""
@@ -116,7 +135,7 @@ class Descent:
         sure = excess**2 / (excess**2 + (error / mean) ** 2 + 1e-12)
         return odds - size * np.clip(excess, -1, 1) * sure
 
-    def run(self, start: Table) -> Table:
+    def run(self, start: Table, steps: int = STEPS) -> Table:
         """From kept fractions (n_layer, 4) to better ones."""
         bytes_of = group_bytes(self.objective.model)
         widths = [self.objective.model.width(group) for group in GROUPS]
@@ -124,7 +143,7 @@ class Descent:
         first = np.log(1 / np.clip(start, 1e-3, 1 - 1e-3) - 1)
         best, size = first, FIRST_STEP
         least = self._known(best)
-        for _ in range(STEPS):
+        for _ in range(steps):
             trial = np.clip(self.step(best, size, bytes_of), first - LIMIT, first + LIMIT)
             found = self._known(trial)
             mean, _error = mean_and_error(found - least)

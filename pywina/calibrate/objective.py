@@ -21,8 +21,9 @@ from ..model import Model
 from ..sparsity import Sparsity
 from ..tuning import GROUPS, Tuning
 from .graph import Graph, keep_largest
+from .greedy import group_bytes
+from .thresholds import N_DENSE, at
 
-N_DENSE = 5
 FIRST = 16  # tokens of a window that are not scored
 _STACK = 4  # windows that torch computes at a time on a GPU
 
@@ -61,6 +62,9 @@ class Objective:
         return result
 
 
+Hook = Callable[[int, Group, Any], Any]
+
+
 class TorchSparse:
     """The sparse model as the float32 graph computes it, on the graph's device.
 
@@ -71,11 +75,14 @@ class TorchSparse:
         self.model, self.graph = model, graph
         self._l2 = l2_norms(model).norms
         self.keep: dict[tuple[int, str], int] = {}  # by layer and group; empty: dense
+        self.least: dict[tuple[int, str], float] = {}  # thresholds in place of numbers, or empty
+        self.n_kept: dict[tuple[int, str], Any] = {}  # inputs that thresholds kept, and all of them
+        self.n_seen: dict[tuple[int, str], int] = {}
         self._factors: dict[str, Any] = {}  # of |x|, (n_layer, n_inputs) by group; empty: 1
 
     def use(self, tuning: Tuning | None, sparsity: Sparsity) -> None:
-        """The rule that follows: group masks and exact numbers. Without an exponent: the
-        tuning's."""
+        """The rule that follows: group masks, exact numbers or thresholds. Without an exponent:
+        the tuning's."""
         self.model.set_tuning(tuning)
         counts = self.model.keep_counts(sparsity)[:, :, 0]
         self.keep = {
@@ -83,6 +90,10 @@ class TorchSparse:
             for layer in range(len(counts))
             for i, group in enumerate(GROUPS)
         }
+        self.least, self.n_kept, self.n_seen = {}, {}, {}
+        if sparsity.select == "threshold":
+            table = at(tuning or Tuning(), sparsity.sparsity)
+            self.least = {key: float(table[key[0], GROUPS.index(key[1])]) for key in self.keep}
         torch, self._factors = self.graph.torch, {}
         norms, exponents = self._l2, np.zeros(4)
         if tuning is not None and tuning.norms:
@@ -96,7 +107,7 @@ class TorchSparse:
 
     def use_dense(self) -> None:
         """No input is skipped."""
-        self.keep, self._factors = {}, {}
+        self.keep, self.least, self._factors = {}, {}, {}
 
     def score(self, layer: int, group: Group, x: Any) -> Any:
         """What inputs are chosen by."""
@@ -108,17 +119,42 @@ class TorchSparse:
             return x
         torch = self.graph.torch
         score = self.score(layer, group, x)
-        sparse = keep_largest(torch, x, score, self.keep[layer, group])
+        if self.least:
+            least = score.amax(-1, keepdim=True).clamp(max=self.least[layer, group])
+            kept = score >= least  # one at least
+            self._count(layer, group, kept[..., n_dense:, :])
+            sparse = torch.where(kept, x, torch.zeros_like(x))
+        else:
+            sparse = keep_largest(torch, x, score, self.keep[layer, group])
         return torch.cat((x[..., :n_dense, :], sparse[..., n_dense:, :]), -2)
 
-    def logs(self, window: Sequence[Any], first: int) -> Any:
+    def _count(self, layer: int, group: Group, kept: Any) -> None:
+        key = layer, group
+        self.n_kept[key] = self.n_kept.get(key, 0) + kept.sum()
+        self.n_seen[key] = self.n_seen.get(key, 0) + kept.numel()
+
+    def kept_fraction(self) -> float:
+        """Share of the sparsified bytes that thresholds have kept since the rule was set."""
+        bytes_of = group_bytes(self.model)
+        kept = sum(
+            bytes_of[layer, GROUPS.index(group)] * float(n) / self.n_seen[layer, group]
+            for (layer, group), n in self.n_kept.items()
+        )
+        # Groups that keep all of their inputs were not counted.
+        all_kept = sum(
+            bytes_of[layer, GROUPS.index(group)]
+            for layer, group in self.keep.keys() - self.n_kept.keys()
+        )
+        return float((kept + all_kept) / bytes_of.sum())
+
+    def logs(self, window: Sequence[Any], first: int, hook: Hook | None = None) -> Any:
         """(..., n - 1 - first, n_vocab) log p after tokens [first, n - 1) of one window, or of
-        several of the same length."""
+        several of the same length. A hook of one's own may watch every group."""
         graph = self.graph
         with graph.torch.no_grad():
             x = graph.embed(_starts(window))
             for layer in range(graph.info.n_layer):
-                x = graph.block(layer, x, self.hook)
+                x = graph.block(layer, x, hook or self.hook)
             return graph.logits(x[..., first:, :]).log_softmax(-1)
 
 
@@ -167,7 +203,7 @@ class TorchObjective:
         return result
 
     def differentiated(
-        self, tuning: Tuning | None, sparsity: Sparsity, hook: Callable[[int, Group, Any], Any]
+        self, tuning: Tuning | None, sparsity: Sparsity, hook: Hook
     ) -> Iterator[int]:
         """Runs backward through every part of the windows, with a hook of one's own in every group
         (of :attr:`sparse`, which follows the rule); gives the number of windows of each part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,8 +17,9 @@ from ..eval.windows import cut_windows
 from ..model import Model
 from ..sparsity import Sparsity
 from ..tuning import GROUPS, Tuning
-from . import thresholds
+from . import descent, thresholds
 from .descent import Descent
+from .fit import NormFit
 from .graph import Graph
 from .greedy import greedy
 from .norms import loss_norms
@@ -26,11 +27,11 @@ from .objective import Kind, Objective, TorchObjective
 from .search import BUDGETS, Log, Search, Shape
 
 Allocate = Literal["uniform", "profile", "greedy", "global", "block", "descent"]
-NormKind = Literal["l2", "loss"]
+NormKind = Literal["l2", "loss", "fitted"]
 
 Array = NDArray[np.float32]
 #: exponents of norms where they are not searched: l2 as published, loss-weighted against ones
-_EXPONENTS = {"l2": 1.0, "loss": 0.5}
+_EXPONENTS = {"l2": 1.0, "loss": 0.5, "fitted": 0.5}
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Settings:
     """targets: sparsities, rising. windows of size tokens from the text's beginning; gradients use
     as many windows after these. allocate "block" is "global" with an offset for each block,
     "descent" finds budgets for every group of every block by gradients. objective: "kl", the
-    divergence from the dense model, or "loss", that of the text. device: of what torch computes; on
+    divergence from the dense model, or "loss", that of the text. norms "fitted" begin as "loss" and
+    are then moved by what inputs are worth at the edge; this needs the gradients of "descent".
+    device: of what torch computes; on
     "cpu" the library measures the objective (but for "descent"), elsewhere torch."""
 
     targets: tuple[float, ...] = (0.5,)
@@ -55,6 +58,8 @@ class Settings:
             raise ArgumentError(f"unknown allocation {self.allocate!r} or norms {self.norms!r}")
         if self.objective not in get_args(Kind):
             raise ArgumentError(f"objective is {self.objective!r}; choose kl or loss")
+        if self.norms == "fitted" and self.allocate != "descent":
+            raise ArgumentError("fitted norms come with budgets by descent (--allocate descent)")
         if not self.targets or not all(0 < t < 1 for t in self.targets):
             raise ArgumentError(f"targets are {self.targets}; give sparsities in (0, 1)")
         if list(self.targets) != sorted(set(self.targets)):
@@ -93,6 +98,7 @@ class _Run:
         key["targets"] = list(settings.targets)
         self.log = Log(log, key)
         self._graph: Graph | None = None
+        self._torch: tuple[TorchObjective, TorchObjective] | None = None
 
     def graph(self) -> Graph:
         if self._graph is None:
@@ -120,23 +126,34 @@ class _Run:
     def descends(self) -> bool:
         return self.settings.allocate == "descent"
 
-    def objective(self, windows: list[list[int]]) -> Objective | TorchObjective:
-        """By the library on the CPU, by torch where that is faster or gradients are needed."""
+    def torch_objectives(self) -> tuple[TorchObjective, TorchObjective]:
+        """What decides, and what gradients are taken of."""
         kind = self.settings.objective
-        if self.settings.device == "cpu" and not self.descends:
-            return Objective(self.model, windows, kind)
-        return TorchObjective(self.model, self.graph(), windows, kind)
+        if self._torch is None:
+            self._torch = (
+                TorchObjective(self.model, self.graph(), self.windows, kind),
+                TorchObjective(self.model, self.graph(), self.gradient_windows, kind),
+            )
+        return self._torch
 
-    def budgets(self, norms: dict[str, Array]) -> tuple[Array | None, Array, list[Shape]]:
-        """(n_targets, n_layer, 4), exponents by group, and the shapes searched for."""
+    def objective(self) -> Objective | TorchObjective:
+        """By the library on the CPU, by torch where that is faster or gradients are needed."""
+        if self.settings.device == "cpu" and not self.descends:
+            return Objective(self.model, self.windows, self.settings.objective)
+        return self.torch_objectives()[0]
+
+    def budgets(
+        self, norms: dict[str, Array]
+    ) -> tuple[Array | None, dict[str, Array], Array, list[Shape]]:
+        """(n_targets, n_layer, 4), norms, their exponents by group, and the shapes searched for."""
         settings, exponent = self.settings, _EXPONENTS[self.settings.norms]
         n_targets, n_layer = len(settings.targets), self.model.info.n_layer
         exponents = np.full(4, exponent, dtype=np.float32)
         if settings.allocate == "uniform":
             rows = [np.full((n_layer, 4), 1 - target) for target in settings.targets]
-            return np.array(rows, dtype=np.float32), exponents, []
+            return np.array(rows, dtype=np.float32), norms, exponents, []
         if settings.allocate == "profile":
-            return None, exponents, []
+            return None, norms, exponents, []
         if settings.allocate == "greedy":
             weights = {g: w**exponent for g, w in (norms or l2_norms(self.model).norms).items()}
             self.note("greedy")
@@ -148,8 +165,8 @@ class _Run:
                 return [float(x) for x in table.ravel()]
 
             table = np.array(self.log.get("greedy", measure)).reshape(shape)
-            return table.astype(np.float32), exponents, []
-        objective = self.objective(self.windows)
+            return table.astype(np.float32), norms, exponents, []
+        objective = self.objective()
         targets, n = settings.targets, len(settings.targets)
         # One set of exponents serves all targets: what is best for the one in the middle.
         middle = Search(objective, norms, targets[n // 2], self.log, self.note)
@@ -160,25 +177,48 @@ class _Run:
             shape = middle.shape(shape, ("exponent",), 1)
         if norms:
             shape = middle.exponents(shape)
+        if self.descends:
+            table, norms, powers = self.descend(shape, norms)
+            return table, norms, powers, [shape] * n
         shapes, tables = [], []
-        gradients = self.objective(self.gradient_windows) if self.descends else None
         for target in targets:
             search = Search(objective, norms, target, self.log, self.note)
-            own = shape
-            if target != middle.target and not self.descends:
-                own = search.shape(shape, BUDGETS)
+            own = shape if target == middle.target else search.shape(shape, BUDGETS)
             if settings.allocate == "block":
                 own = search.blocks(own)
-            table = own.kept(n_layer)[0]
-            if self.descends:
-                assert isinstance(objective, TorchObjective)
-                assert isinstance(gradients, TorchObjective)
-                table = Descent(
-                    objective, gradients, norms, own.powers(), target, self.log.get, self.note
-                ).run(table.astype(np.float64)).astype(np.float32)  # fmt: skip
             shapes.append(own)
-            tables.append(table)
-        return np.stack(tables), shape.powers(), shapes
+            tables.append(own.kept(n_layer)[0])
+        return np.stack(tables), norms, shape.powers(), shapes
+
+    def descend(
+        self, shape: Shape, norms: dict[str, Array]
+    ) -> tuple[Array, dict[str, Array], Array]:
+        """Budgets by gradients, and if asked for norms, from a shape: kept fractions, norms and
+        their exponents."""
+        objective, gradients = self.torch_objectives()
+        targets = np.array(self.settings.targets, np.float32)
+        powers, start = shape.powers(), shape.kept(self.model.info.n_layer)[0].astype(np.float64)
+
+        def budgets(starts: Sequence[Any], steps: int) -> Array:
+            rows = [
+                Descent(objective, gradients, norms, powers, target, self.log.get, self.note).run(
+                    first.astype(np.float64), steps
+                )
+                for target, first in zip(self.settings.targets, starts, strict=True)
+            ]
+            return np.stack(rows).astype(np.float32)
+
+        kept = budgets([start] * len(targets), descent.STEPS)
+        if self.settings.norms == "fitted":
+            logs = {
+                group: float(power) * np.log(np.maximum(norms[group].astype(np.float64), 1e-9))
+                for group, power in zip(GROUPS, powers, strict=True)
+            }
+            fit = NormFit(objective, gradients, targets, kept, self.log.get, self.note)
+            norms = {g: np.exp(v).astype(np.float32) for g, v in fit.run(logs).items()}
+            powers = np.ones(4, dtype=np.float32)
+            kept = budgets(kept, descent.STEPS // 2)
+        return kept, norms, powers
 
     def thresholds(self, tuning: Tuning) -> Array:
         """(n_targets, n_layer, 4)"""
@@ -191,7 +231,10 @@ class _Run:
             self.note(f"thresholds at {target:g}")
             rule = Sparsity(target)
             kept = self.model.kept_fractions(rule)
-            rows.append(thresholds.measure(self.model, self.windows, weights, rule, kept))
+            if self._torch:
+                rows.append(thresholds.measure_by_graph(self._torch[0], tuning, rule, kept))
+            else:
+                rows.append(thresholds.measure(self.model, self.windows, weights, rule, kept))
         return np.stack(rows)
 
 
@@ -206,7 +249,7 @@ def calibrate(
     calibration that was stopped goes on where it was."""
     run = _Run(model, text, settings, log, note)
     norms = run.norms()
-    kept, exponents, shapes = run.budgets(norms)
+    kept, norms, exponents, shapes = run.budgets(norms)
     if not norms and ((exponents != 1).any() or settings.thresholds):
         norms = l2_norms(model).norms
     tuning = Tuning(

@@ -46,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--norms", choices=get_args(NormKind), default="l2",
-        help="l2 norms of weights, or loss-weighted ones (needs torch: pywina[calibrate])",
+        help="l2 norms of weights, loss-weighted ones, or these fitted to what inputs are worth "
+        "(with --allocate descent; both need torch: pywina[calibrate])",
     )  # fmt: skip
     parser.add_argument(
         "--objective", choices=get_args(Kind), default="kl",
