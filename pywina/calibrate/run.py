@@ -23,7 +23,7 @@ from .graph import Graph
 from .greedy import greedy
 from .norms import loss_norms
 from .objective import Kind, Objective, TorchObjective
-from .search import BUDGETS, Log, Search, Shape
+from .search import ALL, BUDGETS, Log, Search, Shape
 
 Allocate = Literal["uniform", "profile", "greedy", "global", "block", "descent"]
 NormKind = Literal["l2", "loss"]
@@ -69,6 +69,23 @@ class Result:
     notes: dict[str, Any]
 
 
+def _check_mixture(model: Model, settings: Settings) -> None:
+    """Budgets of a layer hold for all of its experts together, and the library measures what they
+    cost. Norms, thresholds and torch's graph would need each expert's own activations."""
+    wrong = {
+        f"norms {settings.norms!r}": settings.norms != "l2",
+        f"allocation {settings.allocate!r}": settings.allocate in ("greedy", "descent"),
+        "thresholds": settings.thresholds,
+        f"device {settings.device!r}": settings.device != "cpu",
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise UnsupportedError(
+                f"{model.path} is a mixture of experts, which have norms and activations of their "
+                f"own: budgets for it can be found, but not with {name}"
+            )
+
+
 class _Run:
     """One calibration under way."""
 
@@ -76,10 +93,7 @@ class _Run:
         self, model: Model, text: str, settings: Settings, log: Path, note: Callable[[str], object]
     ) -> None:
         if model._is_mixture:
-            raise UnsupportedError(
-                f"{model.path} is a mixture of experts, which have norms and activations of their "
-                "own: budgets for it can be given, but not found"
-            )
+            _check_mixture(model, settings)
         self.model, self.settings, self.note = model, settings, note
         both = cut_windows(model, text, min(settings.size, model.info.n_ctx), 2 * settings.windows)
         self.windows, rest = both[: settings.windows], both[settings.windows :]
@@ -92,6 +106,8 @@ class _Run:
         }
         key["targets"] = list(settings.targets)
         self.log = Log(log, key)
+        # Norms of experts cannot be stored, and an exponent only with norms.
+        self.finds_exponent = not model._is_mixture
         self._graph: Graph | None = None
 
     def graph(self) -> Graph:
@@ -155,7 +171,7 @@ class _Run:
         middle = Search(objective, norms, targets[n // 2], self.log, self.note)
         shape = Shape(exponent=exponent if norms else 0.0)
         if not self.descends:
-            shape = middle.shape(shape)
+            shape = middle.shape(shape, ALL if self.finds_exponent else BUDGETS)
         elif norms:  # budgets are left to the descent
             shape = middle.shape(shape, ("exponent",), 1)
         if norms:
@@ -178,7 +194,7 @@ class _Run:
                 ).run(table.astype(np.float64)).astype(np.float32)  # fmt: skip
             shapes.append(own)
             tables.append(table)
-        return np.stack(tables), shape.powers(), shapes
+        return np.stack(tables), shape.powers() if self.finds_exponent else exponents, shapes
 
     def thresholds(self, tuning: Tuning) -> Array:
         """(n_targets, n_layer, 4)"""
