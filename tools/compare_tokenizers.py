@@ -4,17 +4,20 @@
     python tools/compare_tokenizers.py [-n 100000] words [NAME ...]
     python tools/compare_tokenizers.py [-n 100000] ids NAME=FILE.gguf ...
     python tools/compare_tokenizers.py [-n 100000] json NAME=tokenizer.json ...
+    python tools/compare_tokenizers.py [-n 100000] tekken NAME=tekken.json ...
 
 `words` compares what pre-tokenizers cut (the regular expressions themselves, no vocabulary needed),
 `ids` the tokens of whole vocabularies, `json` those of a model's own tokenizer.json as `pywina
-convert` understands it, with the special tokens that a text holds. Texts come from eleven kinds of
-generators, in turn. Prints one line for each name and every difference up to ten; exit code 1 if
-there is one. Needs `make`.
+convert` understands it, with the special tokens that a text holds, `tekken` those of Mistral's
+files, with `tiktoken` (pip install it) as Mistral does. Texts come from eleven kinds of generators,
+in turn. Prints one line for each name and every difference up to ten; exit code 1 if there is one.
+Needs `make`.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import random
 import struct
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import make_tokenizer_golden as golden
@@ -32,6 +36,7 @@ import unicodedata2
 ROOT = Path(__file__).resolve().parent.parent
 _VECTORS = ROOT.parent / "shared" / "data" / "tokenizer-vectors"
 _SPACES = ["", " ", "  ", "\n", "\r\n", "\t", " \n", "\n ", "\u00a0", "\u3000", "\x85"]
+_LETTER_OF = {byte: letter for letter, byte in golden._BYTE_OF.items()}
 _FALLBACK = "the of and to in is \u00fcber \u4e2d\u6587 na\u00efve 123 3.14 don't".split()
 
 
@@ -254,7 +259,8 @@ def compare_json(files: list[str], n: int) -> bool:
     for seed, item in enumerate(files):
         name, path = item.split("=", 1)
         theirs = tokenizers.Tokenizer.from_file(path)
-        if theirs.normalizer is not None:
+        spm = bool(json.loads(theirs.to_str())["model"].get("byte_fallback"))
+        if theirs.normalizer is not None and not spm:  # there it writes spaces as U+2581
             print(f"{name}: without its normalizer {theirs.normalizer}")
             theirs.normalizer = None
         with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +268,8 @@ def compare_json(files: list[str], n: int) -> bool:
             converted(Path(path), target)
             vocab, ours = golden.Vocabulary(target), our_encoder(str(target), True)
         special = vocab.specials((golden.CONTROL, golden.USER_DEFINED))
-        words = vocabulary_words(vocab.texts)
+        spaced = [text.replace("\u2581", " ") for text in vocab.texts]
+        words = spaced if spm else vocabulary_words(vocab.texts)
         digits = any("Digits" in step for step in str(theirs.pre_tokenizer).split("("))
         texts = take(Texts(seed, words, special[:200], assigned_only=digits), n)
         started, wrong = time.time(), []
@@ -274,14 +281,76 @@ def compare_json(files: list[str], n: int) -> bool:
     return good
 
 
+def merges_of(ranks: dict[bytes, int]) -> list[str]:
+    """The merges that ranks stand for: each token's last two parts, by tiktoken's rule."""
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(a + b, rank) for a, b in pairwise(parts)]
+            if min(joined) >= rank:
+                break  # only taken whole
+            at = joined.index(min(joined))
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        if len(parts) == 2:
+            merges.append(" ".join(letters(part) for part in parts))
+    return merges
+
+
+def letters(data: bytes) -> str:
+    """Bytes as byte-level BPE writes them."""
+    return "".join(_LETTER_OF[byte] for byte in data)
+
+
+def compare_tekken(files: list[str], n: int) -> bool:
+    import tiktoken
+
+    good = True
+    for seed, item in enumerate(files):
+        name, path = item.split("=", 1)
+        source = json.loads(Path(path).read_text(encoding="utf-8"))
+        config = source["config"]
+        first = config["default_num_special_tokens"]
+        kept = source["vocab"][: config["default_vocab_size"] - first]
+        ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in kept}
+        theirs = tiktoken.Encoding(
+            name, pat_str=config["pattern"], mergeable_ranks=ranks, special_tokens={}
+        )
+        vocab = {letters(token): first + rank for token, rank in ranks.items()}
+        split = {"type": "Split", "pattern": {"Regex": config["pattern"]}, "behavior": "Isolated"}
+        level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+        special = [{"id": i, "content": f"<SPECIAL_{i}>", "special": True} for i in range(first)]
+        content = {
+            "model": {"type": "BPE", "ignore_merges": True, "vocab": vocab,
+                      "merges": merges_of(ranks)},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+            "added_tokens": special,
+        }  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            own, target = Path(folder) / "tokenizer.json", Path(folder) / "vocabulary.gguf"
+            own.write_text(json.dumps(content), encoding="utf-8")
+            converted(own, target)
+            texts, ours = golden.Vocabulary(target), our_encoder(str(target))
+        started, wrong = time.time(), []
+        for text in take(Texts(seed, vocabulary_words(texts.texts), ["<s>", "[INST]"]), n):
+            wanted, mine = [first + t for t in theirs.encode_ordinary(text)], ours(text)
+            if wanted != mine:
+                wrong.append((text, wanted, mine))
+        good &= report(f"{name} ({texts.pre}, {len(texts.texts)} tokens)", n, wrong, started)
+    return good
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("words", "ids", "json"))
+    parser.add_argument("what", choices=("words", "ids", "json", "tekken"))
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("-n", type=int, default=100_000, help="texts for each; 100000")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    compare = {"words": compare_words, "ids": compare_ids, "json": compare_json}
+    compare = {
+        "words": compare_words, "ids": compare_ids, "json": compare_json,
+        "tekken": compare_tekken,
+    }  # fmt: skip
     return 0 if compare[args.what](args.names, args.n) else 1
 
 

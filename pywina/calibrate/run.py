@@ -24,7 +24,7 @@ from .graph import Graph
 from .greedy import greedy
 from .norms import loss_norms
 from .objective import Kind, Objective, TorchObjective
-from .search import BUDGETS, Log, Search, Shape
+from .search import ALL, BUDGETS, Log, Search, Shape
 
 Allocate = Literal["uniform", "profile", "greedy", "global", "block", "descent"]
 NormKind = Literal["l2", "loss", "fitted"]
@@ -74,6 +74,23 @@ class Result:
     notes: dict[str, Any]
 
 
+def _check_mixture(model: Model, settings: Settings) -> None:
+    """Budgets of a layer hold for all of its experts together, and the library measures what they
+    cost. Norms, thresholds and torch's graph would need each expert's own activations."""
+    wrong = {
+        f"norms {settings.norms!r}": settings.norms != "l2",
+        f"allocation {settings.allocate!r}": settings.allocate in ("greedy", "descent"),
+        "thresholds": settings.thresholds,
+        f"device {settings.device!r}": settings.device != "cpu",
+    }
+    for name, is_wrong in wrong.items():
+        if is_wrong:
+            raise UnsupportedError(
+                f"{model.path} is a mixture of experts, which have norms and activations of their "
+                f"own: budgets for it can be found, but not with {name}"
+            )
+
+
 class _Run:
     """One calibration under way."""
 
@@ -81,10 +98,7 @@ class _Run:
         self, model: Model, text: str, settings: Settings, log: Path, note: Callable[[str], object]
     ) -> None:
         if model._is_mixture:
-            raise UnsupportedError(
-                f"{model.path} is a mixture of experts, which have norms and activations of their "
-                "own: budgets for it can be given, but not found"
-            )
+            _check_mixture(model, settings)
         self.model, self.settings, self.note = model, settings, note
         both = cut_windows(model, text, min(settings.size, model.info.n_ctx), 2 * settings.windows)
         self.windows, rest = both[: settings.windows], both[settings.windows :]
@@ -97,6 +111,8 @@ class _Run:
         }
         key["targets"] = list(settings.targets)
         self.log = Log(log, key)
+        # Norms of experts cannot be stored, and an exponent only with norms.
+        self.finds_exponent = not model._is_mixture
         self._graph: Graph | None = None
         self._torch: tuple[TorchObjective, TorchObjective] | None = None
 
@@ -172,7 +188,7 @@ class _Run:
         middle = Search(objective, norms, targets[n // 2], self.log, self.note)
         shape = Shape(exponent=exponent if norms else 0.0)
         if not self.descends:
-            shape = middle.shape(shape)
+            shape = middle.shape(shape, ALL if self.finds_exponent else BUDGETS)
         elif norms:  # budgets are left to the descent
             shape = middle.shape(shape, ("exponent",), 1)
         if norms:
@@ -188,7 +204,8 @@ class _Run:
                 own = search.blocks(own)
             shapes.append(own)
             tables.append(own.kept(n_layer)[0])
-        return np.stack(tables), norms, shape.powers(), shapes
+        powers = shape.powers() if self.finds_exponent else exponents
+        return np.stack(tables), norms, powers, shapes
 
     def descend(
         self, shape: Shape, norms: dict[str, Array]

@@ -8,6 +8,7 @@ it was trained on is slightly wrong without a word.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from ..errors import UnsupportedError
@@ -93,6 +94,31 @@ def _step(part: dict[str, Any]) -> str | None:
     raise UnsupportedError(f"its pre-tokenizer has a step {part} that is not known")
 
 
+def _merges_make_all(content: dict[str, Any]) -> bool:
+    """Whether merges make each word of the vocabulary, so that it is the same whether words are
+    taken whole or not. Added tokens do not count: they are cut out of texts before."""
+    model = content.get("model") or {}
+    try:
+        added = {str(token["content"]) for token in content.get("added_tokens") or []}
+        words = set(model["vocab"]) - added
+        pairs = (m.split(" ") if isinstance(m, str) else m for m in model["merges"])
+        ranks = {(left, right): rank for rank, (left, right) in enumerate(pairs)}
+    except (KeyError, TypeError, ValueError):
+        return False
+    return bool(words) and all(_is_merged(word, ranks) for word in words)
+
+
+def _is_merged(word: str, ranks: dict[tuple[str, str], int]) -> bool:
+    parts = list(word)
+    while len(parts) > 1:
+        found = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]
+        if not found:
+            return False
+        at = min(found)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    return True
+
+
 def name_of(content: dict[str, Any]) -> str:
     """llama.cpp's name of the pre-tokenizer of a tokenizer.json. Raises UnsupportedError if there
     is none whose every step is known."""
@@ -105,6 +131,8 @@ def name_of(content: dict[str, Any]) -> str:
         raise UnsupportedError(f"its pre-tokenizer {list(steps)} is not known")
     whole_words = bool((content.get("model") or {}).get("ignore_merges"))
     name = _NAMES[steps][whole_words]
+    if name is None and _merges_make_all(content):
+        name = _NAMES[steps][not whole_words]
     if name is None:
         raise UnsupportedError(
             f"its pre-tokenizer {list(steps)} is not known with ignore_merges {whole_words}"

@@ -114,3 +114,22 @@ def test_words_taken_whole_or_not(name: str, whole: bool) -> None:
         name_of(content(name, ignore_merges=whole))
     assert name_of(content("llama-bpe", ignore_merges=False)) == "dbrx"
     assert name_of(content("dbrx", ignore_merges=True)) == "llama-bpe"
+
+
+@pytest.mark.parametrize(("name", "whole"), [("gpt-4o", True), ("qwen2", True), ("tekken", False)])
+def test_words_that_merges_make_anyway(name: str, whole: bool) -> None:
+    """gpt-oss's file says that words are taken whole; its merges make each of them."""
+    vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4, "<|end|>": 5}
+    added = [{"id": 5, "content": "<|end|>", "special": True}]
+
+    def described(merges: object, **more: object) -> dict:
+        own = content(name, ignore_merges=whole, vocab=vocab | more, merges=merges)
+        return own | {"added_tokens": added}
+
+    assert name_of(described(["a b", "ab c"])) == name
+    assert name_of(described([["a", "b"], ["ab", "c"]])) == name
+    # "b c" comes first and leaves "a bc"; nothing makes "ca"; merges that are none.
+    wrong = [described(["b c", "a b", "ab c"]), described(["a b", "ab c"], ca=6), described(7)]
+    for other in [*wrong, described(["a b c"]), described(None)]:
+        with pytest.raises(UnsupportedError, match=f"ignore_merges {whole}"):
+            name_of(other)

@@ -97,7 +97,7 @@ def raw(path: str, body: dict[str, Any]) -> bytes:
     return head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
-def wait_for(condition: Any, seconds: float = 20) -> bool:
+def wait_for(condition: Any, seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -13,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from pywina._native import check, ffi, lib
+from pywina.convert import checkpoint, gguffile
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tokenizer.json").read_text())
 SEPARATOR = "\n__ggml_vocab_test__\n"
 ADD, PARSE = lib.WINA_TOKENIZE_ADD_SPECIAL, lib.WINA_TOKENIZE_PARSE_SPECIAL
 VOCABULARIES = ["gpt-2", "starcoder", "deepseek-coder", "llama-spm", "phi-3", "smollm2", "qwen2"]
 BPE = [name for name in VOCABULARIES if name not in ("llama-spm", "phi-3")]
+# Folders by vocabulary with the tokenizer.json of a model whose licence keeps it out of here.
+TOKENIZERS = Path(os.environ.get("PYWINA_TOKENIZERS") or Path.home() / ".cache/pywina/tokenizers")
 # These bytes have no token there (F1, F2: planes 4 to 11): the models' own
 # tokenizers leave them out, and so do we.
 LACKS = {"smollm2": {0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2}, "starcoder": {0xF1}}
@@ -58,8 +62,21 @@ class Vocabulary:
         return info
 
 
+def converted(folder: Path, target: Path) -> Path:
+    """The vocabulary of a checkpoint folder as a GGUF file without weights."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = [*content["model"]["vocab"].values(), *(t["id"] for t in content["added_tokens"])]
+    file = gguffile.GgufFile({})
+    file.set("general.architecture", "llama")
+    checkpoint._tokenizer(folder, max(ids) + 1, file.values)
+    gguffile.write(target, file)
+    return target
+
+
 @pytest.fixture(scope="session")
-def vocabulary(request: pytest.FixtureRequest) -> Callable[[str], Vocabulary]:
+def vocabulary(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Vocabulary]:
     """vocabulary(name): loaded on first use, or the test is skipped."""
     loaded: dict[str, Vocabulary] = {}
 
@@ -72,8 +89,11 @@ def vocabulary(request: pytest.FixtureRequest) -> Callable[[str], Vocabulary]:
             else:
                 folder = request.getfixturevalue("data_dir") / "tokenizer-vectors"
                 path = folder / f"ggml-vocab-{name}.gguf"
-                if not path.is_file():
-                    pytest.skip(f"no vocabulary: {path} is not there")
+                own = TOKENIZERS / name
+                if not path.is_file() and (own / "tokenizer.json").is_file():
+                    path = converted(own, tmp_path_factory.mktemp("vocabulary") / f"{name}.gguf")
+                elif not path.is_file():
+                    pytest.skip(f"no vocabulary: neither {path} nor {own}/tokenizer.json is there")
             loaded[name] = Vocabulary(path)
         return loaded[name]
 
