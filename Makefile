@@ -65,7 +65,7 @@ CLI_OBJ := $(patsubst native/cli/%.c,$(BUILD)/obj/cli/%.o,$(wildcard native/cli/
 TESTS   := $(patsubst tests/native/%.c,$(BUILD)/tests/%,$(wildcard tests/native/test_*.c))
 
 # Loops over weights that are no instruction set's own.
-HOT        := dequant pack piece quantize_32 quantize_k sparse/norms cpu/attention cpu/project cpu/cpu
+HOT        := dequant pack fill piece quantize_32 quantize_k sparse/norms cpu/attention cpu/project cpu/cpu
 FAST       ?= -O3
 # Checked copies of a few bytes in their inner loops made loading a third more instructions. Sizes are
 # checked before these loops, and the sanitizers run them; stack protectors stay.

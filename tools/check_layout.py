@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("gguf", "gguf_value"),
     ("split",),
     ("pretokmatch", "pretok", "merge", "vocab", "special", "bpe", "spm", "tokenizer"),
-    ("config", "pack", "candidates", "textcut"),
+    ("config", "pack", "fill", "candidates", "textcut"),
     ("group", "experts"),
     ("sampler",),
     ("weights", "packed", "packed_write", "tuning"),

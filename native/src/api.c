@@ -47,11 +47,12 @@ static int32_t load_rules(wina_model *m) {
     return WINA_OK;
 }
 
-static int32_t load_weights(wina_model *m, const wina_model_params *p) {
+static int32_t load_weights(wina_model *m, const wina_model_params *p, const wina_fill_ops *fill) {
     wina_threads *threads = NULL;
     int32_t n = p->n_threads ? p->n_threads : wina_threads_cores();
     WINA_TRY(wina_threads_create(n, &threads));
     const wina_weights_how how = {.threads = threads,
+                                  .fill = fill,
                                   .stop = p->progress,
                                   .user = p->progress_user,
                                   .copy = p->no_mmap != 0,
@@ -109,7 +110,7 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
         WINA_TRY(wina_session_check_params(m, &session));
         WINA_TRY(wina_memplan_check(m, &session));
     }
-    WINA_TRY(load_weights(m, p));
+    WINA_TRY(load_weights(m, p, &kernels.fill));
     WINA_TRY(load_rules(m));
     return wina_cudalib_place(m, m->resident ? WINA_BACKEND_CPU : p->backend, p->n_gpu_layers);
 }

@@ -91,15 +91,15 @@ uint64_t wina_experts_place(wina_experts_layer *e, uint8_t *arena, uint64_t at) 
     return at;
 }
 
-int32_t wina_experts_load(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
-                          int32_t layer, wina_experts_layer *e) {
+int32_t wina_experts_load(const wina_packer *how, const wina_config *c, int32_t layer,
+                          wina_experts_layer *e) {
     wina_group_source s = router_source(c, layer);
-    WINA_TRY(wina_group_load(gguf, threads, &s, false, &e->router));
+    WINA_TRY(wina_group_load(how, &s, false, &e->router));
     for (int32_t i = 0; i < e->n; i++) {
-        s = gate_up_source(gguf, c, layer, i);
-        WINA_TRY(wina_group_load(gguf, threads, &s, true, &e->experts[i].gate_up));
-        s = down_source(gguf, c, layer, i);
-        WINA_TRY(wina_group_load(gguf, threads, &s, true, &e->experts[i].down));
+        s = gate_up_source(how->gguf, c, layer, i);
+        WINA_TRY(wina_group_load(how, &s, true, &e->experts[i].gate_up));
+        s = down_source(how->gguf, c, layer, i);
+        WINA_TRY(wina_group_load(how, &s, true, &e->experts[i].down));
     }
     return WINA_OK;
 }

@@ -28,8 +28,8 @@ static inline int32_t wina_experts_count(const wina_config *c) {
 int32_t wina_experts_plan(const wina_gguf *gguf, const wina_config *config, int32_t layer,
                           wina_experts_layer *out);
 uint64_t wina_experts_place(wina_experts_layer *experts, uint8_t *arena, uint64_t at);
-int32_t wina_experts_load(const wina_gguf *gguf, const wina_config *config, wina_threads *threads,
-                          int32_t layer, wina_experts_layer *experts);
+int32_t wina_experts_load(const wina_packer *how, const wina_config *config, int32_t layer,
+                          wina_experts_layer *experts);
 void wina_experts_free(wina_experts_layer *experts);
 
 /* Row `row` of a tensor of this layer, as wina_weights_find_rows has it. */

@@ -127,12 +127,11 @@ enum { N_CHUNKS = 16 };
 /* One matrix on its way into a panel. It is cut into N_CHUNKS row ranges whatever the number of
  * threads, each with its own sums of squares, so that norms do not depend on the threads. */
 typedef struct packing {
-    const wina_gguf *gguf;
+    const wina_packer *how;
     const wina_gguf_tensor *tensor;
     wina_panel *panel;
     int64_t panel_row0;
-    double *sums;    /* (N_CHUNKS, n_cols) or NULL: no norms wanted */
-    float *scratch;  /* (N_CHUNKS, n_cols) */
+    double *sums;    /* (N_CHUNKS, 32 n_blocks) or NULL: no norms wanted */
     atomic_int next; /* chunk to be taken */
 } packing;
 
@@ -140,67 +139,56 @@ static void pack_chunks(void *arg, int32_t thread, int32_t n_threads) {
     packing *k = arg;
     const wina_gguf_tensor *t = k->tensor;
     (void)thread, (void)n_threads;
-    int64_t n_rows = (int64_t)t->ne[1], n_cols = (int64_t)t->ne[0];
+    const int64_t n_rows = (int64_t)t->ne[1], n_sums = (int64_t)k->panel->n_blocks * WINA_BLOCK;
     int64_t n_strips = (n_rows + WINA_STRIP - 1) / WINA_STRIP;
     for (int i; (i = atomic_fetch_add(&k->next, 1)) < N_CHUNKS;) {
         int64_t begin, end;
         wina_threads_share(n_strips, i, N_CHUNKS, &begin, &end);
-        float *row = k->scratch + (int64_t)i * n_cols;
-        for (int64_t s = begin; s < end; s++) {
-            int64_t r0 = s * WINA_STRIP;
-            int64_t r1 = r0 + WINA_STRIP < n_rows ? r0 + WINA_STRIP : n_rows;
-            wina_panel_fill(k->panel, k->panel_row0 + r0, t->data + (uint64_t)r0 * t->row_bytes,
-                            t->row_bytes, r1 - r0);
-            for (int64_t r = r0; r < r1 && k->sums; r++) {
-                t->dtype->decode(t->data + (uint64_t)r * t->row_bytes, row,
-                                 (uint64_t)n_cols / t->dtype->block);
-                wina_norms_add_row(k->sums + (int64_t)i * n_cols, row, n_cols);
-            }
-        }
-        /* Pages of the file that are packed go at once: a large matrix is never there twice. */
+        if (begin == end)
+            continue;
+        const int64_t row0 = begin * WINA_STRIP;
+        const int64_t n = (end * WINA_STRIP < n_rows ? end * WINA_STRIP : n_rows) - row0;
         wina_gguf_tensor part = *t;
-        const int64_t rows = end * WINA_STRIP < n_rows ? end * WINA_STRIP : n_rows;
-        part.data += (uint64_t)(begin * WINA_STRIP) * t->row_bytes;
-        part.n_bytes = begin < end ? (uint64_t)(rows - begin * WINA_STRIP) * t->row_bytes : 0;
-        wina_gguf_release(k->gguf, &part);
+        part.data += (uint64_t)row0 * t->row_bytes;
+        part.n_bytes = (uint64_t)n * t->row_bytes;
+        wina_fill_rows(k->how->fill, k->panel, k->panel_row0 + row0, part.data, t->row_bytes, n,
+                       k->sums ? k->sums + i * n_sums : NULL);
+        /* Pages of the file that are packed go at once: a large matrix is never there twice. */
+        wina_gguf_release(k->how->gguf, &part);
     }
 }
 
 /* Packs one matrix; total (n_cols) receives its sums of squared columns if not NULL. */
-static int32_t pack_matrix(const wina_gguf *gguf, wina_threads *threads, const wina_gguf_tensor *t,
-                           wina_panel *panel, int64_t panel_row0, double *total) {
-    packing k = {.gguf = gguf, .tensor = t, .panel = panel, .panel_row0 = panel_row0};
-    int32_t status = wina_mem_create(N_CHUNKS * t->ne[0], sizeof(float), "packing", &k.scratch);
-    if (status == WINA_OK && total)
-        status = wina_mem_create(N_CHUNKS * t->ne[0], sizeof(double), "packing", &k.sums);
-    if (status == WINA_OK) {
-        wina_threads_run(threads, pack_chunks, &k);
-        for (uint64_t i = 0; i < t->ne[0] && total; i++)
-            for (int j = 0; j < N_CHUNKS; j++)
-                total[i] += k.sums[(uint64_t)j * t->ne[0] + i];
-        wina_gguf_release(gguf, t);
-    }
-    free(k.scratch);
+static int32_t pack_matrix(const wina_packer *how, const wina_gguf_tensor *t, wina_panel *panel,
+                           int64_t panel_row0, double *total) {
+    packing k = {.how = how, .tensor = t, .panel = panel, .panel_row0 = panel_row0};
+    const uint64_t n_sums = (uint64_t)panel->n_blocks * WINA_BLOCK;
+    if (total)
+        WINA_TRY(wina_mem_create(N_CHUNKS * n_sums, sizeof(double), "packing", &k.sums));
+    wina_threads_run(how->threads, pack_chunks, &k);
+    for (int j = 0; j < N_CHUNKS && total; j++)
+        for (uint64_t i = 0; i < t->ne[0]; i++)
+            total[i] += k.sums[(uint64_t)j * n_sums + i];
+    wina_gguf_release(how->gguf, t);
     free(k.sums);
-    return status;
+    return WINA_OK;
 }
 
-int32_t wina_group_pack_matrix(const wina_gguf *gguf, wina_threads *threads,
-                               const wina_gguf_tensor *tensor, wina_panel *panel) {
-    return pack_matrix(gguf, threads, tensor, panel, 0, NULL);
+int32_t wina_group_pack_matrix(const wina_packer *how, const wina_gguf_tensor *tensor,
+                               wina_panel *panel) {
+    return pack_matrix(how, tensor, panel, 0, NULL);
 }
 
 /* Packs matrix i; sums (2, n_in) or NULL: its sums of squares, added to those of the group. */
-static int32_t load_matrix(const wina_gguf *gguf, wina_threads *threads,
-                           const wina_group_source *source, int i, double *sums,
-                           wina_group_weights *g) {
+static int32_t load_matrix(const wina_packer *how, const wina_group_source *source, int i,
+                           double *sums, wina_group_weights *g) {
     wina_projection *p = &g->projections[i];
     wina_gguf_tensor t = {0};
     const uint64_t n = (uint64_t)g->n_in;
-    WINA_TRY(get_matrix(gguf, &source->matrices[i], source->n_in, &t));
+    WINA_TRY(get_matrix(how->gguf, &source->matrices[i], source->n_in, &t));
     if (sums)
         memset(sums, 0, n * sizeof *sums);
-    WINA_TRY(pack_matrix(gguf, threads, &t, &g->panels[p->panel], p->panel_row0, sums));
+    WINA_TRY(pack_matrix(how, &t, &g->panels[p->panel], p->panel_row0, sums));
     if (!sums)
         return WINA_OK;
     WINA_TRY(wina_mem_create(n, sizeof(float), "norms", &p->norms));
@@ -210,8 +198,8 @@ static int32_t load_matrix(const wina_gguf *gguf, wina_threads *threads,
     return WINA_OK;
 }
 
-int32_t wina_group_load(const wina_gguf *gguf, wina_threads *threads,
-                        const wina_group_source *source, bool norms, wina_group_weights *g) {
+int32_t wina_group_load(const wina_packer *how, const wina_group_source *source, bool norms,
+                        wina_group_weights *g) {
     double *sums = NULL; /* (2, n_in): of one matrix, of the group */
     int32_t status = WINA_OK;
     if (norms)
@@ -219,7 +207,7 @@ int32_t wina_group_load(const wina_gguf *gguf, wina_threads *threads,
     if (norms && status == WINA_OK)
         status = wina_mem_create(2 * (uint64_t)g->n_in, sizeof(double), "norms", &sums);
     for (int i = 0; i < source->n_matrices && status == WINA_OK; i++)
-        status = load_matrix(gguf, threads, source, i, sums, g);
+        status = load_matrix(how, source, i, sums, g);
     if (norms && status == WINA_OK)
         wina_norms_finish(sums + g->n_in, g->norms, g->n_in);
     free(sums);

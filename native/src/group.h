@@ -4,8 +4,9 @@
 #ifndef WINA_GROUP_H
 #define WINA_GROUP_H
 
+#include "fill.h"
 #include "gguf.h"
-#include "pack.h"
+#include "threads.h"
 
 enum { WINA_MAX_PROJECTIONS = 3 };
 
@@ -56,13 +57,20 @@ int32_t wina_group_get_tensor(const wina_gguf *gguf, const char *name, int64_t r
 int32_t wina_group_plan(const wina_gguf *gguf, const wina_group_source *source,
                         wina_group_weights *group);
 
+/* What a file's matrices are packed with. */
+typedef struct wina_packer {
+    const wina_gguf *gguf;
+    wina_threads *threads;
+    const wina_fill_ops *fill;
+} wina_packer;
+
 /* Packs what was planned and placed, with norms if they are wanted. */
-int32_t wina_group_load(const wina_gguf *gguf, wina_threads *threads,
-                        const wina_group_source *source, bool norms, wina_group_weights *group);
+int32_t wina_group_load(const wina_packer *how, const wina_group_source *source, bool norms,
+                        wina_group_weights *group);
 
 /* Packs a tensor that has a panel to itself. */
-int32_t wina_group_pack_matrix(const wina_gguf *gguf, wina_threads *threads,
-                               const wina_gguf_tensor *tensor, wina_panel *panel);
+int32_t wina_group_pack_matrix(const wina_packer *how, const wina_gguf_tensor *tensor,
+                               wina_panel *panel);
 
 /* Gives each panel its place from byte `at` on (arena NULL: only counts); returns where it ends. */
 uint64_t wina_group_place(wina_group_weights *group, uint8_t *arena, uint64_t at);

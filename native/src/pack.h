@@ -22,14 +22,12 @@
 
 #include "dtype.h"
 #include "piece.h"
-#include "threads.h"
 
 /* Number of this layout; files of panels carry it. Any change of what is above or of where
  * wina_panel_plan puts things needs a new number. */
 enum { WINA_PANEL_LAYOUT = 1 };
 
 enum {
-    WINA_STRIP = 64,      /* rows of a strip */
     WINA_PARTS = 4,       /* parts of a panel at most */
     WINA_SUPER_BLOCKS = 8 /* blocks of a super-block */
 };
@@ -121,12 +119,6 @@ typedef struct wina_panel {
 
 /* Sizes of a panel; data stays NULL. n_rows is rounded up. */
 int32_t wina_panel_plan(uint32_t dtype, int64_t n_rows, int64_t n_cols, wina_panel *out);
-
-/* Fills rows [row0, row0 + n_rows) of the panel from row-major weights; row0 is a multiple of 64,
- * and so is n_rows unless they are the last of their strip.
- */
-void wina_panel_fill(wina_panel *panel, int64_t row0, const uint8_t *rows, uint64_t row_bytes,
-                     int64_t n_rows);
 
 /* Row of the panel as floats, (n_cols), equal to the type's own decode bit for bit. */
 void wina_panel_decode_row(const wina_panel *panel, int64_t row, float *out);

@@ -182,21 +182,22 @@ static int32_t load_gains(const wina_gguf *gguf, const wina_config *c, int32_t i
     return WINA_OK;
 }
 
-static int32_t load_layer(const wina_gguf *gguf, const wina_config *c, wina_threads *threads,
-                          int32_t i, wina_layer *layer) {
+static int32_t load_layer(const wina_packer *how, const wina_config *c, int32_t i,
+                          wina_layer *layer) {
+    const wina_gguf *gguf = how->gguf;
     bool packed = wina_packed_find(gguf);
     WINA_TRY(load_gains(gguf, c, i, layer));
     for (int group = 0; group < WINA_N_GROUPS && !packed; group++) {
         const wina_group_source s = source_of(c, i, group);
         if (layer->groups[group].n_panels)
-            WINA_TRY(wina_group_load(gguf, threads, &s, true, &layer->groups[group]));
+            WINA_TRY(wina_group_load(how, &s, true, &layer->groups[group]));
     }
     if (layer->mixture.n && !packed)
-        WINA_TRY(wina_experts_load(gguf, c, threads, i, &layer->mixture));
+        WINA_TRY(wina_experts_load(how, c, i, &layer->mixture));
     for (int site = 0; site < WINA_N_SITES && !packed; site++) {
         const wina_group_source s = rotation_source(c, i, site);
         if (layer->rotations[site].n_panels)
-            WINA_TRY(wina_group_load(gguf, threads, &s, false, &layer->rotations[site]));
+            WINA_TRY(wina_group_load(how, &s, false, &layer->rotations[site]));
     }
     if (c->arch->qkv_bias)
         WINA_TRY(load_bias(gguf, i, WINA_GROUP_QKV, &layer->groups[WINA_GROUP_QKV]));
@@ -224,6 +225,7 @@ static int32_t create_arena(const wina_gguf *gguf, const wina_weights_how *how, 
 
 int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, const wina_weights_how *how,
                           wina_weights *w) {
+    const wina_packer packer = {.gguf = gguf, .threads = how->threads, .fill = how->fill};
     WINA_TRY(create_vector(gguf, "output_norm.weight", c->n_embd, &w->output_norm));
     if (wina_gguf_find_tensor(gguf, "rope_freqs.weight"))
         WINA_TRY(create_vector(gguf, "rope_freqs.weight", c->rope_dim / 2, &w->rope_factors));
@@ -239,13 +241,12 @@ int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *c, const win
     if (wina_packed_find(gguf))
         WINA_TRY(wina_packed_read_norms(gguf, w));
     else
-        WINA_TRY(wina_group_pack_matrix(gguf, how->threads, wina_gguf_find_tensor(gguf, head),
-                                        &w->output));
+        WINA_TRY(wina_group_pack_matrix(&packer, wina_gguf_find_tensor(gguf, head), &w->output));
     uint64_t done = w->output.n_bytes;
     for (int32_t i = 0; i < c->n_layer; i++) {
         if (how->stop && how->stop((float)done / (float)w->total_bytes, how->user))
             return wina_fail(WINA_E_CANCELLED, "loading was cancelled");
-        WINA_TRY(load_layer(gguf, c, how->threads, i, &w->layers[i]));
+        WINA_TRY(load_layer(&packer, c, i, &w->layers[i]));
         for (int g = 0; g < WINA_N_GROUPS; g++)
             done += wina_group_bytes(&w->layers[i].groups[g]);
         done += wina_experts_bytes(&w->layers[i].mixture);

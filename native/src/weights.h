@@ -54,6 +54,7 @@ int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *config, wina
  * how->copy. how->stop(progress, user) may end it: WINA_E_CANCELLED. */
 typedef struct wina_weights_how {
     wina_threads *threads;
+    const wina_fill_ops *fill;
     int32_t (*stop)(float progress, void *user);
     void *user;
     bool copy; /* a packed file's panels are read into memory, not mapped */

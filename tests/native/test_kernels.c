@@ -7,6 +7,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "mem.h"
+#include "sparse/norms.h"
 #include "wina.h"
 
 static unsigned long long seed = 88172645463325252ULL;
@@ -66,6 +67,8 @@ static uint8_t *create_rows(const wina_dtype *t, int64_t rows, int64_t cols, boo
     return p;
 }
 
+enum { CANARY = 64 };
+
 typedef struct fixture {
     wina_panel panel;
     float *w; /* (rows, cols) decoded */
@@ -79,7 +82,7 @@ static fixture create(uint32_t dtype, int32_t rows, int32_t cols, bool largest) 
     uint64_t row_bytes = (uint64_t)cols / t->block * t->block_bytes;
     CHECK(wina_panel_plan(dtype, rows, cols, &f.panel) == WINA_OK);
     CHECK(wina_mem_create_big(f.panel.n_bytes, "panel", &f.panel.data) == WINA_OK);
-    wina_panel_fill(&f.panel, 0, raw, row_bytes, rows);
+    wina_fill_rows(&wina_fill_ops_c, &f.panel, 0, raw, row_bytes, rows, NULL);
     f.w = malloc((size_t)rows * (size_t)cols * sizeof *f.w);
     float *row = malloc((size_t)cols * sizeof *row);
     int n_wrong = 0;
@@ -100,6 +103,46 @@ static void destroy(fixture *f) {
     free(f->w);
 }
 
+/* Filling gives the bytes of the reference, over what was there, and the sums of squares that rows
+ * decoded one by one have; the second half of the rows in a call of its own. */
+static void test_fill(const wina_kernels *k, uint32_t dtype, int32_t rows, int32_t cols) {
+    const wina_dtype *t = wina_dtype_find(dtype);
+    const uint64_t row_bytes = (uint64_t)cols / t->block * t->block_bytes;
+    uint8_t *raw = create_rows(t, rows, cols, false);
+    const wina_fill_ops *ops[2] = {&wina_fill_ops_c, &k->fill};
+    float *row = malloc((size_t)cols * sizeof *row);
+    wina_panel panel;
+    CHECK(wina_panel_plan(dtype, rows, cols, &panel) == WINA_OK);
+    const size_t n_sums = (size_t)panel.n_blocks * WINA_BLOCK;
+    const int32_t first = rows / 2 / WINA_STRIP * WINA_STRIP;
+    uint8_t *data[2];
+    double *sums[2], *want = calloc(n_sums, sizeof *want);
+    for (int i = 0; i < 2; i++) {
+        panel.data = data[i] = calloc(1, panel.n_bytes + CANARY);
+        sums[i] = calloc(n_sums, sizeof *sums[i]);
+        for (uint64_t b = 0; b < CANARY; b++)
+            data[i][panel.n_bytes + b] = 0xa5;
+        for (size_t c = 0; c < n_sums; c++)
+            sums[i][c] = want[c] = (double)(c % 7) / 3;
+        if (first)
+            wina_fill_rows(ops[i], &panel, 0, raw, row_bytes, first, sums[i]);
+        wina_fill_rows(ops[i], &panel, first, raw + (uint64_t)first * row_bytes, row_bytes,
+                       rows - first, sums[i]);
+    }
+    for (int32_t r = 0; r < rows; r++) {
+        t->decode(raw + (uint64_t)r * row_bytes, row, (uint64_t)cols / t->block);
+        wina_norms_add_row(want, row, cols);
+    }
+    CHECK_MSG(memcmp(data[0], data[1], panel.n_bytes + CANARY) == 0, "%s: %s %d x %d: panels",
+              k->name, t->name, rows, cols);
+    for (int i = 0; i < 2; i++)
+        CHECK_MSG(memcmp(sums[i], want, n_sums * sizeof *want) == 0, "%s: %s %d x %d: squares",
+                  i ? k->name : "c", t->name, rows, cols);
+    for (int i = 0; i < 2; i++)
+        free(data[i]), free(sums[i]);
+    free(want), free(row), free(raw);
+}
+
 static wina_quads create_quads(int32_t n) {
     size_t n_sub = (size_t)n / 16 + 2, room = (size_t)n + 3 * n_sub + 64;
     return (wina_quads){.first = calloc(n_sub + 1, 4),
@@ -115,8 +158,6 @@ static void destroy_quads(wina_quads *q) {
     free(q->first), free(q->col), free(q->hi), free(q->lo), free(q->x), free(q->scale),
         free(q->sum);
 }
-
-enum { CANARY = 64 };
 
 /* y (padded rows) of one set of kept inputs, checked for writes outside. */
 static float *multiply(const wina_kernels *k, const fixture *f, wina_act *a) {
@@ -453,7 +494,9 @@ static void test_type(const wina_kernels *c, const wina_kernels *k, uint32_t dty
                 test_gemv(c, k, &f, how);
             test_gemm(c, k, &f, 1 + 3 * b);
             destroy(&f);
+            test_fill(k, dtype, rows[r], blocks[b] * unit);
         }
+    test_fill(k, dtype, 331, 2 * unit); /* more strips than are filled together */
     if (type->block > 1) {
         fixture f = create(dtype, 65, 2 * unit, true);
         test_gemv(c, k, &f, 4);

@@ -17,6 +17,7 @@
 
 #include <string.h>
 
+#include "fill.h"
 #include "pack.h"
 #include "wina.h"
 
@@ -116,6 +117,7 @@ typedef struct wina_kernels {
     void (*cache_store[WINA_N_CACHE_TYPES])(void *row, const float *x, int32_t n_dim);
     /* y[i] += x[i] */
     void (*add)(float *y, const float *x, int32_t n);
+    wina_fill_ops fill; /* what loads a model */
 } wina_kernels;
 
 /* Adds the products of one strip and every token of a batch to y, whose tokens are y_stride apart.
@@ -140,6 +142,9 @@ void wina_kernels_init_avx512(wina_kernels *k);
 void wina_kernels_init_neon(wina_kernels *k);
 void wina_kernels_init_dotprod(wina_kernels *k);
 void wina_kernels_init_i8mm(wina_kernels *k);
+
+/* What tables share. */
+extern const wina_fill_ops wina_fill_ops_avx2, wina_fill_ops_neon;
 
 /* The best table for this processor, or the one WINA_CPU names (an error if it is unknown or the
  * processor lacks it). */

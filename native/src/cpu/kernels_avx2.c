@@ -5,6 +5,7 @@ void wina_kernels_init_avx2(wina_kernels *k) {
     fill_table(k, "avx2");
     k->gemv = gemv_by_groups;
     k->gemm = wina_gemm_avx2;
+    k->fill = wina_fill_ops_avx2;
     k->score = wina_score_avx2;
     k->select = wina_select_avx2;
     k->quantize = wina_quantize_avx2;

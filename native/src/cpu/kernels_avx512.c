@@ -87,6 +87,7 @@ void wina_kernels_init_avx512(wina_kernels *k) {
     fill_table(k, "avx512");
     k->gemv = gemv_by_groups;
     k->gemm = wina_gemm_avx512;
+    k->fill = wina_fill_ops_avx2;
     k->attend_dots = wina_attend_dots_avx512;
     k->attend_add = wina_attend_add_avx512;
     k->softmax_part = wina_softmax_part_avx512;

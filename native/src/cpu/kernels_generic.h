@@ -492,6 +492,7 @@ static inline void fill_table(wina_kernels *k, const char *name) {
         .gemm = gemm,
         .quantize = quantize,
         .quantize_row = quantize_row,
+        .fill = wina_fill_ops_c,
         .score = wina_score,
         .select = wina_select,
         .rms_norm = rms_norm,

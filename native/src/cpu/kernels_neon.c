@@ -198,6 +198,7 @@ void wina_kernels_init_neon(wina_kernels *k) {
     k->gemm = wina_gemm_neon;
     k->quantize = quantize_neon;
     k->quantize_row = quantize_row_neon;
+    k->fill = wina_fill_ops_neon;
     k->score = score_neon;
     k->rms_norm = rms_norm_neon;
     k->swiglu = swiglu_neon;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "../check.h"
+#include "fill.h"
 #include "mem.h"
 #include "model.h"
 #include "sparse/norms.h"
@@ -127,7 +128,7 @@ static inline void fake_fill(wina_panel *p, int32_t row0, int32_t n_rows, double
             if (squares)
                 wina_norms_add_row(squares, values, p->n_cols);
         }
-        wina_panel_fill(p, row0 + r, rows, row_bytes, n);
+        wina_fill_rows(&wina_fill_ops_c, p, row0 + r, rows, row_bytes, n, NULL);
     }
     free(rows);
     free(values);
@@ -149,7 +150,7 @@ static inline void fake_fill_fast(wina_panel *p, double *squares, unsigned long 
         for (int32_t i = 0; i < WINA_STRIP; i++)
             fake_row(p->layout->dtype, row + (uint64_t)i * row_bytes, 256,
                      1.0f / sqrtf((float)p->n_cols), state);
-        wina_panel_fill(&small, r, row, row_bytes, WINA_STRIP);
+        wina_fill_rows(&wina_fill_ops_c, &small, r, row, row_bytes, WINA_STRIP, NULL);
     }
     const wina_layout *l = p->layout;
     uint64_t rows = (uint64_t)p->n_rows;
