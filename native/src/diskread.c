@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -254,7 +253,7 @@ int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, u
     int32_t status = WINA_OK;
     uint64_t sent = 0, done = 0;
     uint32_t fresh = 0, naps = 0; /* fresh: in the queue, not yet the kernel's */
-    bool works = d->ring >= 0, begun = false;
+    bool works = d->ring >= 0;
     if (d->lost)
         return wina_fail(WINA_E_IO, "cannot read weights: earlier reads have not come back");
     while (done < (works ? n : sent)) {
@@ -262,17 +261,16 @@ int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, u
             push(d, &pieces[sent], sent);
         ring_done r;
         bool any = pop(d, &r);
-        if (works && (fresh || !any) && !submit(d, &fresh, sent - done - fresh, begun && !any)) {
+        const bool idle = !any && !fresh && !user->work(user->user);
+        if (works && (fresh || idle) && !submit(d, &fresh, sent - done - fresh, idle)) {
             /* What the kernel has is waited for: it writes to the caller's memory. */
             take_back(d, fresh);
             sent -= fresh;
+            fresh = 0;
             works = false;
         }
-        if (!begun)
-            user->meanwhile(user->user);
-        begun = true;
         any = any || pop(d, &r);
-        if (!works && !any) {
+        if (!works && !any && idle) {
             d->lost = done < sent && ++naps > PATIENCE;
             if (d->lost)
                 return wina_fail(WINA_E_IO, "cannot read weights: a read does not come back");
@@ -288,8 +286,6 @@ int32_t wina_diskread_run(wina_diskread *d, const wina_diskread_piece *pieces, u
                 n = sent; /* nothing new is begun */
         }
     }
-    if (!begun)
-        user->meanwhile(user->user);
     if (!works)
         close_ring(d);
     if (status == WINA_OK && done < n)

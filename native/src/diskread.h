@@ -5,6 +5,8 @@
 #ifndef WINA_DISKREAD_H
 #define WINA_DISKREAD_H
 
+#include <stdbool.h>
+
 #include "mapfile.h"
 
 typedef struct wina_diskread wina_diskread;
@@ -24,8 +26,10 @@ typedef struct wina_diskread_piece {
 
 /* What the caller does besides. */
 typedef struct wina_diskread_user {
-    void (*meanwhile)(void *user); /* once, when the first pieces are under way */
     void (*use)(const wina_diskread_piece *piece, void *user); /* for each, as they come */
+    /* Some work while pieces are under way and none has come; false: there is none just now. What
+     * it has left to do at the end, all of it perhaps, it does then. */
+    bool (*work)(void *user);
     void *user;
 } wina_diskread_user;
 

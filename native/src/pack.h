@@ -115,6 +115,8 @@ typedef struct wina_panel {
     uint64_t super_bytes; /* distance of two super-blocks */
     uint64_t n_bytes;
     uint8_t *data;
+    /* (n_cols) where products of one token find the inputs' values, or NULL: all are in data. */
+    const uint8_t *const *columns;
 } wina_panel;
 
 /* Sizes of a panel; data stays NULL. n_rows is rounded up. */
@@ -132,6 +134,11 @@ static inline const uint8_t *wina_panel_block(const wina_panel *p, int32_t block
 }
 static inline const uint8_t *wina_panel_scales(const wina_panel *p, int32_t block) {
     return wina_panel_block(p, block) + p->col_bytes * WINA_BLOCK;
+}
+/* The values of an input of a block, for products of one token. */
+static inline const uint8_t *wina_panel_column(const wina_panel *p, int32_t block, int32_t i) {
+    return p->columns ? p->columns[block * WINA_BLOCK + i]
+                      : wina_panel_block(p, block) + (uint64_t)i * p->col_bytes;
 }
 /* Blocks [*begin, *end) of a part. A row's sum is formed part by part, each from zero, and the
  * parts are added in rising order: threads can take different parts of short columns, which are

@@ -167,8 +167,8 @@ static float *multiply(const wina_kernels *k, const fixture *f, wina_act *a) {
     k->quantize(a->x, a->kept, a->n_kept, f->cols, 32, &a->by32);
     k->quantize(a->x, a->kept, a->n_kept, f->cols, 16, &a->by16);
     int32_t strips = f->panel.n_rows / WINA_STRIP, middle = strips / 2;
-    k->gemv(&f->panel, a, 0, f->panel.n_blocks, 0, middle, buffer + CANARY);
-    k->gemv(&f->panel, a, 0, f->panel.n_blocks, middle, strips, buffer + CANARY);
+    k->gemv(&f->panel, a, 0, f->panel.n_blocks, 0, middle, false, buffer + CANARY);
+    k->gemv(&f->panel, a, 0, f->panel.n_blocks, middle, strips, false, buffer + CANARY);
     const unsigned char *bytes = (const unsigned char *)buffer;
     int n_written = 0;
     for (size_t i = 0; i < CANARY * sizeof *buffer; i++)
@@ -201,6 +201,42 @@ static void check_sums(const fixture *f, const wina_act *a, const float *y, cons
               f->rows, f->rows, f->cols, f->panel.layout->dtype, a->n_kept);
 }
 
+/* The same, some blocks after the other, with every kept column somewhere else than in the panel. */
+static float *multiply_pieces(const wina_kernels *k, const fixture *f, const wina_act *a) {
+    const uint64_t n_bytes = f->panel.n_bytes, n_high = 64; /* kernels may read a strip beyond */
+    const uint64_t col_bytes = f->panel.col_bytes + n_high;
+    uint8_t *columns = malloc((size_t)a->n_kept * col_bytes + 1), *data = malloc(n_bytes);
+    const uint8_t **at = calloc((size_t)f->cols, sizeof *at);
+    float *y = malloc((size_t)f->panel.n_rows * sizeof *y);
+    wina_panel panel = f->panel;
+    memset(columns, 0xff, (size_t)a->n_kept * col_bytes + 1);
+    memset(data, 0xff, n_bytes);
+    panel.data = data;
+    for (int32_t b = 0; b < panel.n_blocks; b++) { /* what stays there are the scales */
+        const uint64_t super = (uint64_t)panel.layout->super_bytes * (uint64_t)panel.n_rows;
+        const uint64_t block = (uint64_t)(wina_panel_block(&f->panel, b) - f->panel.data);
+        memcpy(data + (wina_panel_super(&f->panel, b) - f->panel.data),
+               wina_panel_super(&f->panel, b), super);
+        memcpy(data + block + panel.col_bytes * WINA_BLOCK, wina_panel_scales(&f->panel, b),
+               panel.block_bytes - panel.col_bytes * WINA_BLOCK);
+    }
+    for (int32_t i = a->n_kept - 1, n = 0; i >= 0; i--, n++) {
+        uint8_t *to = columns + (uint64_t)n * col_bytes;
+        memcpy(to, wina_panel_column(&f->panel, a->kept[i] / WINA_BLOCK, a->kept[i] % WINA_BLOCK),
+               panel.col_bytes);
+        at[a->kept[i]] = to;
+    }
+    panel.columns = at;
+    memset(y, 0xff, (size_t)panel.n_rows * sizeof *y);
+    for (int32_t block = 0, end; block < panel.n_blocks; block = end) {
+        end = block + 1 + (int32_t)(check_random(&seed) % 3);
+        end = end < panel.n_blocks ? end : panel.n_blocks;
+        k->gemv(&panel, a, block, end, 0, panel.n_rows / WINA_STRIP, block > 0, y);
+    }
+    free(columns), free(data), free(at);
+    return y;
+}
+
 /* how: 0 keeps no input, 1 one, 2 about half, 3 all; 4 keeps all, of the largest integers. */
 static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixture *f, int how) {
     float *x = malloc((size_t)f->cols * sizeof *x);
@@ -218,7 +254,11 @@ static void test_gemv(const wina_kernels *c, const wina_kernels *k, const fixtur
     CHECK_MSG(memcmp(want, got, (size_t)f->panel.n_rows * sizeof *got) == 0,
               "%s differs from c: %d x %d (type %u), kept %d", k->name, f->rows, f->cols,
               f->panel.layout->dtype, a.n_kept);
-    free(want), free(got), free(x), free(kept);
+    float *pieces = multiply_pieces(k, f, &a);
+    CHECK_MSG(memcmp(want, pieces, (size_t)f->panel.n_rows * sizeof *got) == 0,
+              "%s: pieces differ from c: %d x %d (type %u), kept %d", k->name, f->rows, f->cols,
+              f->panel.layout->dtype, a.n_kept);
+    free(want), free(got), free(pieces), free(x), free(kept);
     destroy_quads(&a.by32), destroy_quads(&a.by16);
 }
 
@@ -254,8 +294,8 @@ static void test_gemm(const wina_kernels *c, const wina_kernels *k, const fixtur
         k->quantize(x, kept, a.n_kept, (int32_t)stride, 16, &a.by16);
         k->quantize_row(&b, t, 0);
         k->quantize_row(&b, t, 1);
-        c->gemv(&f->panel, &a, block0, block1, 0, n_strips, one + t * n_rows);
-        k->gemv(&f->panel, &a, block0, block1, 0, n_strips, all);
+        c->gemv(&f->panel, &a, block0, block1, 0, n_strips, false, one + t * n_rows);
+        k->gemv(&f->panel, &a, block0, block1, 0, n_strips, false, all);
         CHECK_MSG(memcmp(one + t * n_rows, all, (size_t)n_rows * 4) == 0,
                   "%s: blocks %d to %d differ from c: %d x %d (type %u)", k->name, block0, block1,
                   f->rows, f->cols, f->panel.layout->dtype);

@@ -1,6 +1,5 @@
 #include "columns.h"
 
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,9 +50,14 @@ struct wina_columns {
     uint32_t step;
     store *group; /* (WINA_MAX_PROJECTIONS) */
     uint8_t *view[WINA_MAX_PROJECTIONS];
-    run *runs, *copies; /* what is to be read, and what is here */
+    const uint8_t **tables;                    /* where the columns of one group are */
+    const uint8_t **at[WINA_MAX_PROJECTIONS]; /* (n_cols) in it */
+    run *runs;                                 /* what is to be read */
+    bool *here;                                /* which of them are there already */
     wina_diskread_piece *pieces;
-    uint64_t n_runs, n_copies;
+    uint64_t n_runs, n_here; /* n_here: those of the front */
+    wina_columns_work work;
+    void *user;
 };
 
 /* ---- sizes -------------------------------------------------------------------------------- */
@@ -110,7 +114,8 @@ uint64_t wina_columns_overhead(const wina_model *model) {
     const store *t = NULL; /* its tables */
     /* A prompt reads the largest group through the mapping instead. */
     return s.view + wina_mem_undropped(s.view) +
-           s.n_cols * (2 * sizeof(run) + sizeof(wina_diskread_piece)) +
+           s.n_cols * (sizeof(uint8_t *) + sizeof(run) + sizeof(bool) +
+                       sizeof(wina_diskread_piece)) +
            s.all_columns *
                (sizeof *t->slot_of + sizeof *t->held + sizeof *t->uses + sizeof *t->step);
 }
@@ -197,7 +202,9 @@ int32_t wina_columns_create(const wina_model *model, uint64_t n_bytes, wina_colu
     if (status == WINA_OK)
         status = wina_mem_create(size.n_cols, sizeof *c->runs, "columns", &c->runs);
     if (status == WINA_OK)
-        status = wina_mem_create(size.n_cols, sizeof *c->copies, "columns", &c->copies);
+        status = wina_mem_create(size.n_cols, sizeof *c->here, "columns", &c->here);
+    if (status == WINA_OK)
+        status = wina_mem_create(size.n_cols, sizeof *c->tables, "columns", &c->tables);
     if (status == WINA_OK)
         status = wina_mem_create(size.n_cols, sizeof *c->pieces, "columns", &c->pieces);
     if (status == WINA_OK)
@@ -228,7 +235,8 @@ void wina_columns_free(wina_columns *c) {
     wina_mem_free_big(c->views, c->views_bytes);
     free(c->stores);
     free(c->runs);
-    free(c->copies);
+    free(c->here);
+    free(c->tables);
     free(c->pieces);
     free(c);
 }
@@ -256,11 +264,13 @@ void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_we
     c->viewed = true;
     c->group = stores_of(c, layer, group);
     c->step++;
-    c->n_runs = c->n_copies = 0;
+    c->n_runs = c->n_here = 0;
     for (int32_t k = 0; k < g->n_panels; k++) {
         store *s = &c->group[k];
         const uint64_t lead = (uint64_t)(g->panels[k].data - map->data) % WINA_DISKREAD_ALIGN;
         c->view[k] = view->panels[k].data = at + lead;
+        c->at[k] = c->tables + (uint64_t)k * (uint64_t)g->n_in;
+        view->panels[k].columns = c->at[k];
         at += round_up(lead + g->panels[k].n_bytes, WINA_DISKREAD_ALIGN);
         copy_scales(s->panel, s->scales, c->view[k]);
         if (++s->n_steps % HALVE == 0)
@@ -288,20 +298,20 @@ static void want(wina_columns *c, int32_t panel, int32_t col) {
     c->runs[c->n_runs++] = (run){panel, col, 1};
 }
 
-void wina_columns_add(wina_columns *c, int32_t panel0, int32_t panel1, const int32_t *kept,
-                      int32_t n_kept) {
-    for (int32_t k = panel0; k < panel1; k++) {
-        store *s = &c->group[k];
-        for (int32_t i = 0; i < n_kept; i++) {
-            const int32_t col = kept[i];
-            if (s->step[col] == c->step)
-                continue; /* another mask has it */
-            s->step[col] = c->step;
-            s->uses[col] = (uint8_t)(s->uses[col] + (s->uses[col] < MOST_USED));
-            if (s->slot_of[col] < 0)
-                want(c, k, col);
-            else
-                c->copies[c->n_copies++] = (run){k, col, 1};
+void wina_columns_add(wina_columns *c, int32_t panel, const int32_t *kept, int32_t n_kept) {
+    store *s = &c->group[panel];
+    const uint8_t **at = c->at[panel];
+    for (int32_t i = 0; i < n_kept; i++) {
+        const int32_t col = kept[i];
+        if (s->step[col] == c->step)
+            continue; /* another mask has it */
+        s->step[col] = c->step;
+        s->uses[col] = (uint8_t)(s->uses[col] + (s->uses[col] < MOST_USED));
+        if (s->slot_of[col] < 0) {
+            want(c, panel, col);
+            at[col] = c->view[panel] + column_at(s->panel, col);
+        } else {
+            at[col] = s->slots + (uint64_t)s->slot_of[col] * s->panel->col_bytes;
         }
     }
 }
@@ -330,19 +340,7 @@ static int32_t find_slot(wina_columns *c, store *s, int32_t col) {
     return best;
 }
 
-/* Copies what was in memory to the view, which the reads under way do not wait for. */
-static void copy_held(void *user) {
-    const wina_columns *c = user;
-    for (uint64_t i = 0; i < c->n_copies; i++) {
-        const int32_t panel = c->copies[i].panel, col = c->copies[i].first;
-        const store *s = &c->group[panel];
-        const uint64_t size = s->panel->col_bytes;
-        memcpy(c->view[panel] + column_at(s->panel, col),
-               s->slots + (uint64_t)s->slot_of[col] * size, (size_t)size);
-    }
-}
-
-/* Keeps what was read and is worth it. */
+/* Keeps what is worth it of what was read. A slot that a product needs is not given away. */
 static void hold(const wina_diskread_piece *piece, void *user) {
     wina_columns *c = user;
     const run *r = &c->runs[piece->tag];
@@ -359,9 +357,21 @@ static void hold(const wina_diskread_piece *piece, void *user) {
         memcpy(s->slots + (uint64_t)slot * size, c->view[r->panel] + column_at(s->panel, col),
                (size_t)size);
     }
+    c->here[piece->tag] = true;
+    while (c->n_here < c->n_runs && c->here[c->n_here])
+        c->n_here++;
 }
 
-int32_t wina_columns_finish(wina_columns *c) {
+static bool work(void *user) {
+    const wina_columns *c = user;
+    return c->work(c->user, c->n_here);
+}
+
+uint64_t wina_columns_mark(const wina_columns *c) {
+    return c->n_runs;
+}
+
+int32_t wina_columns_finish(wina_columns *c, wina_columns_work todo, void *user) {
     const uint8_t *file = c->model->gguf->map.data;
     for (uint64_t i = 0; i < c->n_runs; i++) {
         const run *r = &c->runs[i];
@@ -371,6 +381,9 @@ int32_t wina_columns_finish(wina_columns *c) {
             (wina_diskread_piece){(uint64_t)(p->data - file) + at, c->view[r->panel] + at,
                                   (uint32_t)run_bytes(p, r), (uint32_t)i};
     }
-    const wina_diskread_user user = {copy_held, hold, c};
-    return wina_diskread_run(c->reader, c->pieces, c->n_runs, &user);
+    memset(c->here, 0, (size_t)c->n_runs * sizeof *c->here);
+    c->work = todo;
+    c->user = user;
+    return wina_diskread_run(c->reader, c->pieces, c->n_runs,
+                             &(wina_diskread_user){hold, work, c});
 }

@@ -1,7 +1,8 @@
 /* columns: weights of a packed file that is larger than the memory. Of every panel of the layers as
  * many columns are kept in memory as the given bytes allow, those that are used most; the others
- * are read from the file for the token that wants them. A product of one token finds its columns in
- * a copy of the panel (a `view`) that has only those. Nothing else about it changes. */
+ * are read from the file for the token that wants them, into a copy of the panel (a `view`) that has
+ * only those and the scales, and whose table of columns leads to them and to those in memory.
+ * Nothing else about a product of one token changes. */
 #ifndef WINA_COLUMNS_H
 #define WINA_COLUMNS_H
 
@@ -15,13 +16,16 @@ void wina_columns_free(wina_columns *c); /* accepts NULL */
 uint64_t wina_columns_total(const wina_model *model);
 uint64_t wina_columns_overhead(const wina_model *model);
 
-/* A view of a layer's group, without columns. */
+/* A view of a layer's group, without columns. It is good until the next one begins. */
 void wina_columns_begin(wina_columns *c, int32_t layer, int group, wina_group_weights *view);
-/* Adds the kept inputs to the view's panels [panel0, panel1). */
-void wina_columns_add(wina_columns *c, int32_t panel0, int32_t panel1, const int32_t *kept,
-                      int32_t n_kept);
-/* Reads what was not in memory. */
-int32_t wina_columns_finish(wina_columns *c);
+/* Adds kept inputs, rising, to one of the view's panels. */
+void wina_columns_add(wina_columns *c, int32_t panel, const int32_t *kept, int32_t n_kept);
+/* How much is to be read so far: what was added is there when so much has come. */
+uint64_t wina_columns_mark(const wina_columns *c);
+/* Reads what was not in memory. Meanwhile it calls work(user, n), n being how much has come, which
+ * returns false if nothing can be done yet; what is left to do at the end is the caller's. */
+typedef bool (*wina_columns_work)(void *user, uint64_t n);
+int32_t wina_columns_finish(wina_columns *c, wina_columns_work work, void *user);
 /* A whole group is going to be read through the mapping: the view's memory is given back, so that
  * both never count at once. */
 void wina_columns_leave(wina_columns *c);

@@ -6,7 +6,7 @@
  *   operands           what a group multiplies, filled by load_operands()
  *   multiply_group()   one group of quantised columns over a tile of rows
  *   add_columns()      the same for columns of floats
- *   unswap_strip()     sums in stored order to row order
+ *   unswap_strip()     sums in stored order to row order, and back
  */
 /* One value plane and one kind of scales; both are constants where this is inlined. */
 INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, wina_plane plane, wina_scales kind,
@@ -60,9 +60,13 @@ WINA_KINDS(DEFINE_GEMV)
 static const x86_gemv GEMV[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMV)};
 
 static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
-                      int32_t strip0, int32_t strip1, float *y) {
+                      int32_t strip0, int32_t strip1, bool add, float *y) {
     const wina_layout *l = p->layout;
-    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
+    if (!add)
+        wina_gemv_clear(y, strip0, strip1);
+    else if (l->low_bits < 16) /* to stored order, in which they go on */
+        for (int32_t strip = strip0; strip < strip1; strip++)
+            unswap_strip(y + (int64_t)strip * WINA_STRIP);
     if (l->scales == WINA_SCALES_F32)
         gemv_floats_kind(p, act, WINA_SCALES_F32, block0, block1, strip0, strip1, y);
     else if (l->scales == WINA_SCALES_F16)
@@ -75,7 +79,7 @@ static void gemv_tile(const wina_panel *p, const wina_act *act, int32_t block0, 
 }
 
 static void gemv_by_groups(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
-                           int32_t strip0, int32_t strip1, float *y) {
+                           int32_t strip0, int32_t strip1, bool add, float *y) {
     for (int32_t s = strip0; s < strip1; s += TILE)
-        gemv_tile(p, act, block0, block1, s, s + TILE < strip1 ? s + TILE : strip1, y);
+        gemv_tile(p, act, block0, block1, s, s + TILE < strip1 ? s + TILE : strip1, add, y);
 }

@@ -108,9 +108,8 @@ static void gather_floats(const wina_panel *p, const wina_act *act, int32_t n_ke
     int32_t n = 0, i = *k;
     if (i < n_kept) {
         const int32_t block = act->kept[i] / WINA_BLOCK;
-        const uint8_t *base = wina_panel_block(p, block);
         for (; i < n_kept && act->kept[i] / WINA_BLOCK == block; i++, n++) {
-            out->col[n] = base + (uint64_t)(act->kept[i] % WINA_BLOCK) * p->col_bytes;
+            out->col[n] = wina_panel_column(p, block, act->kept[i] % WINA_BLOCK);
             out->x[n] = act->x[act->kept[i]];
         }
     }
@@ -189,11 +188,12 @@ static void gemv_floats(const wina_panel *p, const wina_act *act, int32_t block0
 /* Rows are walked in tiles: a block of 32 inputs of a tile is 128 KiB, so that it and the next one,
  * which is being fetched, fit into the second-level cache of a small core. */
 void wina_gemv_tiles_neon(const neon_gemv_table table, const wina_panel *p, const wina_act *act,
-                          int32_t block0, int32_t block1, int32_t strip0, int32_t strip1,
+                          int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, bool add,
                           float *y) {
     const wina_layout *l = p->layout;
     const int32_t tile = (int32_t)(512 / wina_layout_bits(l));
-    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
+    if (!add)
+        wina_gemv_clear(y, strip0, strip1);
     for (int32_t s = strip0; s < strip1; s += tile) {
         const int32_t end = s + tile < strip1 ? s + tile : strip1;
         if (l->low_bits >= 16)
@@ -205,6 +205,6 @@ void wina_gemv_tiles_neon(const neon_gemv_table table, const wina_panel *p, cons
 }
 
 void wina_gemv_neon(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
-                    int32_t strip0, int32_t strip1, float *y) {
-    wina_gemv_tiles_neon(GEMV, p, act, block0, block1, strip0, strip1, y);
+                    int32_t strip0, int32_t strip1, bool add, float *y) {
+    wina_gemv_tiles_neon(GEMV, p, act, block0, block1, strip0, strip1, add, y);
 }

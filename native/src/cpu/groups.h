@@ -94,10 +94,10 @@ INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g
     const wina_layout *l = p->layout;
     const int32_t n_strips = strip1 - strip0, block = g->sub / n_sub;
     const int64_t rows = (int64_t)n_strips * WINA_STRIP, row0 = (int64_t)strip0 * WINA_STRIP;
-    const uint8_t *base = wina_panel_block(p, block), *scales = wina_panel_scales(p, block);
+    const uint8_t *scales = wina_panel_scales(p, block);
     for (uint32_t i = 4 * g->q0; i < 4 * g->q1; i++)
         if (i == 4 * g->q0 || a->col[i] != a->col[i - 1]) {
-            const uint8_t *col = base + a->col[i] * p->col_bytes;
+            const uint8_t *col = wina_panel_column(p, block, a->col[i]);
             fetch_add(f, col + row0 * l->low_bits / 8, rows * l->low_bits / 8);
             if (l->high_bits)
                 fetch_add(f, col + (int64_t)p->n_rows * l->low_bits / 8 + row0 * l->high_bits / 8,
@@ -139,8 +139,7 @@ INLINE int32_t load_columns(const wina_panel *p, const wina_act *act, int32_t k,
     fetch_clear(f);
     for (int32_t i = 0; i < 2 * n && k + i < end; i++) {
         const int32_t c = act->kept[k + i];
-        const uint8_t *w =
-            wina_panel_block(p, c / WINA_BLOCK) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes;
+        const uint8_t *w = wina_panel_column(p, c / WINA_BLOCK, c % WINA_BLOCK);
         if (i < n)
             col[i] = w, x[i] = act->x[c];
         else

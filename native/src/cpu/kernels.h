@@ -79,9 +79,10 @@ typedef struct wina_kernels {
     const char *name;
 
     /* y[64 * strip0 .. 64 * strip1) = those rows of the panel, times the kept inputs in blocks
-     * [block0, block1). */
+     * [block0, block1). With `add` they are added to what y has, which gives the bits of one call
+     * if that is the product of the blocks before. */
     void (*gemv)(const wina_panel *panel, const wina_act *act, int32_t block0, int32_t block1,
-                 int32_t strip0, int32_t strip1, float *y);
+                 int32_t strip0, int32_t strip1, bool add, float *y);
     /* The same for every token of a batch: y (strip1 - strip0, n_tokens, 64). */
     void (*gemm)(const wina_panel *panel, const wina_batch *batch, int32_t block0, int32_t block1,
                  int32_t strip0, int32_t strip1, float *y);
@@ -119,6 +120,10 @@ typedef struct wina_kernels {
     void (*add)(float *y, const float *x, int32_t n);
     wina_fill_ops fill; /* what loads a model */
 } wina_kernels;
+
+static inline void wina_gemv_clear(float *y, int32_t strip0, int32_t strip1) {
+    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
+}
 
 /* Adds the products of one strip and every token of a batch to y, whose tokens are y_stride apart.
  */

@@ -391,7 +391,7 @@ static void gemv_floats(const wina_panel *p, const wina_act *act, int32_t block0
         const int32_t c = act->kept[i], block = c / WINA_BLOCK;
         if (block < block0 || block >= block1)
             continue;
-        const uint8_t *col = wina_panel_block(p, block) + (uint64_t)(c % WINA_BLOCK) * p->col_bytes;
+        const uint8_t *col = wina_panel_column(p, block, c % WINA_BLOCK);
         for (int32_t strip = strip0; strip < strip1; strip++) {
             float w[WINA_STRIP], *out = y + (int64_t)strip * WINA_STRIP;
             unpack_floats(p, col, strip, w);
@@ -402,8 +402,9 @@ static void gemv_floats(const wina_panel *p, const wina_act *act, int32_t block0
 }
 
 static void gemv(const wina_panel *p, const wina_act *act, int32_t block0, int32_t block1,
-                 int32_t strip0, int32_t strip1, float *y) {
-    memset(y + (int64_t)strip0 * WINA_STRIP, 0, (size_t)(strip1 - strip0) * WINA_STRIP * sizeof *y);
+                 int32_t strip0, int32_t strip1, bool add, float *y) {
+    if (!add)
+        wina_gemv_clear(y, strip0, strip1);
     if (p->layout->low_bits >= 16) {
         gemv_floats(p, act, block0, block1, strip0, strip1, y);
         return;
@@ -414,12 +415,11 @@ static void gemv(const wina_panel *p, const wina_act *act, int32_t block0, int32
     for (int32_t s = block0 * n_sub; s < block1 * n_sub; s++) {
         if (a->first[s] == a->first[s + 1])
             continue;
-        const uint8_t *base = wina_panel_block(p, s / n_sub);
         for (int32_t strip = strip0; strip < strip1; strip++) {
             int32_t dot[WINA_STRIP] = {0};
             for (uint32_t i = 4 * a->first[s]; i < 4 * a->first[s + 1]; i++) {
                 uint8_t v[WINA_STRIP];
-                unpack_strip(p, base + (uint64_t)a->col[i] * p->col_bytes, strip, v);
+                unpack_strip(p, wina_panel_column(p, s / n_sub, a->col[i]), strip, v);
                 for (int r = 0; r < WINA_STRIP; r++)
                     dot[r] += v[r] * a->x[i];
             }

@@ -213,11 +213,10 @@ static inline void gather_block(const wina_panel *p, const wina_quads *a, int32_
     out->n = 0;
     if (s >= end)
         return;
-    const uint8_t *base = wina_panel_block(p, s / n_sub);
     const uint8_t *col = a->col + 4 * a->first[s];
     const int32_t n = (int32_t)(4 * (a->first[s + 1] - a->first[s]));
     for (int32_t i = 0; i < n; i++)
-        out->col[i] = base + col[i] * p->col_bytes;
+        out->col[i] = wina_panel_column(p, s / n_sub, col[i]);
     out->n = n;
 }
 
@@ -275,9 +274,10 @@ typedef wina_gemm_strip neon_gemm_table[WINA_N_PLANES][WINA_N_SCALES];
 
 /* gemv_neon.c: panels by the kernels of a table; float panels are the same for all. */
 void wina_gemv_neon(const wina_panel *panel, const wina_act *act, int32_t block0, int32_t block1,
-                    int32_t strip0, int32_t strip1, float *y);
+                    int32_t strip0, int32_t strip1, bool add, float *y);
 void wina_gemv_tiles_neon(const neon_gemv_table table, const wina_panel *panel, const wina_act *act,
-                          int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y);
+                          int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, bool add,
+                          float *y);
 
 /* gemm_neon.c */
 void wina_gemm_neon(const wina_panel *panel, const wina_batch *batch, int32_t block0,

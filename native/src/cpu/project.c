@@ -173,7 +173,7 @@ static void multiply_share(const job *j, const segment *s, const wina_act *act, 
         int32_t block0, block1;
         wina_panel_part(s->panel, (int32_t)part, &block0, &block1);
         j->cpu->kernels.gemv(s->panel, act, block0, block1, s->strip0 + (int32_t)first,
-                             s->strip0 + (int32_t)(first + n),
+                             s->strip0 + (int32_t)(first + n), false,
                              j->cpu->parts + part * j->group->n_out + s->row0);
         begin += n;
     }
@@ -339,23 +339,93 @@ static bool is_on_disk(const job *j) {
     return j->cpu->columns && j->which >= 0;
 }
 
-/* Has what the token keeps of a group that is not in memory. Where that fails the batch does. */
-static bool gather(const job *j, wina_group_weights *view) {
+/* ---- one token, with columns from the disk ------------------------------------------------ */
+
+/* Blocks of a part, which are multiplied when so much as they need was read. */
+typedef struct slice {
+    int32_t mask, part, block0, block1;
+    segment segment;
+    uint64_t mark;
+} slice;
+
+/* Of a panel: enough that reading and multiplying go on together. */
+enum { N_SLICES = 16, MAX_SLICES = N_SLICES * WINA_MAX_PROJECTIONS * WINA_MAX_PROJECTIONS };
+
+typedef struct slices {
+    const job *job;
+    int32_t n, next;
+    slice slice[MAX_SLICES];
+} slices;
+
+static void multiply_slice(void *arg, int32_t thread, int32_t n_threads) {
+    const slices *all = arg;
+    const job *j = all->job;
+    const slice *s = &all->slice[all->next];
+    const wina_panel *p = s->segment.panel;
+    int64_t strip0, strip1;
+    int32_t first, end;
+    wina_panel_part(p, s->part, &first, &end);
+    wina_threads_share(s->segment.strip1 - s->segment.strip0, thread, n_threads, &strip0, &strip1);
+    if (strip0 < strip1)
+        j->cpu->kernels.gemv(p, &j->cpu->acts[s->mask], s->block0, s->block1,
+                             s->segment.strip0 + (int32_t)strip0,
+                             s->segment.strip0 + (int32_t)strip1, s->block0 > first,
+                             j->cpu->parts + s->part * j->group->n_out + s->segment.row0);
+}
+
+/* The next slice, in the one order that gives the bits of a whole product. */
+static bool multiply_next(void *arg, uint64_t n_read) {
+    slices *all = arg;
+    if (all->next == all->n || all->slice[all->next].mark > n_read)
+        return false;
+    wina_threads_run(all->job->cpu->threads, multiply_slice, all);
+    all->next++;
+    return true;
+}
+
+/* Cuts a segment into slices and adds what they need to what is read. */
+static void cut(slices *all, int32_t mask, const segment *s) {
+    const wina_panel *p = s->panel;
+    const wina_act *act = &all->job->cpu->acts[mask];
+    wina_columns *columns = all->job->cpu->columns;
+    const int32_t panel = (int32_t)(p - all->job->group->panels), most = N_SLICES / p->n_parts;
+    for (int32_t part = 0, k = 0; part < p->n_parts; part++) {
+        int32_t block0, block1;
+        wina_panel_part(p, part, &block0, &block1);
+        const int32_t size = (block1 - block0 + most - 1) / most;
+        for (int32_t b = block0, end; b < block1; b = end) {
+            const int32_t from = k;
+            end = b + size < block1 ? b + size : block1;
+            while (k < act->n_kept && act->kept[k] < end * WINA_BLOCK)
+                k++;
+            wina_columns_add(columns, panel, act->kept + from, k - from);
+            all->slice[all->n++] =
+                (slice){mask, part, b, end, *s, wina_columns_mark(columns)};
+        }
+    }
+}
+
+/* All masks, all parts, into `parts`; where reading fails the batch does. */
+static void multiply_from_disk(job *j) {
     wina_cpu *c = j->cpu;
-    wina_columns_begin(c->columns, j->layer, j->which, view);
+    const wina_group_weights *whole = j->group;
+    wina_group_weights view;
+    slices all = {.job = j};
+    wina_columns_begin(c->columns, j->layer, j->which, &view);
+    j->group = &view;
     for (int32_t mask = 0; mask < j->n_masks; mask++) {
         segment s[WINA_MAX_PROJECTIONS];
         const int n = find_segments(j, mask, s);
-        for (int i = 0; i < n; i++) {
-            const int32_t panel = (int32_t)(s[i].panel - j->group->panels);
-            wina_columns_add(c->columns, panel, panel + 1, c->acts[mask].kept,
-                             c->acts[mask].n_kept);
-        }
+        for (int i = 0; i < n; i++)
+            cut(&all, mask, &s[i]);
     }
-    const int32_t status = wina_columns_finish(c->columns);
-    if (status != WINA_OK)
+    const int32_t status = wina_columns_finish(c->columns, multiply_next, &all);
+    if (status == WINA_OK)
+        while (multiply_next(&all, wina_columns_mark(c->columns)))
+            continue;
+    else
         c->base.status = status;
-    return status == WINA_OK;
+    j->group = whole;
 }
 
 /* A token of its own or of several: all masks, all parts, into `parts`. */
@@ -363,12 +433,10 @@ static void run_one(job *j, int32_t token) {
     j->token = token;
     for (int32_t mask = 0; mask < j->n_masks; mask++)
         prepare_act(j, mask);
-    const wina_group_weights *whole = j->group;
-    wina_group_weights view;
-    if (is_on_disk(j) && gather(j, &view))
-        j->group = &view;
-    wina_threads_run(j->cpu->threads, multiply_one, j);
-    j->group = whole;
+    if (is_on_disk(j))
+        multiply_from_disk(j);
+    else
+        wina_threads_run(j->cpu->threads, multiply_one, j);
 }
 
 static void run(job *j) {
