@@ -349,6 +349,45 @@ static void check_cache(int32_t kind, int32_t width, int32_t keys, int32_t value
     free(a), free(b), free(c), free(rows), free(again);
 }
 
+/* Tokens far from the start, where a sequence is cut into pieces and four heads share keys: after
+ * rows that the CPU computed. */
+static void check_deep(int32_t n_past, int32_t width, int32_t type) {
+    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,         96,   32, 8, width, 100, 64,
+                            false,          false, FAKE_PLAIN, false};
+    const wina_backend_params p = {
+        .n_ctx = n_past + N_MORE, .n_batch = 64, .n_threads = 2, .cache_types = {type, type}};
+    char what[80];
+    snprintf(what, sizeof what, "after %d positions, heads of %d, cache of %s", n_past, width,
+             wina_cache_type_name(type));
+    if (is_left_out(what))
+        return;
+    wina_model *m = fake_model(&spec, 41);
+    m->config.n_ctx_train = p.n_ctx;
+    wina_backend *cpu = NULL, *gpu = NULL;
+    int32_t *tokens = calloc((size_t)p.n_ctx, sizeof *tokens);
+    for (int32_t i = 0; i < p.n_ctx; i++)
+        tokens[i] = (i * 37 + i / 100 + 11) % spec.n_vocab;
+    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    float *a = calloc((size_t)p.n_ctx * 100, sizeof *a), *b = calloc(N_MORE * 100, sizeof *b);
+    uint8_t *rows = malloc((size_t)n_past * 2 * 8 * wina_cache_row_bytes(type, width));
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
+    if (!cpu || !gpu)
+        return;
+    CHECK(run_on(cpu, tokens, 0, n_past, 64, &rules, a) == WINA_OK);
+    move_rows(cpu, &p, n_past, rows, false);
+    move_rows(gpu, &p, n_past, rows, true);
+    CHECK(run_on(cpu, tokens, n_past, p.n_ctx, 1, &rules, a) == WINA_OK);
+    CHECK_MSG(run_on(gpu, tokens, n_past, p.n_ctx, 1, &rules, b) == WINA_OK, "%s", wina_error());
+    const double error = worst_of(a, b, N_MORE, spec.n_vocab);
+    printf("  %-60s NMSE %.1e\n", what, error);
+    CHECK_MSG(error < (type == WINA_CACHE_F16 ? 2e-7 : 1e-5), "%s: NMSE %g", what, error);
+    cpu->ops->free(cpu), gpu->ops->free(gpu);
+    wina_cudalib_remove(m);
+    free(a), free(b), free(rows), free(tokens);
+}
+
 /* ---- choosing tokens from the best that the device finds ---------------------------------- */
 
 static int by_rank(const void *a, const void *b) {
@@ -646,6 +685,10 @@ int main(int argc, char **argv) {
             if (keys == values || keys == WINA_CACHE_F16)
                 check_cache(FAKE_GEMMA2, 80, keys, values, -1);
         }
+    for (int32_t type = 0; type < 2; type++)
+        for (int32_t width = quick ? 256 : 64; width <= 256; width *= 2)
+            for (int32_t n_past = 300; n_past <= (quick ? 300 : 2300); n_past += 2000)
+                check_deep(n_past, width, type);
     for (int32_t type = 0; type < 2 && !quick; type++) {
         check_cache(FAKE_GEMMA3, 256, type, type, -1);
         check_cache(FAKE_QWEN3, 12, type, type, -1);
