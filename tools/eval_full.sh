@@ -54,6 +54,7 @@ for stage in $stages; do
     case $stage in
     tune) # budgets with l2 and with loss-weighted norms, TEAL's greedy ones, norms alone
         calibrate "$model" descent --norms loss --allocate descent --objective loss
+        calibrate "$model" fitted --norms fitted --allocate descent --objective kl --thresholds
         calibrate "$model" descent-kl --norms loss --allocate descent --objective kl
         calibrate "$model" global-loss --norms loss
         calibrate "$model" uniform-loss --allocate uniform --norms loss
@@ -67,7 +68,7 @@ for stage in $stages; do
             --method $published --method $grouped
         ;;
     tuned)
-        for suffix in descent descent-kl global-loss; do
+        for suffix in fitted descent descent-kl global-loss; do
             evaluate "$out/$name-$suffix.gguf" "$name-$suffix-text" --tasks wikitext2 \
                 --sparsity $all --method wina
         done
