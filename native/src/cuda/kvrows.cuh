@@ -51,20 +51,22 @@ static __device__ __forceinline__ uint4 load_elements(const uint8_t *row, int la
 template <bool F16>
 static __device__ __forceinline__ float to_floats8(uint4 v, bool is_q8, float (&f)[8]) {
     const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-    if (F16 || !is_q8) {
+    if constexpr (!F16)
+        if (is_q8) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float2 t = __half22float2(*reinterpret_cast<const __half2 *>(&w[i]));
-            f[2 * i] = t.x, f[2 * i + 1] = t.y;
+            for (int i = 0; i < 8; i++) { /* a byte + 128 as the low bits of 2^23 */
+                const uint32_t bits =
+                    __byte_perm(w[i / 4] ^ 0x80808080u, 0x4b000000u, 0x7440 + i % 4);
+                f[i] = __uint_as_float(bits) - 8388736.0f;
+            }
+            return __half2float(__ushort_as_half((unsigned short)v.z));
         }
-        return 1.0f;
-    }
 #pragma unroll
-    for (int i = 0; i < 8; i++) { /* a byte + 128 as the low bits of 2^23 */
-        const uint32_t bits = __byte_perm(w[i / 4] ^ 0x80808080u, 0x4b000000u, 0x7440 + i % 4);
-        f[i] = __uint_as_float(bits) - 8388736.0f;
+    for (int i = 0; i < 4; i++) {
+        float2 t = __half22float2(*reinterpret_cast<const __half2 *>(&w[i]));
+        f[2 * i] = t.x, f[2 * i + 1] = t.y;
     }
-    return __half2float(__ushort_as_half((unsigned short)v.z));
+    return 1.0f;
 }
 
 /* What a group reads: N positions at a time, each slot loaded again as soon as it has

@@ -318,6 +318,8 @@ static void check_cache(int32_t kind, int32_t width, int32_t keys, int32_t value
     const size_t most = 2 * 2 * 2 * N_LONG * (wina_cache_row_bytes(WINA_CACHE_F32, width));
     uint8_t *rows = calloc(1, most), *again = calloc(1, most);
     CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return;
     CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
     CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
     CHECK_MSG(wina_chain_create(m, &p, &other) == WINA_OK, "%s", wina_error());
@@ -371,6 +373,8 @@ static void check_deep(int32_t n_past, int32_t width, int32_t type) {
     float *a = calloc((size_t)p.n_ctx * 100, sizeof *a), *b = calloc(N_MORE * 100, sizeof *b);
     uint8_t *rows = malloc((size_t)n_past * 2 * 8 * wina_cache_row_bytes(type, width));
     CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return;
     CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
     CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
     if (!cpu || !gpu)
@@ -556,6 +560,8 @@ static void check_small(const fake_spec *spec, int32_t cache_type, const char *w
     for (int32_t i = 0; i < N; i++)
         tokens[i] = (i * 37 + 11) % spec->n_vocab;
     CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return;
     CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
     CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
     if (!cpu || !gpu)
