@@ -316,7 +316,7 @@ EMULATE       := $(BUILD)/emulate
 EMULATE_FLAGS := -O2 -g -fPIC -fvisibility=hidden -fno-strict-aliasing -DWINA_CUDA_EMULATE \
                  -Inative/include -Inative/src -Inative/src/cuda -Itests/native/cuda/emulate \
                  -isystem $(CUDA_HOME)/include -MMD -MP
-EMULATE_OBJ   := $(patsubst %,$(EMULATE)/%.o,program.cu begin.cu best.cu cache.c copyspeed.c angles.c decode.c record.c plugin.c profile.c upload.c emulate.cpp)
+EMULATE_OBJ   := $(patsubst %,$(EMULATE)/%.o,program.cu begin.cu hidden.cu best.cu cache.c copyspeed.c angles.c decode.c record.c plugin.c profile.c upload.c emulate.cpp)
 
 cuda-emulated: $(EMULATE)/libwina_cuda.so $(BUILD)/tests/check_cuda
 $(EMULATE)/%.cu.o: native/src/cuda/%.cu

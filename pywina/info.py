@@ -89,6 +89,9 @@ class MemoryPlan:
     buffer_bytes: int
     other_bytes: int
     peak_bytes: int
+    gpu_weight_bytes: int
+    gpu_cache_bytes: int
+    gpu_buffer_bytes: int
 
 
 def _fields(struct: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -126,10 +126,15 @@ int32_t cli_load(const cli_options *o, const wina_model_params *params, wina_mod
                 o->model, info.architecture, (long long)info.n_params, info.n_layer, info.n_embd,
                 info.n_vocab, (double)info.file_bytes / 1e6, (double)info.weight_bytes / 1e6,
                 info.packed && !o->no_mmap ? " (mapped)" : "", cli_now() - start);
+        wina_memory_plan plan = {0};
+        wina_model_plan_memory(*model, p.session, &plan);
         if (info.device[0])
-            fprintf(stderr, "wina: %d layers: %s on %s, %.2f GB there\n", info.n_layer,
-                    info.backend_note[0] ? info.backend_note : "all", info.device,
-                    (double)info.gpu_bytes / 1e9);
+            fprintf(stderr,
+                    "wina: %d layers: %s on %s; there weights %.1f MB, keys and values %.1f MB, "
+                    "buffers %.1f MB; here weights %.1f MB\n",
+                    info.n_layer, info.backend_note[0] ? info.backend_note : "all", info.device,
+                    (double)plan.gpu_weight_bytes / 1e6, (double)plan.gpu_cache_bytes / 1e6,
+                    (double)plan.gpu_buffer_bytes / 1e6, (double)plan.weight_bytes / 1e6);
         else if (info.backend_note[0])
             fprintf(stderr, "wina: on the CPU: %s\n", info.backend_note);
     }

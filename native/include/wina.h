@@ -337,7 +337,7 @@ typedef struct wina_session_params {
 
 void wina_session_params_init(wina_session_params *params);
 
-/* Memory of a model and one session on the CPU, in bytes. */
+/* Memory of a model and one session, in bytes: on the CPU, and at the end on GPUs. */
 typedef struct wina_memory_plan {
     int64_t weight_bytes; /* panels and norms; of a packed file: mapped, unless it is copied */
     int64_t cache_bytes;  /* keys and values of a full context */
@@ -345,6 +345,9 @@ typedef struct wina_memory_plan {
     int64_t other_bytes; /* header of the file, tokenizer, rows of an embedding table in the file */
     int64_t peak_bytes;  /* most that is resident at one time, loading included, once all weights
                           * were read and the context is full; without the program itself */
+    /* In GPU memory, without what CUDA and cuBLAS take for themselves; 0 until a model is loaded
+     * there. What is on a GPU is in none of the above but the peak. */
+    int64_t gpu_weight_bytes, gpu_cache_bytes, gpu_buffer_bytes;
 } wina_memory_plan;
 
 /* params may be NULL. Works with meta_only, before anything is loaded. WINA_E_STATE if the file
@@ -381,7 +384,7 @@ typedef struct wina_eval {
     float *logits;         /* NULL, or (n_tokens - logits_from, n_vocab) */
     int32_t logits_from;   /* first token of this call whose logits are stored */
     float *hidden;         /* NULL, or (n_tokens, n_embd): the last layer's output after the final
-                            * norm, which embeddings are made of. CPU only */
+                            * norm, which embeddings are made of */
 } wina_eval;
 
 /* Runs tokens through the model. Whatever is asked for in *eval, the logits of the last token

@@ -299,10 +299,10 @@ int32_t wina_model_read_rows(const wina_model *m, const char *name, int64_t row0
         wina_panel_rows r;
         if (!m->has_plan || !wina_weights_find_rows(&m->weights, name, row0 + i, &r) ||
             !r.panel->data)
-            return wina_fail(WINA_E_STATE,
-                             "tensor %s is packed and the model was loaded without its "
-                             "weights",
-                             name);
+            return wina_fail(WINA_E_STATE, "tensor %s is packed and %s", name,
+                             m->cuda ? "in the GPU's memory alone: load the model with the "
+                                       "backend cpu, or mapped"
+                                     : "the model was loaded without its weights");
         for (int64_t k = 0; k < r.n_rows && i < n_rows; k++, i++)
             wina_panel_decode_row(r.panel, r.row0 + k, out + i * r.panel->n_cols);
     }
@@ -313,6 +313,9 @@ int32_t wina_model_write_packed(const wina_model *m, const char *path, wina_prog
                                 void *user) {
     if (!m->weights.output_norm)
         return wina_fail(WINA_E_STATE, "the model was loaded without its weights");
+    if (m->weights.end_here < m->config.n_layer && !m->weights.mapped)
+        return wina_fail(WINA_E_STATE, "the weights are in the GPU's memory alone: load the model "
+                                       "with the backend cpu to write them");
     return wina_packed_write(m->gguf, &m->weights, path, progress, user);
 }
 

@@ -185,6 +185,13 @@ static void set_held_from(wina_backend *b, int32_t pos) {
     }
 }
 
+static void hidden(wina_backend *b, float *out) {
+    chain *c = chain_of(b);
+    const part *last = &c->parts[c->n_parts - 1];
+    last->backend->ops->hidden(last->backend, out);
+    take_status(c, last);
+}
+
 static const wina_backend_ops CHAIN_OPS = {
     .name = "chain",
     .free = chain_free,
@@ -199,6 +206,7 @@ static const wina_backend_ops CHAIN_OPS = {
     .logits = logits,
     .fetch_logits = fetch_logits,
     .best = best,
+    .hidden = hidden,
     .copy_cache = copy_cache,
     .cache_rows = cache_rows,
     .held_from = held_from,

@@ -100,6 +100,18 @@ static int32_t first_that_fits(const wina_cuda_plugin *plugin, const wina_model 
     return end;
 }
 
+/* Adds to the note which types are not what they are in the file. */
+static void note_converted(wina_model *model, uint64_t types) {
+    size_t n = strlen(model->backend_note);
+    for (uint32_t type = 0; type < 64; type++)
+        if (types >> type & 1 && n < sizeof model->backend_note) {
+            snprintf(model->backend_note + n, sizeof model->backend_note - n, "%s%s as %s",
+                     n ? ", " : "", wina_dtype_name(type),
+                     type == WINA_DTYPE_MXFP4 ? "bfloat16" : "float16");
+            n = strlen(model->backend_note);
+        }
+}
+
 /* Layers [first, n_layer) on the GPUs, as few of them as have room; each has its share of memory.
  * With partly: from the first one on that there is room for. */
 static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t first,
@@ -124,16 +136,22 @@ static int32_t spread(wina_model *model, const wina_cuda_plugin *plugin, int32_t
                          n_layer - end, gpus[0].name, (double)gpus[0].free_bytes / 1e9);
     model->cuda_plugin = plugin;
     model->cuda_first = end;
-    for (int32_t i = n_used - 1, k = 0; i >= 0; i--, k++)
+    uint64_t converted = 0;
+    for (int32_t i = n_used - 1, k = 0; i >= 0; i--, k++) {
+        wina_cuda_model **gpu = k ? &model->more_cuda[k - 1] : &model->cuda;
+        wina_cuda_info info;
         WINA_TRY(plugin->model_create(&HOST, model, gpus[i].device, begins[i],
-                                      i ? begins[i - 1] : n_layer,
-                                      k ? &model->more_cuda[k - 1] : &model->cuda));
+                                      i ? begins[i - 1] : n_layer, gpu));
+        plugin->model_info(*gpu, &info);
+        converted |= info.converted;
+    }
     if (end > 0)
         snprintf(model->backend_note, sizeof model->backend_note,
                  "%d layers on the CPU, the last %d on %d GPU(s)", end, n_layer - end, n_used);
     else if (n_used > 1)
         snprintf(model->backend_note, sizeof model->backend_note, "%d layers on %d GPUs", n_layer,
                  n_used);
+    note_converted(model, converted);
     return WINA_OK;
 }
 
@@ -158,12 +176,44 @@ int32_t wina_cudalib_place(wina_model *model, int32_t backend, int32_t n_gpu_lay
     const bool some = n_gpu_layers > 0 && n_gpu_layers < n_layer;
     int32_t status = place(model, some ? n_layer - n_gpu_layers : 0,
                            n_gpu_layers < 0 && backend == WINA_BACKEND_AUTO);
-    if (status == WINA_OK)
+    if (status == WINA_OK) {
+        wina_weights_drop(&model->weights, model->gguf, model->cuda_first);
         return status;
+    }
     wina_cudalib_remove(model);
     if (backend == WINA_BACKEND_CUDA || n_gpu_layers > 0)
         return status;
     snprintf(model->backend_note, sizeof model->backend_note, "%s", wina_error());
+    return WINA_OK;
+}
+
+int32_t wina_cudalib_plan(const wina_model *model, const wina_backend_params *params,
+                          wina_cudalib_plan_bytes *out) {
+    *out = (wina_cudalib_plan_bytes){0};
+    for (int32_t i = -1; i < WINA_MAX_GPUS - 1; i++) {
+        wina_cuda_model *gpu = i < 0 ? model->cuda : model->more_cuda[i];
+        if (!gpu)
+            break;
+        wina_cuda_info info;
+        uint64_t cache = 0, buffers = 0;
+        model->cuda_plugin->model_info(gpu, &info);
+        WINA_TRY(model->cuda_plugin->plan_session(gpu, params, &cache, &buffers));
+        out->weights += info.weight_bytes;
+        out->cache += cache;
+        out->buffers += buffers;
+    }
+    return WINA_OK;
+}
+
+int32_t wina_cudalib_free_bytes(uint64_t *n_bytes) {
+    const wina_cuda_plugin *plugin;
+    wina_cuda_memory gpus[WINA_MAX_GPUS];
+    int32_t n = 0;
+    *n_bytes = 0;
+    WINA_TRY(wina_cudalib_open(&plugin));
+    WINA_TRY(plugin->list_devices(&HOST, gpus, WINA_MAX_GPUS, &n));
+    for (int32_t i = 0; i < n; i++)
+        *n_bytes += gpus[i].free_bytes;
     return WINA_OK;
 }
 

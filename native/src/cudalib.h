@@ -16,4 +16,13 @@ int32_t wina_cudalib_open(const wina_cuda_plugin **out);
 int32_t wina_cudalib_place(wina_model *model, int32_t backend, int32_t n_gpu_layers);
 void wina_cudalib_remove(wina_model *model);
 
+/* Memory of all GPUs together that a placed model takes, and a session of it would. */
+typedef struct wina_cudalib_plan_bytes {
+    uint64_t weights, cache, buffers;
+} wina_cudalib_plan_bytes;
+int32_t wina_cudalib_plan(const wina_model *model, const wina_backend_params *params,
+                          wina_cudalib_plan_bytes *out);
+/* What all GPUs have free, by their own account. */
+int32_t wina_cudalib_free_bytes(uint64_t *n_bytes);
+
 #endif

@@ -92,6 +92,13 @@ void wina_mem_drop_big(void *memory, uint64_t n_bytes) {
         madvise(memory, (size_t)mapped_bytes(n_bytes), MADV_DONTNEED);
 }
 
+void wina_mem_drop_part(void *memory, uint64_t n_bytes) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)memory;
+    const uintptr_t begin = (at + page - 1) & ~(page - 1), end = (at + n_bytes) & ~(page - 1);
+    if (begin < end)
+        madvise((uint8_t *)memory + (begin - at), end - begin, MADV_DONTNEED);
+}
+
 uint64_t wina_mem_undropped(uint64_t n_bytes) {
     return n_bytes >= MAPPED_FROM ? 0 : n_bytes;
 }

@@ -27,6 +27,9 @@ void wina_mem_free_big(void *memory, uint64_t n_bytes);
 /* The system takes its pages back, and the content with them; small blocks stay as they are. */
 void wina_mem_drop_big(void *memory, uint64_t n_bytes);
 /* What stays of it. */
+/* The same for whole pages inside any part of a block, or of a file that is mapped, which is read
+ * again when it is needed. */
+void wina_mem_drop_part(void *memory, uint64_t n_bytes);
 uint64_t wina_mem_undropped(uint64_t n_bytes);
 
 /* Grows *array (n used, *capacity allocated elements of size bytes) to hold at least want elements;

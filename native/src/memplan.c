@@ -1,6 +1,7 @@
 #include "memplan.h"
 
 #include "cpu/columns.h"
+#include "cudalib.h"
 #include "packed.h"
 #include "pairmap.h"
 #include "status.h"
@@ -62,6 +63,20 @@ static uint64_t vector_bytes(const wina_weights *w) {
     return n * sizeof(float);
 }
 
+/* What layers on GPUs change: they keep nothing here but vectors; the peak is that of loading. */
+static int32_t plan_gpu(const wina_model *m, const wina_backend_params *p, wina_memory_plan *out) {
+    wina_cudalib_plan_bytes gpu;
+    WINA_TRY(wina_cudalib_plan(m, p, &gpu));
+    out->weight_bytes -=
+        (int64_t)(m->weights.arena_bytes - wina_weights_kept_bytes(&m->weights, m->cuda_first));
+    if (m->cuda_first == 0)
+        out->cache_bytes = 0, out->buffer_bytes = (int64_t)m->config.n_vocab * 4;
+    out->gpu_weight_bytes = (int64_t)gpu.weights;
+    out->gpu_cache_bytes = (int64_t)gpu.cache;
+    out->gpu_buffer_bytes = (int64_t)gpu.buffers;
+    return WINA_OK;
+}
+
 static int32_t make(const wina_model *m, const wina_session_params *params, wina_memory_plan *out) {
     const wina_weights *w = &m->weights;
     const wina_backend_params p = wina_memplan_params(m, params);
@@ -90,7 +105,7 @@ static int32_t make(const wina_model *m, const wina_session_params *params, wina
     const int64_t session = out->cache_bytes + out->buffer_bytes;
     out->peak_bytes =
         out->weight_bytes + out->other_bytes + (packing > session ? packing : session);
-    return WINA_OK;
+    return m->cuda ? plan_gpu(m, &p, out) : WINA_OK;
 }
 
 int32_t wina_model_plan_memory(const wina_model *m, const wina_session_params *params,

@@ -122,6 +122,7 @@ int32_t wina_weights_plan(const wina_gguf *gguf, const wina_config *c, wina_weig
         }
     }
     w.total_bytes += w.sparse_bytes;
+    w.end_here = w.n_layer;
     w.arena_bytes = place_panels(&w);
     *out = w;
     return WINA_OK;
@@ -341,6 +342,41 @@ void wina_weights_free(wina_weights *w) {
     free(w->rope_factors_long);
     free(w->layers);
     *w = (wina_weights){0};
+}
+
+static void drop(wina_weights *w, uint64_t begin, uint64_t end) {
+    if (w->locked)
+        munlock(w->arena + begin, (size_t)(end - begin));
+    wina_mem_drop_part(w->arena + begin, end - begin);
+}
+
+/* Whether the output matrix is not needed beside layers before `first`. */
+static bool drops_output(const wina_weights *w, int32_t first) {
+    return first == 0 || w->token_embd;
+}
+
+void wina_weights_drop(wina_weights *w, const wina_gguf *gguf, int32_t first) {
+    if (!w->arena || first >= w->n_layer)
+        return;
+    drop(w, w->layers[first].offset, w->arena_bytes);
+    if (drops_output(w, first))
+        drop(w, 0, w->layers[0].offset);
+    if (first == 0 && w->token_embd)
+        wina_gguf_release(gguf, w->token_embd);
+    w->end_here = first;
+    if (w->mapped)
+        return;
+    for (int32_t i = first; i < w->n_layer; i++)
+        for (int group = 0; group < WINA_N_GROUPS; group++)
+            for (int32_t p = 0; p < w->layers[i].groups[group].n_panels; p++)
+                w->layers[i].groups[group].panels[p].data = NULL;
+    if (drops_output(w, first))
+        w->output.data = NULL;
+}
+
+uint64_t wina_weights_kept_bytes(const wina_weights *w, int32_t first) {
+    const uint64_t end = first < w->n_layer ? w->layers[first].offset : w->arena_bytes;
+    return drops_output(w, first) ? end - w->layers[0].offset : end;
 }
 
 static const wina_group_weights *expert_group(const wina_expert *e, int group) {

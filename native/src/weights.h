@@ -37,6 +37,7 @@ typedef struct wina_weights {
     uint64_t arena_bytes;
     bool mapped;                        /* the arena is the file's: not to be freed or written */
     bool locked;                        /* its pages stay in memory */
+    int32_t end_here;                   /* panels of layers from here on were dropped */
     wina_layer *layers;                 /* (n_layer) */
     float *output_norm;                 /* (n_embd) gain */
     float *rope_factors;                /* (rope_dim / 2) frequency divisors or NULL */
@@ -64,6 +65,13 @@ typedef struct wina_weights_how {
 int32_t wina_weights_load(const wina_gguf *gguf, const wina_config *config,
                           const wina_weights_how *how, wina_weights *weights);
 void wina_weights_free(wina_weights *weights);
+
+/* Panels of layers from `first` on leave memory, with the output matrix unless embeddings of the
+ * layers before them are in it; from 0 on, also the embeddings. Those of a mapped file are read
+ * again if somebody asks for them, all others are gone: their `data` is NULL. */
+void wina_weights_drop(wina_weights *weights, const wina_gguf *gguf, int32_t first);
+/* Bytes of panels that stay then. */
+uint64_t wina_weights_kept_bytes(const wina_weights *weights, int32_t first);
 
 /* Rows of a tensor from its row `row` on, which must be there; those of fused and of stacked
  * matrices are in pieces. false: the tensor is in no panel. */

@@ -33,10 +33,22 @@ def _memory(model: Model) -> dict[str, int]:
         "kv_cache": plan.cache_bytes,
         "session": model.stats.session_bytes,
         "gpu": info.gpu_bytes,
+        "gpu_kv_cache": plan.gpu_cache_bytes,
+        "gpu_buffers": plan.gpu_buffer_bytes,
         "buffers": plan.buffer_bytes,
         "other": plan.other_bytes,
         "peak": plan.peak_bytes,
     }
+
+
+def _gpu_memory(memory: dict[str, int]) -> list[tuple[str, str]]:
+    if not memory["gpu"]:
+        return []
+    text = (
+        f"weights {memory['gpu'] / 1e6:.1f} MB, keys and values "
+        f"{memory['gpu_kv_cache'] / 1e6:.1f} MB, buffers {memory['gpu_buffers'] / 1e6:.1f} MB"
+    )
+    return [("on GPUs", text)]
 
 
 def _print(model: Model) -> None:
@@ -57,6 +69,7 @@ def _print(model: Model) -> None:
          f"{memory['kv_cache'] / 1e6:.1f} MB for {info.n_ctx} tokens ({info.cache_type_k}, "
          f"{info.cache_type_v}), buffers {memory['buffers'] / 1e6:.1f} MB, the rest "
          f"{memory['other'] / 1e6:.1f} MB; at its peak {memory['peak'] / 1e6:.1f} MB"),
+        *_gpu_memory(memory),
         ("sparsity", f"{model.sparsity.sparsity:g}"),
         ("rule", "at sparsity {:g}: {}".format(*_rule(model))),
     ]  # fmt: skip

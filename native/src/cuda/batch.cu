@@ -68,19 +68,26 @@ __global__ void __launch_bounds__(SELECT_THREADS)
 
 /* ---- weights ------------------------------------------------------------------------------ */
 
-/* Rows [row0, row0 + n_rows) of a panel as out (n_cols, n_rows) float16. A warp decodes a column's
- * part of a tile. Grid: (tiles, columns / 8). */
+/* Two floats as float16, in a word. */
+static __device__ __forceinline__ uint32_t halves_of(float a, float b) {
+    const __half2 h = __floats2half2_rn(a, b);
+    return *reinterpret_cast<const uint32_t *>(&h);
+}
+
+/* Rows [row0, row0 + n_rows) and columns [col0, col0 + n_cols) of a panel as out (n_cols, n_rows)
+ * float16. A warp decodes a column's part of a tile; lanes store 16 bytes at a time. Grid: (tiles,
+ * columns / 8). */
 template <class F>
 __global__ void decode_kernel(const __grid_constant__ wina_cuda_panel p, int row0, int n_rows,
-                              __half *out) {
-    const int lane = threadIdx.x % 32, c = blockIdx.y * 8 + threadIdx.x / 32;
-    const int tile = blockIdx.x * F::TILE;
-    if (c >= p.n_cols || tile + lane * F::LANE_ROWS >= n_rows)
+                              int col0, int n_cols, __half *out) {
+    const int lane = threadIdx.x % 32, c_out = blockIdx.y * 8 + threadIdx.x / 32;
+    const int tile = blockIdx.x * F::TILE, c = col0 + c_out;
+    if (c_out >= n_cols || tile + lane * F::LANE_ROWS >= n_rows)
         return;
     const uint8_t *super = p.data + (uint64_t)(c >> 8) * p.super_bytes;
     const uint8_t *block = super + p.super_head + (uint64_t)(c >> 5 & 7) * p.block_bytes;
     const uint8_t *col = block + (uint64_t)(c & 31) * p.col_bytes;
-    __half *to = out + (int64_t)c * n_rows + tile;
+    __half *to = out + (int64_t)c_out * n_rows + tile;
     if constexpr (F::LIST == LIST_FLOAT) {
         float v[F::LANE_ROWS] = {};
         F::add(
@@ -88,15 +95,16 @@ __global__ void decode_kernel(const __grid_constant__ wina_cuda_panel p, int row
             load_stream16(col + (uint64_t)(row0 + tile + lane * F::LANE_ROWS) * (F::ROW_BITS / 8)),
             1.0f);
 #pragma unroll
-        for (int k = 0; k < F::LANE_ROWS; k++)
-            to[lane * F::LANE_ROWS + k] = __float2half_rn(v[k]);
+        for (int k = 0; k < F::LANE_ROWS; k += 4)
+            *reinterpret_cast<uint2 *>(to + lane * F::LANE_ROWS + k) =
+                make_uint2(halves_of(v[k], v[k + 1]), halves_of(v[k + 2], v[k + 3]));
     } else {
         typedef typename F::value V;
         typedef typename F::scale S;
         const uint8_t *scales = block + p.col_bytes * 32;
         const uint32_t strip = (uint32_t)(row0 + tile) / 64 + lane / 4;
         const int high = V::high_from_low(strip, lane, (uint32_t)p.n_rows);
-        uint32_t words[V::WORDS];
+        uint32_t words[V::WORDS], pairs[2 * V::WORDS];
         V::unpack(V::load(col + V::low_at(strip, lane), high), lane, words);
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++) {
@@ -106,10 +114,13 @@ __global__ void decode_kernel(const __grid_constant__ wina_cuda_panel p, int row
             S::flush(
                 S::load(scales, super, p.n_rows, row0 + tile + V::scale_at(lane, j), (c & 31) / 16),
                 q, 1, 1.0f, v);
-            __half2 *pair = reinterpret_cast<__half2 *>(to + V::row(lane, j));
-            pair[0] = __floats2half2_rn(v[0], v[1]);
-            pair[1] = __floats2half2_rn(v[2], v[3]);
+            pairs[2 * j] = halves_of(v[0], v[1]);
+            pairs[2 * j + 1] = halves_of(v[2], v[3]);
         }
+#pragma unroll
+        for (int j = 0; j < V::WORDS; j += 2) /* rows of two words lie together */
+            *reinterpret_cast<uint4 *>(to + V::row(lane, j)) =
+                make_uint4(pairs[2 * j], pairs[2 * j + 1], pairs[2 * j + 2], pairs[2 * j + 3]);
     }
 }
 
@@ -117,12 +128,12 @@ __global__ void decode_kernel(const __grid_constant__ wina_cuda_panel p, int row
 
 enum { MATMUL_M = 128, MATMUL_N = 128, MATMUL_K = 32, MATMUL_PAD = 8, MATMUL_THREADS = 256 };
 
-/* y (m, n) = a (m, k) w (k, n); m, n and k multiples of 16, rows of a padded with zeros to
+/* y (m, n) = (y +) a (m, k) w (k, n); m, n and k multiples of 16, rows of a padded with zeros to
  * MATMUL_K. Eight warps of 32 x 64 outputs; the next pieces of a and w are loaded while tensor
  * cores work on these. */
 __global__ void __launch_bounds__(MATMUL_THREADS)
     matmul_kernel(const __half *a, int64_t lda, const __half *w, int64_t ldw, float *y, int64_t ldy,
-                  int m, int n, int k) {
+                  int m, int n, int k, bool add) {
     using namespace nvcuda;
     __shared__ __align__(16) __half as[2][MATMUL_M][MATMUL_K + MATMUL_PAD];
     __shared__ __align__(16) __half ws[2][MATMUL_K][MATMUL_N + MATMUL_PAD];
@@ -131,7 +142,11 @@ __global__ void __launch_bounds__(MATMUL_THREADS)
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc[2][4];
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 4; j++)
-            wmma::fill_fragment(acc[i][j], 0.0f);
+            if (add && m0 + wm + 16 * i < m && n0 + wn + 16 * j < n)
+                wmma::load_matrix_sync(acc[i][j], y + (m0 + wm + 16 * i) * ldy + n0 + wn + 16 * j,
+                                       (unsigned)ldy, wmma::mem_row_major);
+            else
+                wmma::fill_fragment(acc[i][j], 0.0f);
     const uint4 none = make_uint4(0, 0, 0, 0);
     uint4 next_a[2], next_w[2];
     auto fetch = [&](int k0) {
@@ -340,49 +355,51 @@ extern "C" cudaError_t wina_cuda_prepare_launch(const wina_cuda_prepare *p, int3
 }
 
 template <class F>
-static cudaError_t decode(const wina_cuda_panel *p, int row0, int n_rows, __half *out,
-                          cudaStream_t stream) {
-    const dim3 grid((n_rows + F::TILE - 1) / F::TILE, (p->n_cols + 7) / 8);
-    decode_kernel<F><<<grid, 256, 0, stream>>>(*p, row0, n_rows, out);
+static cudaError_t decode(const wina_cuda_panel *p, int row0, int n_rows, int col0, int n_cols,
+                          __half *out, cudaStream_t stream) {
+    const dim3 grid((n_rows + F::TILE - 1) / F::TILE, (n_cols + 7) / 8);
+    decode_kernel<F><<<grid, 256, 0, stream>>>(*p, row0, n_rows, col0, n_cols, out);
     return cudaGetLastError();
 }
 
 extern "C" cudaError_t wina_cuda_decode_launch(const wina_cuda_panel *p, int32_t row0,
-                                               int32_t n_rows, uint16_t *out, cudaStream_t stream) {
+                                               int32_t n_rows, int32_t col0, int32_t n_cols,
+                                               uint16_t *out, cudaStream_t stream) {
     __half *to = reinterpret_cast<__half *>(out);
     switch (p->format) {
     case WINA_CUDA_F32:
-        return decode<format_f32>(p, row0, n_rows, to, stream);
+        return decode<format_f32>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_F16:
-        return decode<format_f16>(p, row0, n_rows, to, stream);
+        return decode<format_f16>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_BF16:
-        return decode<format_bf16>(p, row0, n_rows, to, stream);
+        return decode<format_bf16>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q8_0:
-        return decode<format_q8_0>(p, row0, n_rows, to, stream);
+        return decode<format_q8_0>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q4_0:
-        return decode<format_q4_0>(p, row0, n_rows, to, stream);
+        return decode<format_q4_0>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q4_1:
-        return decode<format_q4_1>(p, row0, n_rows, to, stream);
+        return decode<format_q4_1>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q5_0:
-        return decode<format_q5_0>(p, row0, n_rows, to, stream);
+        return decode<format_q5_0>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q5_1:
-        return decode<format_q5_1>(p, row0, n_rows, to, stream);
+        return decode<format_q5_1>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q4_K:
-        return decode<format_q4_k>(p, row0, n_rows, to, stream);
+        return decode<format_q4_k>(p, row0, n_rows, col0, n_cols, to, stream);
     case WINA_CUDA_Q5_K:
-        return decode<format_q5_k>(p, row0, n_rows, to, stream);
+        return decode<format_q5_k>(p, row0, n_rows, col0, n_cols, to, stream);
     default:
-        return decode<format_q6_k>(p, row0, n_rows, to, stream);
+        return decode<format_q6_k>(p, row0, n_rows, col0, n_cols, to, stream);
     }
 }
 
 extern "C" cudaError_t wina_cuda_matmul_launch(const uint16_t *a, int64_t lda, const uint16_t *w,
                                                int64_t ldw, float *y, int64_t ldy, int32_t m,
-                                               int32_t n, int32_t k, cudaStream_t stream) {
+                                               int32_t n, int32_t k, bool add,
+                                               cudaStream_t stream) {
     const dim3 grid((n + MATMUL_N - 1) / MATMUL_N, (m + MATMUL_M - 1) / MATMUL_M);
     matmul_kernel<<<grid, MATMUL_THREADS, 0, stream>>>(reinterpret_cast<const __half *>(a), lda,
                                                        reinterpret_cast<const __half *>(w), ldw, y,
-                                                       ldy, m, n, k);
+                                                       ldy, m, n, k, add);
     return cudaGetLastError();
 }
 

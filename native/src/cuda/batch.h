@@ -2,6 +2,8 @@
 #ifndef WINA_CUDA_BATCH_H
 #define WINA_CUDA_BATCH_H
 
+#include <stdbool.h>
+
 #include "device.h"
 
 #ifdef __cplusplus
@@ -24,14 +26,16 @@ typedef struct wina_cuda_prepare {
 cudaError_t wina_cuda_batch_prepare(void);
 cudaError_t wina_cuda_prepare_launch(const wina_cuda_prepare *p, int32_t n_tokens,
                                      cudaStream_t stream);
-/* Rows of a panel as out (n_cols, n_rows) float16; row0 and n_rows are multiples of 64. */
+/* Rows and columns of a panel as out (n_cols, n_rows) float16; row0 and n_rows are multiples of 64.
+ */
 cudaError_t wina_cuda_decode_launch(const wina_cuda_panel *p, int32_t row0, int32_t n_rows,
-                                    uint16_t *out, cudaStream_t stream);
-/* y (m, n) = a (m, k) w (k, n), all row-major float16 but y; m and n multiples of 16, lda, ldw and
- * k of 8. */
+                                    int32_t col0, int32_t n_cols, uint16_t *out,
+                                    cudaStream_t stream);
+/* y (m, n) = a (m, k) w (k, n), or (add) added to y, all row-major float16 but y; m and n multiples
+ * of 16, lda, ldw and k of 8. */
 cudaError_t wina_cuda_matmul_launch(const uint16_t *a, int64_t lda, const uint16_t *w, int64_t ldw,
                                     float *y, int64_t ldy, int32_t m, int32_t n, int32_t k,
-                                    cudaStream_t stream);
+                                    bool add, cudaStream_t stream);
 /* x += y scale;  out = y scale + bias;  out = silu(y) y[up_row0..] (both times scale; or gelu);
  * x += gain rms_norm(y scale) factor;  y = cap tanh(y scale / cap) */
 cudaError_t wina_cuda_batch_add(float *x, int64_t x_stride, const float *y, int64_t y_stride,

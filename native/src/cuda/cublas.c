@@ -60,9 +60,10 @@ void wina_cublas_close(wina_cublas *c) {
 }
 
 bool wina_cublas_multiply(wina_cublas *c, const uint16_t *a, int64_t lda, const uint16_t *w,
-                          int64_t ldw, float *y, int64_t ldy, int32_t m, int32_t n, int32_t k) {
+                          int64_t ldw, float *y, int64_t ldy, int32_t m, int32_t n, int32_t k,
+                          bool add) {
     /* Column-major, the product is that of the transposes: y' (n, m) = w' (n, k) a' (k, m). */
-    const float one = 1.0f, zero = 0.0f;
+    const float one = 1.0f, before = add ? 1.0f : 0.0f;
     return c->gemm(c->handle, OP_N, OP_N, n, m, k, &one, w, TYPE_F16, (int)ldw, a, TYPE_F16,
-                   (int)lda, &zero, y, TYPE_F32, (int)ldy, COMPUTE_32F, ALGO_DEFAULT) == 0;
+                   (int)lda, &before, y, TYPE_F32, (int)ldy, COMPUTE_32F, ALGO_DEFAULT) == 0;
 }

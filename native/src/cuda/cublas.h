@@ -15,8 +15,10 @@ typedef struct wina_cublas wina_cublas;
 wina_cublas *wina_cublas_open(cudaStream_t stream, void *workspace, uint64_t workspace_bytes);
 void wina_cublas_close(wina_cublas *c); /* accepts NULL */
 
-/* y (m, n) = a (m, k) w (k, n), row-major, float16 in and float out. False on failure. */
+/* y (m, n) = a (m, k) w (k, n), or (add) added to y, row-major, float16 in and float out. False on
+ * failure. */
 bool wina_cublas_multiply(wina_cublas *c, const uint16_t *a, int64_t lda, const uint16_t *w,
-                          int64_t ldw, float *y, int64_t ldy, int32_t m, int32_t n, int32_t k);
+                          int64_t ldw, float *y, int64_t ldy, int32_t m, int32_t n, int32_t k,
+                          bool add);
 
 #endif

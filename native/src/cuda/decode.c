@@ -107,6 +107,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     note(c, cudaSetDevice(c->m->device_index), "choosing the GPU");
     wina_cuda_cache_begin(&c->cache, pos, n_tokens);
     c->entered = NULL;
+    c->hidden = NULL;
     c->rules = rules;
     if (rules->sparse && c->version != rules->version)
         take_rules(c, c->slot_norms[0]);
@@ -198,6 +199,22 @@ static void copy_logits(cuda_backend *c) {
          "logits");
 }
 
+/* What the head multiplied of token i of the batch. */
+static void copy_hidden(cuda_backend *c, int32_t i) {
+    const wina_config *f = &c->base.model->config;
+    const size_t n = (size_t)f->n_embd;
+    const wina_cuda_hidden h = {.fixed = c->x,
+                                .gain = c->m->output_norm,
+                                .out = c->normed,
+                                .eps = f->rms_eps,
+                                .n = f->n_embd};
+    note(c, wina_cuda_hidden_launch(&h, 1, c->stream), "the final norm");
+    note(c,
+         cudaMemcpyAsync(c->hidden + (size_t)i * n, c->normed, n * sizeof(float),
+                         cudaMemcpyDeviceToHost, c->stream),
+         "the final norm");
+}
+
 /* copy: the logits to the host as well. */
 static void run_token(cuda_backend *c, int32_t i, bool copy) {
     const bool sparse = is_sparse(c, i);
@@ -210,6 +227,8 @@ static void run_token(cuda_backend *c, int32_t i, bool copy) {
     note(c, cudaGraphLaunch(c->graphs[c->graph], c->stream), "launch");
     if (copy)
         copy_logits(c);
+    if (c->hidden)
+        copy_hidden(c, i);
     note(c, cudaStreamSynchronize(c->stream), "running");
     if (c->base.status == WINA_OK)
         count(c, c->host_kept, sparse, i == c->n_tokens - 1);
@@ -272,6 +291,14 @@ static void fetch_logits(wina_backend *b, float *out) {
 static const wina_best *best(wina_backend *b) {
     const cuda_backend *c = cuda_of(b);
     return c->is_fetched ? NULL : &c->host_best->found;
+}
+
+/* Tokens that are not a batch run in logits(). */
+static void hidden(wina_backend *b, float *out) {
+    cuda_backend *c = cuda_of(b);
+    c->hidden = out;
+    if (c->batch)
+        note(c, wina_cuda_prompt_hidden(c->prompt, out), "prompt");
 }
 
 static void enter(wina_backend *b, const float *x) {
@@ -346,27 +373,36 @@ static uint64_t place_all(cuda_backend *c) {
     place_norms(c, place(c, &used, c->norms_floats * sizeof(float)));
     for (int i = 0; i < (f->window ? 2 : 1); i++)
         c->angles[i] = place(c, &used, (uint64_t)c->n_ctx * (uint64_t)f->rope_dim * sizeof(float));
+    c->normed = place(c, &used, (uint64_t)f->n_embd * sizeof *c->normed);
     c->exit = place(c, &used, (uint64_t)f->n_embd * sizeof *c->exit);
     for (int v = 0; v < 2; v++)
         c->cache.data[v] = place(c, &used, wina_cuda_cache_bytes(&c->cache, v, c->m->end));
     return used;
 }
 
-static int32_t create_buffers(cuda_backend *c) {
+/* The size of everything, and what host memory that takes. */
+static int32_t count_buffers(cuda_backend *c, uint64_t *n_bytes) {
     const wina_cuda_host *host = c->m->host;
-    const wina_model *model = c->base.model;
-    c->max_phases = model->config.n_layer * (3 + 1 + 1 + 1 + 3 + 1 + 2) + 1;
-    c->phases = calloc((size_t)c->max_phases, sizeof *c->phases);
-    if (!c->phases)
-        return host->fail(WINA_E_MEMORY, "out of memory: session");
+    c->max_phases = c->base.model->config.n_layer * (3 + 1 + 1 + 1 + 3 + 1 + 2) + 1;
     c->slot_norms = calloc((size_t)n_slots(c), sizeof *c->slot_norms);
     if (!c->slot_norms)
         return host->fail(WINA_E_MEMORY, "out of memory: session");
     place_norms(c, NULL);
+    *n_bytes = place_all(c);
+    return WINA_OK;
+}
+
+static int32_t create_buffers(cuda_backend *c) {
+    const wina_cuda_host *host = c->m->host;
+    const wina_model *model = c->base.model;
+    uint64_t n_bytes = 0;
+    int32_t status = count_buffers(c, &n_bytes);
+    if (status != WINA_OK)
+        return status;
+    c->phases = calloc((size_t)c->max_phases, sizeof *c->phases);
     c->host_norms = calloc(c->norms_floats, sizeof *c->host_norms);
-    if (!c->host_norms)
+    if (!c->phases || !c->host_norms)
         return host->fail(WINA_E_MEMORY, "out of memory: session");
-    const uint64_t n_bytes = place_all(c);
     CUDA_TRY(host, cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking), "stream");
     CUDA_TRY(host, cudaMalloc((void **)&c->arena, n_bytes), "memory for the session");
     CUDA_TRY(host, cudaMemsetAsync(c->arena, 0, n_bytes, c->stream), "memory for the session");
@@ -399,7 +435,7 @@ static int32_t create_buffers(cuda_backend *c) {
         if (!c->residual)
             return host->fail(WINA_E_MEMORY, "out of memory: session");
     }
-    int32_t status = wina_cuda_upload_angles(c->m, c->n_ctx, false, c->angles[0]);
+    status = wina_cuda_upload_angles(c->m, c->n_ctx, false, c->angles[0]);
     if (status == WINA_OK && model->config.window)
         status = wina_cuda_upload_angles(c->m, c->n_ctx, true, c->angles[1]);
     return status;
@@ -468,16 +504,17 @@ static const wina_backend_ops CUDA_OPS = {
     .logits = logits,
     .fetch_logits = fetch_logits,
     .best = best,
+    .hidden = hidden,
     .copy_cache = copy_cache,
     .cache_rows = cache_rows,
     .held_from = held_from,
     .set_held_from = set_held_from,
 };
 
-int32_t wina_cuda_backend_create(wina_cuda_model *m, const wina_backend_params *params,
-                                 wina_backend **out) {
-    *out = NULL;
+static int32_t create_empty(wina_cuda_model *m, const wina_backend_params *params,
+                            cuda_backend **out) {
     wina_cuda_cache cache;
+    *out = NULL;
     const int32_t known = wina_cuda_cache_init(&cache, m, params);
     if (known != WINA_OK)
         return known;
@@ -497,7 +534,38 @@ int32_t wina_cuda_backend_create(wina_cuda_model *m, const wina_backend_params *
     c->no_hints = hints && strcmp(hints, "0") == 0;
     c->n_splits = (2 * m->n_sms + f->n_head_kv - 1) / f->n_head_kv;
     c->n_splits = c->n_splits > MAX_SPLITS ? MAX_SPLITS : c->n_splits;
-    int32_t status = WINA_OK;
+    *out = c;
+    return WINA_OK;
+}
+
+int32_t wina_cuda_plan_session(wina_cuda_model *m, const wina_backend_params *params,
+                               uint64_t *cache_bytes, uint64_t *buffer_bytes) {
+    cuda_backend *c = NULL;
+    uint64_t prompt_bytes = 0, n_bytes = 0;
+    int32_t status = create_empty(m, params, &c);
+    if (status == WINA_OK)
+        status = count_buffers(c, &n_bytes);
+    if (status == WINA_OK)
+        status = wina_cuda_prompt_plan(m, params->n_batch, &prompt_bytes);
+    if (status == WINA_OK) {
+        *cache_bytes = 0;
+        for (int v = 0; v < 2; v++)
+            *cache_bytes += wina_cuda_cache_bytes(&c->cache, v, m->end);
+        *buffer_bytes = n_bytes - *cache_bytes + prompt_bytes;
+    }
+    if (c)
+        free(c->slot_norms);
+    free(c);
+    return status;
+}
+
+int32_t wina_cuda_backend_create(wina_cuda_model *m, const wina_backend_params *params,
+                                 wina_backend **out) {
+    *out = NULL;
+    cuda_backend *c = NULL;
+    int32_t status = create_empty(m, params, &c);
+    if (status != WINA_OK)
+        return status;
     const cudaError_t e = cudaSetDevice(m->device_index);
     if (e != cudaSuccess)
         status = wina_cuda_fail(m->host, e, "choosing the GPU");

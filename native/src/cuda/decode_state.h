@@ -24,6 +24,7 @@ typedef struct cuda_backend {
     wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
     bool batch;               /* the batch under way runs there */
     const float *entered;     /* (n_tokens, n_embd) in place of embeddings, or NULL */
+    float *hidden;        /* of the batch under way: (n_tokens, n_embd) host memory, or NULL */
     float *residual; /* (n_batch, n_embd) what the last layer left, if the head is elsewhere */
     int32_t n_batch;
 
@@ -49,6 +50,7 @@ typedef struct cuda_backend {
     wina_cuda_fixed *x;      /* (n_embd) */
     wina_cuda_fixed *qkv[2]; /* (n_out of qkv) of even and odd layers */
     float *att, *gate_up, *ff, *logits;
+    float *normed; /* (n_embd) what the head multiplies, if it is asked for */
     float *partial, *attend_partial;
     uint32_t *arrived, *attend_arrived, *barrier;
     wina_cuda_phase *program[N_GRAPHS]; /* (max_phases) */

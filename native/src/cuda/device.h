@@ -138,6 +138,17 @@ cudaError_t wina_cuda_begin_launch(const wina_cuda_step *host_step, wina_cuda_st
 /* x (n_tokens, n_embd) = embeddings of tokens (n_tokens). */
 cudaError_t wina_cuda_embed_launch(const wina_cuda_table *table, const int32_t *tokens,
                                    int32_t n_tokens, float *x, int32_t n_embd, cudaStream_t stream);
+/* out (n_tokens, n) = gain rms_norm(x), or x where there is no gain. */
+typedef struct wina_cuda_hidden {
+    const wina_cuda_fixed *fixed; /* (n) of one token, or NULL: */
+    const float *x;               /* (n_tokens, n) */
+    const float *gain;
+    float *out;
+    float eps;
+    int32_t n;
+} wina_cuda_hidden;
+cudaError_t wina_cuda_hidden_launch(const wina_cuda_hidden *h, int32_t n_tokens,
+                                    cudaStream_t stream);
 /* A panel of a type that has no kernels as one of WINA_CUDA_F16 or WINA_CUDA_BF16, of its shape. */
 cudaError_t wina_cuda_convert_launch(const wina_cuda_panel *from, const wina_cuda_values *values,
                                      const wina_cuda_panel *to, cudaStream_t stream);

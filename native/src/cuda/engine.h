@@ -32,6 +32,7 @@ struct wina_cuda_model {
     wina_cuda_table embeddings; /* if the first layer is here */
     uint8_t *arena;             /* device memory of all the above */
     uint64_t arena_bytes;
+    uint64_t converted; /* as in wina_cuda_info */
 };
 
 /* Forwards a CUDA error as a failure of ours: WINA_E_MEMORY or WINA_E_DEVICE. */
@@ -61,6 +62,8 @@ int32_t wina_cuda_upload_angles(const wina_cuda_model *m, int32_t n_ctx, bool wi
 int32_t wina_cuda_copy_speed(const wina_cuda_model *m, double *speed);
 
 /* decode.c */
+int32_t wina_cuda_plan_session(wina_cuda_model *m, const wina_backend_params *params,
+                               uint64_t *cache_bytes, uint64_t *buffer_bytes);
 int32_t wina_cuda_backend_create(wina_cuda_model *m, const wina_backend_params *params,
                                  wina_backend **out);
 

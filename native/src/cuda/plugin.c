@@ -7,6 +7,7 @@ static wina_cuda_plugin plugin = {
     .model_free = wina_cuda_model_free,
     .model_info = wina_cuda_model_info,
     .copy_speed = wina_cuda_copy_speed,
+    .plan_session = wina_cuda_plan_session,
     .backend_create = wina_cuda_backend_create,
 };
 

@@ -18,6 +18,7 @@ typedef struct wina_cuda_info {
     char device[64];
     uint64_t weight_bytes; /* device memory of the model */
     int32_t first, end;    /* its layers */
+    uint64_t converted;    /* bits by wina_dtype_id: types whose panels became floats */
 } wina_cuda_info;
 
 /* A GPU that can be used. */
@@ -43,6 +44,9 @@ typedef struct wina_cuda_plugin {
     void (*model_info)(const wina_cuda_model *model, wina_cuda_info *out);
     /* Bytes per second that the device reads and writes when it copies its own memory, measured. */
     int32_t (*copy_speed)(const wina_cuda_model *model, double *out);
+    /* Device memory of a session, which backend_create would take. */
+    int32_t (*plan_session)(wina_cuda_model *model, const wina_backend_params *params,
+                            uint64_t *cache_bytes, uint64_t *buffer_bytes);
     int32_t (*backend_create)(wina_cuda_model *model, const wina_backend_params *params,
                               wina_backend **out);
 } wina_cuda_plugin;

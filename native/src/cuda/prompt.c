@@ -6,9 +6,10 @@
 #include "cublas.h"
 
 enum {
-    PIECE_BYTES = 64 << 20,     /* of decoded weights */
+    PIECE_BYTES = 32 << 20,     /* of decoded weights: most of them are still in L2 when used */
     WORKSPACE_BYTES = 32 << 20, /* of cuBLAS */
-    HEAD_BATCH = 16             /* tokens whose logits are computed together */
+    PIECE_ROWS = 4096,
+    HEAD_BATCH = 16 /* tokens whose logits are computed together */
 };
 
 struct wina_cuda_prompt {
@@ -21,13 +22,14 @@ struct wina_cuda_prompt {
     int32_t n_tokens, pos, n_dense;
     bool masks;
 
-    float *host_x;             /* (most, n_embd) page-locked, if layers elsewhere come first */
-    int32_t *host_ids, *ids;   /* (most) tokens: page-locked, and on the device */
-    float *x, *qkv, *att, *ff; /* (most, width) */
-    float *y;                  /* (most, widest output), or (HEAD_BATCH, n_vocab padded) */
-    uint16_t *act;             /* (most, widest input rounded up to 32) float16 */
-    float *scale;              /* (most) */
-    uint16_t *piece;           /* decoded weights */
+    float *host_x;           /* (most, n_embd) page-locked, if layers elsewhere come first */
+    int32_t *host_ids, *ids; /* (most) tokens: page-locked, and on the device */
+    float *x, *att;          /* (most, width) */
+    float *y;                /* (most, widest output), or (HEAD_BATCH, n_vocab padded) */
+    uint16_t *act;           /* (most, widest input rounded up to 32) float16 */
+    float *scale;            /* (most) */
+    uint16_t *piece;         /* (piece_bytes) decoded weights; none if all are float16 */
+    uint64_t piece_bytes;
     void *workspace;
     uint8_t *arena;
     uint64_t arena_bytes;
@@ -35,6 +37,22 @@ struct wina_cuda_prompt {
 
 static int32_t round_up(int32_t n, int32_t unit) {
     return (n + unit - 1) / unit * unit;
+}
+
+/* Room for the largest panel that is decoded, at most PIECE_BYTES. */
+static void size_piece(wina_cuda_prompt *p, const wina_cuda_panel *panel) {
+    const uint64_t n = (uint64_t)panel->n_rows * (uint64_t)panel->n_cols * sizeof *p->piece;
+    if (panel->format != WINA_CUDA_F16 && n > p->piece_bytes)
+        p->piece_bytes = n < PIECE_BYTES ? n : PIECE_BYTES;
+}
+
+static void size_pieces(wina_cuda_prompt *p) {
+    for (int32_t i = p->m->first; i < p->m->end; i++)
+        for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+            for (int32_t n = 0; n < p->m->layers[i].groups[k].n_panels; n++)
+                size_piece(p, &p->m->layers[i].groups[k].panels[n]);
+    if (p->m->end == p->m->model->config.n_layer)
+        size_piece(p, &p->m->output);
 }
 
 static int32_t widest_input(const wina_model *model) {
@@ -65,35 +83,59 @@ static void place_all(wina_cuda_prompt *p) {
     uint64_t head = HEAD_BATCH * (uint64_t)model->weights.output.n_rows;
     p->arena_bytes = 0;
     p->x = place(p, b * (uint64_t)f->n_embd + 4, sizeof(float));
-    p->qkv = place(p, b * (uint64_t)g[WINA_GROUP_QKV].n_out, sizeof(float));
     p->att = place(p, b * (uint64_t)g[WINA_GROUP_O].n_in + 4, sizeof(float));
-    p->ff = place(p, b * (uint64_t)f->n_ff + 4, sizeof(float));
-    p->y = place(p, b * widest > head ? b * widest : head, sizeof(float));
+    p->y = place(p, (b * widest > head ? b * widest : head) + 4, sizeof(float));
     p->act = place(p, b * (uint64_t)round_up(widest_input(model), 32), sizeof *p->act);
     p->scale = place(p, b, sizeof(float));
     p->ids = place(p, b, sizeof *p->ids);
-    p->piece = place(p, PIECE_BYTES, 1);
+    p->piece = place(p, p->piece_bytes, 1);
     p->workspace = place(p, WORKSPACE_BYTES, 1);
 }
 
-int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists, int32_t n_batch,
-                                cudaStream_t stream, wina_cuda_prompt **out) {
-    *out = NULL;
+/* Whether prompts can run as batches here. */
+static int32_t find_out(const wina_cuda_model *m, int32_t n_batch, bool *can) {
     int most_shared = 0;
     CUDA_TRY(m->host,
              cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
              "asking for shared memory");
     /* Widths that are not multiples of 4 cannot be read in fours, row after row. */
     const wina_config *f = &m->model->config;
-    if (widest_input(m->model) > (most_shared - 12 * 1024) / 8 || f->n_embd % 4 || f->n_ff % 4 ||
-        (f->n_head * f->head_dim) % 4 || n_batch < WINA_CUDA_PROMPT_LEAST)
-        return WINA_OK;
+    *can = widest_input(m->model) <= (most_shared - 12 * 1024) / 8 && f->n_embd % 4 == 0 &&
+           f->n_ff % 4 == 0 && f->n_head * f->head_dim % 4 == 0 &&
+           n_batch >= WINA_CUDA_PROMPT_LEAST;
+    return WINA_OK;
+}
+
+/* Sizes only. */
+static void plan(wina_cuda_prompt *p, wina_cuda_model *m, int32_t n_batch) {
+    p->m = m;
+    p->most = round_up(n_batch, 16);
+    size_pieces(p);
+    place_all(p);
+}
+
+int32_t wina_cuda_prompt_plan(wina_cuda_model *m, int32_t n_batch, uint64_t *n_bytes) {
+    wina_cuda_prompt p = {.m = m};
+    bool can = false;
+    const int32_t status = find_out(m, n_batch, &can);
+    if (can)
+        plan(&p, m, n_batch);
+    *n_bytes = p.arena_bytes;
+    return status;
+}
+
+int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists, int32_t n_batch,
+                                cudaStream_t stream, wina_cuda_prompt **out) {
+    *out = NULL;
+    bool can = false;
+    const int32_t status = find_out(m, n_batch, &can);
+    if (status != WINA_OK || !can)
+        return status;
     wina_cuda_prompt *p = calloc(1, sizeof *p);
     if (!p)
         return m->host->fail(WINA_E_MEMORY, "out of memory: session");
-    *p = (wina_cuda_prompt){.m = m, .stream = stream, .lists = *lists};
-    p->most = round_up(n_batch, 16);
-    place_all(p);
+    *p = (wina_cuda_prompt){.stream = stream, .lists = *lists};
+    plan(p, m, n_batch);
     cudaError_t e = wina_cuda_batch_prepare();
     if (e == cudaSuccess)
         e = cudaMalloc((void **)&p->arena, p->arena_bytes);
@@ -103,7 +145,7 @@ int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists
         e = cudaMallocHost((void **)&p->host_ids, (size_t)p->most * sizeof *p->host_ids);
     if (e == cudaSuccess && m->first > 0)
         e = cudaMallocHost((void **)&p->host_x,
-                           (size_t)p->most * (size_t)f->n_embd * sizeof(float));
+                           (size_t)p->most * (size_t)m->model->config.n_embd * sizeof(float));
     if (e != cudaSuccess) {
         wina_cuda_prompt_free(p);
         return wina_cuda_fail(m->host, e, "memory for prompts");
@@ -169,29 +211,48 @@ cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *p, float *x) {
     return cudaStreamSynchronize(p->stream);
 }
 
-/* y (m, ldy) = act (m, n_cols) times rows [row0, row0 + n_rows) of a panel. */
+/* y (m, ldy) = (y +) columns [col0, col0 + k) of act times w (k, n). */
+static cudaError_t multiply_piece(wina_cuda_prompt *p, const wina_cuda_panel *panel, int32_t col0,
+                                  int32_t k, const uint16_t *w, int64_t ldw, int32_t n, int32_t m,
+                                  float *y, int64_t ldy) {
+    const int32_t stride = round_up(panel->n_cols, 32);
+    if (!p->cublas)
+        return wina_cuda_matmul_launch(p->act + col0, stride, w, ldw, y, ldy, round_up(m, 16), n, k,
+                                       col0 > 0, p->stream);
+    return wina_cublas_multiply(p->cublas, p->act + col0, stride, w, ldw, y, ldy, m, n, k, col0 > 0)
+               ? cudaSuccess
+               : cudaErrorUnknown;
+}
+
+/* y (m, ldy) = act (m, n_cols) times rows [row0, row0 + n_rows) of a panel. Pieces have at least
+ * PIECE_ROWS rows, as products of fewer leave much of the device idle, and all columns if those
+ * fit.
+ */
 static cudaError_t multiply(wina_cuda_prompt *p, const wina_cuda_panel *panel, int32_t row0,
                             int32_t n_rows, int32_t m, float *y, int64_t ldy) {
-    const int32_t k = panel->n_cols, stride = round_up(k, 32);
-    int32_t most = (int32_t)(PIECE_BYTES / 2 / k / WINA_STRIP * WINA_STRIP);
+    const int32_t n_cols = panel->n_cols;
+    if (panel->format == WINA_CUDA_F16) /* a matrix as it stands */
+        return multiply_piece(p, panel, 0, n_cols,
+                              (const uint16_t *)(const void *)panel->data + row0,
+                              (int64_t)(panel->col_bytes / 2), n_rows, m, y, ldy);
+    const int64_t room = (int64_t)(p->piece_bytes / sizeof *p->piece);
+    int32_t most = (int32_t)(room / n_cols / WINA_STRIP * WINA_STRIP);
+    most = most > PIECE_ROWS ? most : PIECE_ROWS;
     for (int32_t done = 0, n; done < n_rows; done += n) {
         n = n_rows - done < most ? n_rows - done : most;
-        const uint16_t *w = p->piece;
-        int64_t ldw = n;
-        if (panel->format == WINA_CUDA_F16) { /* a panel of float16 is a matrix as it stands */
-            w = (const uint16_t *)(const void *)panel->data + row0 + done;
-            ldw = (int64_t)(panel->col_bytes / 2);
-            n = n_rows - done;
-        } else
-            STEP(wina_cuda_decode_launch(panel, row0 + done, n, p->piece, p->stream));
-        if (p->cublas) {
-            if (!wina_cublas_multiply(p->cublas, p->act, stride, w, ldw, y + done, ldy, m, n, k))
-                return cudaErrorUnknown;
-        } else
-            STEP(wina_cuda_matmul_launch(p->act, stride, w, ldw, y + done, ldy, round_up(m, 16), n,
-                                         stride < k ? stride : k, p->stream));
+        const int32_t most_k = (int32_t)(room / n / WINA_BLOCK * WINA_BLOCK);
+        for (int32_t col = 0, k; col < n_cols; col += k) {
+            k = n_cols - col < most_k ? n_cols - col : most_k;
+            STEP(wina_cuda_decode_launch(panel, row0 + done, n, col, k, p->piece, p->stream));
+            STEP(multiply_piece(p, panel, col, k, p->piece, n, n, m, y + done, ldy));
+        }
     }
     return cudaSuccess;
+}
+
+/* Between the activated products of two tokens, which take the place of the gates in y. */
+static int32_t activated_stride(const wina_cuda_prompt *p) {
+    return p->m->model->weights.layers[0].groups[WINA_GROUP_GATE_UP].n_out;
 }
 
 /* Activations of all tokens under one list of kept inputs. */
@@ -204,7 +265,7 @@ static cudaError_t prepare(wina_cuda_prompt *p, int32_t layer, wina_group group,
     wina_cuda_prepare a = {.gemv = {.panel = g->panels[0],
                                     .in = residual                ? p->x
                                           : group == WINA_GROUP_O ? p->att
-                                                                  : p->ff,
+                                                                  : p->y,
                                     .gain = group == WINA_GROUP_QKV       ? l->attn_norm
                                             : group == WINA_GROUP_GATE_UP ? l->ffn_norm
                                                                           : NULL,
@@ -212,7 +273,8 @@ static cudaError_t prepare(wina_cuda_prompt *p, int32_t layer, wina_group group,
                                     .norms = p->lists.norms[slot],
                                     .keep = p->lists.keep + slot,
                                     .in_shared = 1},
-                           .in_stride = g->panels[0].n_cols,
+                           .in_stride =
+                               group == WINA_GROUP_DOWN ? activated_stride(p) : g->panels[0].n_cols,
                            .n_dense = p->n_dense,
                            .out = p->act,
                            .out_stride = round_up(g->panels[0].n_cols, 32),
@@ -228,11 +290,11 @@ static cudaError_t finish(wina_cuda_prompt *p, int32_t layer, wina_group group,
     const wina_config *f = &p->m->model->config;
     switch (group) {
     case WINA_GROUP_QKV:
-        return wina_cuda_batch_scale(p->qkv, w->n_out, p->y, w->n_out, p->scale,
+        return wina_cuda_batch_scale(p->y, w->n_out, p->y, w->n_out, p->scale,
                                      p->m->layers[layer].groups[group].bias, w->n_out, p->n_tokens,
                                      p->stream);
     case WINA_GROUP_GATE_UP:
-        return wina_cuda_batch_gate(p->ff, f->n_ff, p->y, w->n_out, p->scale,
+        return wina_cuda_batch_gate(p->y, activated_stride(p), p->y, w->n_out, p->scale,
                                     w->projections[1].row0, f->n_ff,
                                     f->arch->activation == WINA_ACT_GELU, p->n_tokens, p->stream);
     default:
@@ -268,10 +330,23 @@ cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_gr
 }
 
 cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, wina_cuda_attend a) {
-    a.qkv = p->qkv;
+    a.qkv = p->y;
     a.out = p->att;
     a.n_tokens = p->n_tokens;
     return wina_cuda_batch_attend(&a, p->pos, p->stream);
+}
+
+cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out) {
+    const wina_config *f = &p->m->model->config;
+    const size_t n = (size_t)p->n_tokens * (size_t)f->n_embd;
+    const wina_cuda_hidden h = {.x = p->x,
+                                .gain = p->m->output_norm,
+                                .out = p->y,
+                                .eps = f->rms_eps,
+                                .n = f->n_embd};
+    STEP(wina_cuda_hidden_launch(&h, p->n_tokens, p->stream));
+    STEP(cudaMemcpyAsync(out, p->y, n * sizeof *out, cudaMemcpyDeviceToHost, p->stream));
+    return cudaStreamSynchronize(p->stream);
 }
 
 cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *p, int32_t from, float *out) {

@@ -29,6 +29,8 @@ static inline int32_t wina_cuda_slot(int32_t layer, int32_t group, int32_t list)
 /* *out is NULL (and WINA_OK returned) if a projection is too wide for this device. */
 int32_t wina_cuda_prompt_create(wina_cuda_model *m, const wina_cuda_lists *lists, int32_t n_batch,
                                 cudaStream_t stream, wina_cuda_prompt **out);
+/* Device memory it would take: 0 if there would be none. */
+int32_t wina_cuda_prompt_plan(wina_cuda_model *m, int32_t n_batch, uint64_t *n_bytes);
 void wina_cuda_prompt_free(wina_cuda_prompt *p); /* accepts NULL */
 uint64_t wina_cuda_prompt_bytes(const wina_cuda_prompt *p);
 int32_t wina_cuda_prompt_most(const wina_cuda_prompt *p); /* tokens of a batch */
@@ -41,6 +43,8 @@ cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, i
  * it when it returns. Host memory. */
 cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *p, const float *x);
 cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *p, float *x);
+/* What the head multiplies, (n_tokens, n_embd), into host memory; waits. */
+cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out);
 cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_group group);
 /* attend: of this layer, but for what is the batch's own. */
 cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, wina_cuda_attend attend);

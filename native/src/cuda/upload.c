@@ -131,6 +131,7 @@ static bool is_converted(const wina_panel *p) {
 static wina_cuda_panel place_panel(upload *u, const wina_panel *p) {
     wina_panel there = *p;
     if (is_converted(p)) {
+        u->m->converted |= 1ull << p->layout->dtype;
         const int32_t status = u->m->host->plan_panel(type_there(p), p->n_rows, p->n_cols, &there);
         u->status = u->status == WINA_OK ? status : u->status;
         u->raw_bytes = p->n_bytes > u->raw_bytes ? p->n_bytes : u->raw_bytes;
@@ -380,6 +381,9 @@ void wina_cuda_model_free(wina_cuda_model *m) {
 }
 
 void wina_cuda_model_info(const wina_cuda_model *m, wina_cuda_info *out) {
-    *out = (wina_cuda_info){.weight_bytes = m->arena_bytes, .first = m->first, .end = m->end};
+    *out = (wina_cuda_info){.weight_bytes = m->arena_bytes,
+                            .first = m->first,
+                            .end = m->end,
+                            .converted = m->converted};
     memcpy(out->device, m->device, sizeof out->device);
 }

@@ -194,6 +194,64 @@ static void check_rows(uint32_t type) {
     free(a), free(b), free(c);
 }
 
+/* What the head multiplies, token by token and of a batch; and that a plan is what a session takes.
+ */
+static void check_hidden(int32_t kind, int32_t n_gpu) {
+    const fake_spec spec = {WINA_DTYPE_Q8_0, 2,     128,  192,  4, 2, 32, 100, 64,
+                            false,           false, kind, false};
+    char what[80];
+    snprintf(what, sizeof what, "hidden states like %s, %d layers on GPUs", FAKE_NAMES[kind],
+             n_gpu);
+    if (is_left_out(what))
+        return;
+    wina_model *m = fake_model(&spec, 3);
+    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    wina_backend *b[2] = {NULL, NULL};
+    int32_t tokens[N_TOKENS];
+    const size_t n = (size_t)N_TOKENS * (size_t)spec.n_embd;
+    float *out[3], *logits = calloc((size_t)spec.n_vocab, sizeof *logits);
+    for (int i = 0; i < 3; i++)
+        out[i] = calloc(n, sizeof *out[i]);
+    for (int32_t i = 0; i < N_TOKENS; i++)
+        tokens[i] = (i * 37 + 11) % spec.n_vocab;
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
+    CHECK(wina_cpu_backend_create(m, &SESSION, &b[0]) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, &SESSION, &b[1]) == WINA_OK, "%s", wina_error());
+    wina_cudalib_plan_bytes plan;
+    CHECK(wina_cudalib_plan(m, &SESSION, &plan) == WINA_OK);
+    if (n_gpu == 2 && !m->more_cuda[0])
+        CHECK_MSG(plan.cache + plan.buffers == b[1]->n_bytes, "planned %llu, took %llu",
+                  (unsigned long long)(plan.cache + plan.buffers),
+                  (unsigned long long)b[1]->n_bytes);
+    double worst[2] = {0, 0};
+    for (int way = 0; way < 3; way++) { /* CPU, GPU token by token, GPU in one batch */
+        const atomic_bool cancel = false;
+        wina_backend *own = b[way > 0];
+        const int32_t step = way == 2 ? N_TOKENS : 1;
+        for (int32_t i = 0; i < N_TOKENS; i += step) {
+            const wina_forward f = {.tokens = tokens + i,
+                                    .n_tokens = step,
+                                    .pos = i,
+                                    .n_dense = step,
+                                    .rules = &rules,
+                                    .logits = logits,
+                                    .logits_from = step - 1,
+                                    .hidden = out[way] + (int64_t)i * spec.n_embd,
+                                    .cancel = &cancel};
+            CHECK_MSG(wina_forward_run(own, &f) == WINA_OK, "%s", wina_error());
+        }
+    }
+    for (int way = 1; way < 3; way++)
+        worst[way - 1] = nmse(out[way], out[0], (int32_t)n);
+    printf("  %-44s NMSE %.1e, batch %.1e\n", what, worst[0], worst[1]);
+    CHECK_MSG(worst[0] < 2e-7, "%s: NMSE %g", what, worst[0]);
+    CHECK_MSG(worst[1] < 1e-5, "%s: batch NMSE %g", what, worst[1]);
+    b[0]->ops->free(b[0]);
+    b[1]->ops->free(b[1]);
+    wina_cudalib_remove(m);
+    free(out[0]), free(out[1]), free(out[2]), free(logits);
+}
+
 /* Layers shared out: the first ones on the CPU, n_gpu on GPUs. */
 static void check_chain(int32_t n_gpu, float sparsity) {
     const fake_spec spec = {WINA_DTYPE_Q8_0, 3,    256, 384, 4, 2, 64, 200, 64, true, true,
@@ -638,6 +696,8 @@ int main(int argc, char **argv) {
         check_rows(TYPES[t]);
     for (size_t t = 0; t < sizeof CONVERTED / sizeof CONVERTED[0]; t++)
         check_rows(CONVERTED[t]);
+    for (int32_t n_gpu = 1; n_gpu <= 2; n_gpu++)
+        check_hidden(n_gpu == 1 ? FAKE_PLAIN : FAKE_GEMMA2, n_gpu);
     /* odd shapes: widths that are no multiple of a warp's rows, 3 heads, heads of 80, many inputs
      */
     static const fake_spec ODD[] = {

@@ -3,7 +3,8 @@
  *
  *   time_cuda TYPE[,TYPE] SPARSITY[,SPARSITY] [DEPTH]
  *
- * TIME_SAMPLED=1 adds tokens that are drawn. WINA_CUDA_FREE_MB=9000 puts an F16 model on two GPUs.
+ * Fails if the GPU's memory holds more than weights, cache and 5%. TIME_SAMPLED=1 adds tokens that
+ * are drawn. WINA_CUDA_FREE_MB=9000 puts an F16 model on two GPUs.
  */
 #include <stdlib.h>
 #include <time.h>
@@ -118,11 +119,81 @@ static void time_prompt(wina_backend *b, float *logits) {
     fflush(stdout);
 }
 
+/* Bytes of a panel's values and scales, without padding. */
+static double exact_bytes(const wina_panel *p) {
+    const double rows = p->n_rows, blocks = p->n_blocks;
+    return rows * p->n_cols * (double)wina_layout_bits(p->layout) / 8 +
+           rows * blocks * p->layout->scale_bytes +
+           rows * ceil(blocks / 8) * p->layout->super_bytes;
+}
+
+static double exact_weights(const wina_model *m) {
+    const wina_weights *w = &m->weights;
+    double n = exact_bytes(&w->output);
+    if (w->token_embd)
+        n += (double)w->token_embd->row_bytes * (double)w->token_embd->ne[1];
+    for (int32_t i = 0; i < w->n_layer; i++)
+        for (int k = 0; k < WINA_N_GROUPS; k++)
+            for (int32_t p = 0; p < w->layers[i].groups[k].n_panels; p++)
+                n += exact_bytes(&w->layers[i].groups[k].panels[p]);
+    return n;
+}
+
+static double free_mb(void) {
+    uint64_t n = 0;
+    stop_if_failed(wina_cudalib_free_bytes(&n));
+    return (double)n / 1e6;
+}
+
+/* Memory that the GPUs say is in use, against the plan and against weights once and the cache. */
+typedef struct memory {
+    double start, model, session, all; /* MB free: before, and with one thing more each */
+} memory;
+
+static bool print_memory(const wina_model *m, const wina_backend_params *p, const memory *f) {
+    wina_cudalib_plan_bytes plan;
+    stop_if_failed(wina_cudalib_plan(m, p, &plan));
+    const double cache = (double)plan.cache / 1e6, once = exact_weights(m) / 1e6;
+    const double planned = (double)(plan.weights + plan.cache + plan.buffers) / 1e6;
+    const double used = f->start - f->session, over = 100 * (used / (once + cache) - 1);
+    printf(
+        "%s: memory: %.0f MB of weights, a cache of %.0f MB for %d tokens; planned %.1f MB "
+        "(weights %.1f, buffers %.1f), by the card %.1f MB (weights %.1f, session %.1f): %+.1f%% "
+        "over weights and cache, %s; kernels, graphs and cuBLAS besides: %.1f MB\n",
+        wina_dtype_name(m->weights.output.layout->dtype), once, cache, p->n_ctx, planned,
+        (double)plan.weights / 1e6, (double)plan.buffers / 1e6, used, f->start - f->model,
+        f->model - f->session, over, over <= 5 ? "at most 5" : "MORE THAN 5", f->session - f->all);
+    /* the card gives memory in pieces of 2 MB */
+    const double off = fabs(used - planned);
+    printf("%s: memory: plan and card differ by %.1f MB\n",
+           wina_dtype_name(m->weights.output.layout->dtype), off);
+    return over <= 5 && off <= 0.05 * planned;
+}
+
+/* A session without cuBLAS, so that what it takes for itself is told apart. */
+static void create_session(wina_model *m, const wina_backend_params *p, memory *f,
+                           wina_backend **out) {
+    const char *named = getenv("WINA_CUBLAS");
+    char *before = named ? strdup(named) : NULL;
+    f->model = free_mb();
+    setenv("WINA_CUBLAS", "none", 1);
+    stop_if_failed(wina_chain_create(m, p, out));
+    f->session = free_mb();
+    (*out)->ops->free(*out);
+    if (before)
+        setenv("WINA_CUBLAS", before, 1);
+    else
+        unsetenv("WINA_CUBLAS");
+    free(before);
+    stop_if_failed(wina_chain_create(m, p, out));
+}
+
 int main(int argc, char **argv) {
     static const uint32_t ALL[] = {
         WINA_DTYPE_F16,  WINA_DTYPE_BF16, WINA_DTYPE_Q8_0, WINA_DTYPE_Q4_0, WINA_DTYPE_Q4_1,
         WINA_DTYPE_Q5_0, WINA_DTYPE_Q5_1, WINA_DTYPE_Q4_K, WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
     const char *types = argc > 1 ? argv[1] : "F16,Q8_0,Q4_0";
+    bool failed = false;
     const int32_t depth = argc > 3 ? atoi(argv[3]) : 0;
     for (size_t t = 0; t < sizeof ALL / sizeof ALL[0]; t++) {
         const char *name = wina_dtype_find(ALL[t])->name, *at = strstr(types, name);
@@ -136,6 +207,7 @@ int main(int argc, char **argv) {
         wina_model *m = fake_model(&spec, 3);
         double made = now();
         wina_backend *b = NULL;
+        memory f = {.start = free_mb()};
         stop_if_failed(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1));
         const char *cache = getenv("TIME_CACHE"); /* q8_0: keys and values of 8 bits */
         const int32_t cache_type = cache && !strcmp(cache, "q8_0") ? WINA_CACHE_Q8_0 : 0;
@@ -143,12 +215,16 @@ int main(int argc, char **argv) {
                                              .n_batch = N_PROMPT,
                                              .n_threads = 1,
                                              .cache_types = {cache_type, cache_type}};
-        stop_if_failed(wina_chain_create(m, &session, &b));
+        create_session(m, &session, &f, &b);
         printf("%s: made in %.1f s, on the GPU in %.1f s%s%s\n", name, made - start, now() - made,
                *m->backend_note ? ", " : "", m->backend_note);
         float *logits = malloc((size_t)spec.n_vocab * sizeof *logits);
         if (!getenv("WINA_CUDA_PROFILE"))
             time_prompt(b, logits);
+        const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
+        stop_if_failed(step_token(b, 1, 0, &rules, NULL));
+        f.all = free_mb();
+        failed |= !print_memory(m, &session, &f);
         double copy = 0;
         stop_if_failed(m->cuda_plugin->copy_speed(m->cuda, &copy));
         printf("%s: a copy reads and writes %.0f GB/s\n", name, copy / 1e9);
@@ -162,5 +238,5 @@ int main(int argc, char **argv) {
         b->ops->free(b);
         wina_cudalib_remove(m);
     }
-    return 0;
+    return failed;
 }

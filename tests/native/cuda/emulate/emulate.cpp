@@ -372,6 +372,10 @@ int32_t wina_cuda_prompt_create(wina_cuda_model *, const wina_cuda_lists *, int3
     *out = nullptr;
     return WINA_OK;
 }
+int32_t wina_cuda_prompt_plan(wina_cuda_model *, int32_t, uint64_t *n_bytes) {
+    *n_bytes = 0;
+    return WINA_OK;
+}
 void wina_cuda_prompt_free(wina_cuda_prompt *) {}
 uint64_t wina_cuda_prompt_bytes(const wina_cuda_prompt *) {
     return 0;
@@ -387,6 +391,9 @@ cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *, const float *) {
     return cudaErrorNotSupported;
 }
 cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *, float *) {
+    return cudaErrorNotSupported;
+}
+cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *, float *) {
     return cudaErrorNotSupported;
 }
 cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *, int32_t, wina_group) {
