@@ -119,7 +119,8 @@ typedef struct wina_model_params {
 void wina_model_params_init(wina_model_params *params);
 
 /* Opens a GGUF file and packs its weights. params may be NULL. On success *out is the model,
- * to be freed with wina_model_free; on failure *out is NULL. */
+ * to be freed with wina_model_free; on failure *out is NULL. The file stays open: replace or delete
+ * it as you like, but where it is written to, sessions fail with WINA_E_IO from then on. */
 int32_t wina_model_load(const char *path, const wina_model_params *params, wina_model **out);
 void wina_model_free(wina_model *model);
 

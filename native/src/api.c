@@ -112,6 +112,7 @@ static int32_t load(wina_model *m, const char *path, const wina_model_params *p)
     }
     WINA_TRY(load_weights(m, p, &kernels.fill));
     WINA_TRY(load_rules(m));
+    WINA_TRY(wina_gguf_check_unchanged(m->gguf));
     return wina_cudalib_place(m, m->resident ? WINA_BACKEND_CPU : p->backend, p->n_gpu_layers);
 }
 

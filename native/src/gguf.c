@@ -581,6 +581,13 @@ void wina_gguf_close(wina_gguf *gguf) {
     free(gguf);
 }
 
+int32_t wina_gguf_check_unchanged(const wina_gguf *gguf) {
+    WINA_TRY(wina_mapfile_check(&gguf->map));
+    for (uint32_t i = 0; i < gguf->n_parts; i++)
+        WINA_TRY(wina_mapfile_check(&gguf->parts[i]->map));
+    return WINA_OK;
+}
+
 uint64_t wina_gguf_file_bytes(const wina_gguf *gguf) {
     uint64_t n = gguf->map.n_bytes;
     for (uint32_t i = 0; i < gguf->n_parts; i++)

@@ -108,6 +108,9 @@ int32_t wina_gguf_add_tensors(wina_gguf *gguf, const wina_gguf_tensor *tensors, 
  * is an error. Pointers to tensors become invalid. */
 int32_t wina_gguf_join_parts(wina_gguf *gguf);
 
+/* WINA_E_IO if the file or one of its parts is not as it was when it was opened. */
+int32_t wina_gguf_check_unchanged(const wina_gguf *gguf);
+
 /* Bytes of the file, or of all parts. */
 uint64_t wina_gguf_file_bytes(const wina_gguf *gguf);
 

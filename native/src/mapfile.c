@@ -1,5 +1,5 @@
-/* mapfile: opening and mapping, with the reasons why it can fail told apart. The descriptor is
- * closed at once: the mapping keeps the file. */
+/* mapfile: opening and mapping, with the reasons why it can fail told apart. The descriptor
+ * is kept to see whether the file is written to. */
 #include "mapfile.h"
 
 #include <errno.h>
@@ -36,6 +36,10 @@ static int32_t map_descriptor(const char *path, int fd, wina_mapfile *out) {
     out->n_bytes = (uint64_t)st.st_size;
     out->device = (uint64_t)st.st_dev;
     out->inode = (uint64_t)st.st_ino;
+    out->changed_s = st.st_mtim.tv_sec;
+    out->changed_ns = st.st_mtim.tv_nsec;
+    out->fd = fd;
+    out->watched = true;
     return WINA_OK;
 }
 
@@ -48,8 +52,27 @@ int32_t wina_mapfile_open(const char *path, wina_mapfile *out) {
     if (fd < 0)
         return fail_errno(path, "open it", errno);
     int32_t status = map_descriptor(path, fd, out);
-    close(fd);
+    if (status != WINA_OK)
+        close(fd);
     return status;
+}
+
+int32_t wina_mapfile_check(const wina_mapfile *map) {
+    struct stat st;
+    if (!map->watched)
+        return WINA_OK;
+    if (fstat(map->fd, &st) != 0)
+        return wina_fail(WINA_E_IO, "the model's file cannot be looked at: %s", strerror(errno));
+    if ((uint64_t)st.st_size < map->n_bytes)
+        return wina_fail(WINA_E_IO,
+                         "the model's file was cut short to %lld bytes after it was opened with "
+                         "%llu: load it again",
+                         (long long)st.st_size, (unsigned long long)map->n_bytes);
+    if ((uint64_t)st.st_size != map->n_bytes || st.st_mtim.tv_sec != map->changed_s ||
+        st.st_mtim.tv_nsec != map->changed_ns)
+        return wina_fail(WINA_E_IO,
+                         "the model's file was changed after it was opened: load it again");
+    return WINA_OK;
 }
 
 void wina_mapfile_release(const wina_mapfile *map, uint64_t offset, uint64_t n_bytes) {
@@ -68,6 +91,9 @@ void wina_mapfile_release(const wina_mapfile *map, uint64_t offset, uint64_t n_b
 void wina_mapfile_close(wina_mapfile *map) {
     if (map->data)
         munmap((void *)(uintptr_t)map->data, (size_t)map->n_bytes);
+    if (map->watched)
+        close(map->fd);
+    map->watched = false;
     map->data = NULL;
     map->n_bytes = 0;
 }

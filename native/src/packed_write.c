@@ -246,6 +246,7 @@ static int32_t write_all(const plan *p, target *t) {
     for (uint64_t i = 0; i < g->n_tensors; i++)
         if (!p->packed[i])
             WINA_TRY(write_at(t, g->tensors[i].data, g->tensors[i].n_bytes, data + p->offsets[i]));
+    WINA_TRY(wina_gguf_check_unchanged(g));
     return write_sums(p, t);
 }
 

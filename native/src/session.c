@@ -208,10 +208,13 @@ static int32_t run_batch(wina_session *s, const wina_eval *e, int32_t done, int3
 
 static int32_t evaluate(wina_session *s, const wina_eval *e) {
     atomic_store(&s->cancel, false);
+    WINA_TRY(wina_gguf_check_unchanged(s->model->gguf));
     s->has_logits &= !s->backend->late; /* what was not fetched is lost now */
     for (int32_t done = 0, n; done < e->n_tokens; done += n) {
         n = e->n_tokens - done < s->n_batch ? e->n_tokens - done : s->n_batch;
-        const int32_t status = run_batch(s, e, done, n);
+        int32_t status = run_batch(s, e, done, n);
+        if (status == WINA_OK)
+            status = wina_gguf_check_unchanged(s->model->gguf);
         if (status != WINA_OK) {
             s->n_past = wina_session_n_keepable(s, s->n_past);
             return status;
@@ -292,7 +295,12 @@ static void step_members(wina_session *const *sessions, const int32_t *tokens, i
         atomic_store(&s->cancel, false);
         members[i] = (wina_member){s->backend, &s->rules, tokens[which[i]], s->n_past, s->logits};
     }
-    const int32_t status = wina_forward_run_members(members[0].backend, members, n);
+    const wina_gguf *file = sessions[which[0]]->model->gguf;
+    int32_t status = wina_gguf_check_unchanged(file);
+    if (status == WINA_OK)
+        status = wina_forward_run_members(members[0].backend, members, n);
+    if (status == WINA_OK)
+        status = wina_gguf_check_unchanged(file);
     const double seconds = now() - start;
     for (int32_t i = 0; i < n; i++)
         statuses[which[i]] = status ? status : finish_member(sessions[which[i]], seconds);

@@ -1,8 +1,10 @@
 /* The lowest modules: status texts, memory, file mapping. */
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -226,6 +228,33 @@ static uint64_t sum_bytes(const uint8_t *data, uint64_t n) {
     return sum;
 }
 
+/* What is done to the file at path, and put back, shows in its mapping. */
+static void test_changes(const char *path, const wina_mapfile *map) {
+    const struct timespec before[2] = {{.tv_nsec = UTIME_OMIT},
+                                       {map->changed_s, (long)map->changed_ns}};
+    const struct timespec later[2] = {{.tv_nsec = UTIME_OMIT},
+                                      {map->changed_s, (long)map->changed_ns ^ 1}};
+    char link[160];
+    CHECK(wina_mapfile_check(map) == WINA_OK);
+    CHECK(utimensat(AT_FDCWD, path, later, 0) == 0); /* a write in the next nanosecond */
+    CHECK(wina_mapfile_check(map) == WINA_E_IO && strstr(wina_error(), "was changed"));
+    CHECK(truncate(path, (off_t)map->n_bytes + 1) == 0);
+    CHECK(utimensat(AT_FDCWD, path, before, 0) == 0);
+    CHECK(wina_mapfile_check(map) == WINA_E_IO && strstr(wina_error(), "was changed"));
+    const uint8_t last = map->data[map->n_bytes - 1];
+    CHECK(truncate(path, (off_t)map->n_bytes - 1) == 0);
+    CHECK(utimensat(AT_FDCWD, path, before, 0) == 0);
+    CHECK(wina_mapfile_check(map) == WINA_E_IO && strstr(wina_error(), "was cut short"));
+    int fd = open(path, O_WRONLY);
+    CHECK(pwrite(fd, &last, 1, (off_t)map->n_bytes - 1) == 1 && close(fd) == 0);
+    CHECK(utimensat(AT_FDCWD, path, before, 0) == 0);
+    CHECK(wina_mapfile_check(map) == WINA_OK);
+    /* Other names and rights change nothing of what is in it. */
+    snprintf(link, sizeof link, "%s-link", path);
+    CHECK(rename(path, link) == 0 && chmod(link, 0400) == 0 && rename(link, path) == 0);
+    CHECK(wina_mapfile_check(map) == WINA_OK);
+}
+
 static void test_mapping(const char *folder) {
     char path[128];
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), n = 64 * page + 5;
@@ -252,10 +281,13 @@ static void test_mapping(const char *folder) {
     wina_mapfile_release(&map, n - 1, UINT64_MAX);
     wina_mapfile_release(&map, UINT64_MAX, 2);
     CHECK(sum_bytes(map.data, n) == sum && memcmp(map.data, bytes, (size_t)n) == 0);
+    test_changes(path, &map);
     unlink(path);
+    CHECK(wina_mapfile_check(&map) == WINA_OK);
     CHECK(sum_bytes(map.data, n) == sum);
     wina_mapfile_close(&map);
-    CHECK(!map.data && map.n_bytes == 0);
+    CHECK(!map.data && map.n_bytes == 0 && !map.watched);
+    CHECK(wina_mapfile_check(&map) == WINA_OK);
     wina_mapfile_close(&map);
     wina_mapfile_release(&map, 0, 0);
     free(bytes);

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import struct
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +187,92 @@ def test_a_file_that_is_cut_short_is_refused(packed: Path) -> None:
         packed.write_bytes(whole[:n])
         with pytest.raises(pywina.FormatError, match=r"cut short|more bytes than the file"):
             pywina.load(packed)
+
+
+def _rewrite(path: Path, at: int, data: bytes) -> None:
+    """Some bytes in place, a little later than what was written before."""
+    time.sleep(0.02)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_a_file_that_is_written_to_while_it_is_mapped(
+    is_packed: bool, packed: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Never tokens of other weights: an error, for all that share the model, until it is loaded
+    anew; what the file has now is what counts then."""
+    path = packed if is_packed else Path(shutil.copy(tiny_model, tmp_path / "plain.gguf"))
+    before, at = path.stat(), _data_offset(path)
+    whole = path.read_bytes()
+    with pywina.load(path, n_ctx=64, n_threads=1) as model, model.share() as other:
+        wanted = model.generate(IDS[:4], **GREEDY)
+        stream = other.stream(IDS[:4], **GREEDY)
+        next(stream)
+        _rewrite(path, at + 64, np.full(256, 0.25, "<f4").tobytes())
+        for work in (
+            lambda: model.generate(IDS[:4], **GREEDY),
+            lambda: model.logits(IDS),
+            lambda: next(stream),
+            lambda: model.generate_batch([IDS[:4], IDS[:5]], **GREEDY),
+            lambda: model.write_packed(tmp_path / "again.gguf"),
+        ):
+            with pytest.raises(pywina.WinaError, match=r"was changed after|packed file already"):
+                work()
+        assert not (tmp_path / "again.gguf").exists()
+        with pywina.load(path, n_ctx=64, n_threads=1) as changed:
+            assert not np.array_equal(changed.logits(IDS), 0)
+        path.write_bytes(whole)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert model.generate(IDS[:4], **GREEDY) == wanted
+        os.truncate(path, at + 64)
+        with pytest.raises(pywina.FileError, match="was cut short"):
+            model.generate(IDS[:4], **GREEDY)
+        stream.close()
+
+
+def test_a_file_that_is_replaced_or_deleted_stays_as_it_was(packed: Path) -> None:
+    with pywina.load(packed, n_ctx=64, n_threads=1) as model:
+        wanted = model.generate(IDS[:4], **GREEDY)
+        packed.with_name("new").write_bytes(bytes(1000))
+        packed.with_name("new").replace(packed)
+        assert model.generate(IDS[:4], **GREEDY) == wanted
+        packed.unlink()
+        assert model.generate(IDS[:4], **GREEDY) == wanted
+
+
+CUT = """
+import sys, pywina
+with pywina.load(sys.argv[1], n_ctx=900, n_threads=1) as model:
+    for chunk in model.stream([65, 66], max_tokens=800, temperature=0.0, ignore_eog=True):
+        print(chunk.token, flush=True)
+"""
+
+
+def test_a_file_that_is_cut_short_in_mid_generation(
+    write_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An error, or the signal that the system gives; never a token of other weights."""
+    target = tmp_path / "packed.gguf"
+    with pywina.load(write_model(n_ctx=1024)) as model:
+        model.write_packed(target)
+    wanted = subprocess.run(
+        [sys.executable, "-c", CUT, str(target)], capture_output=True, text=True, check=True
+    ).stdout
+    assert wanted.count("\n") >= 800
+    for n_lines in (1, 50):
+        copy = Path(shutil.copy(target, tmp_path / "cut.gguf"))
+        command = [sys.executable, "-c", CUT, str(copy)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, text=True, **pipes) as process:
+            assert process.stdout is not None
+            start = "".join(process.stdout.readline() for _ in range(n_lines))
+            os.truncate(copy, 4096)
+            rest, error = process.communicate(timeout=60)
+        assert wanted.startswith(start + rest)
+        if process.returncode != -signal.SIGBUS:
+            assert process.returncode == 1 and "was cut short" in error
 
 
 def _hash(data: bytes) -> int:

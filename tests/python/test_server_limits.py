@@ -196,6 +196,28 @@ def test_the_key_of_a_file(server: Server, given: str) -> None:
     assert server.ask(twice)[0] == 401
 
 
+def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hmac's comparison, whole keys each time, wherever the first difference is."""
+    from pywina.server import checks
+
+    compared = []
+
+    def compare(given: bytes, key: bytes) -> bool:
+        compared.append((given, key))
+        return given == key
+
+    monkeypatch.setattr(checks.hmac, "compare_digest", compare)
+    inner = checks.Checks(None, key=KEY)
+    for given in (KEY, "", "x", KEY[:-1], KEY + "x"):
+        headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {given}".encode())]
+        scope = {"path": "/v1/models", "raw_path": b"", "query_string": b"", "headers": headers}
+        with contextlib.ExitStack() as stack:
+            if given != KEY:
+                stack.enter_context(pytest.raises(checks.RequestError, match="API key"))
+            inner._check(scope)
+    assert compared == [(x.encode(), KEY.encode()) for x in (KEY, "", "x", KEY[:-1], KEY + "x")]
+
+
 def test_no_request_names_a_path(server: Server) -> None:
     """A model, adapter or file in a request is a name to compare, never a file to open."""
     for path in ("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/v1/../key"):
