@@ -11,7 +11,7 @@
 
 typedef struct wina_diskread wina_diskread;
 
-enum { WINA_DISKREAD_ALIGN = 4096 }; /* what is read begins and ends at multiples of it */
+enum { WINA_DISKREAD_ALIGN = 4096 }; /* what is read begins and ends within multiples of it */
 
 /* The path must lead to the file that is mapped. */
 int32_t wina_diskread_create(const char *path, const wina_mapfile *map, wina_diskread **out);

@@ -201,7 +201,8 @@ static void check_sums(const fixture *f, const wina_act *a, const float *y, cons
               f->rows, f->rows, f->cols, f->panel.layout->dtype, a->n_kept);
 }
 
-/* The same, some blocks after the other, with every kept column somewhere else than in the panel. */
+/* The same, some blocks after the other, with every kept column somewhere else than in the panel.
+ */
 static float *multiply_pieces(const wina_kernels *k, const fixture *f, const wina_act *a) {
     const uint64_t n_bytes = f->panel.n_bytes, n_high = 64; /* kernels may read a strip beyond */
     const uint64_t col_bytes = f->panel.col_bytes + n_high;

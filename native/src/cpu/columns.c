@@ -8,8 +8,8 @@
 #include "../status.h"
 
 enum {
-    CANDIDATES = 4, /* columns of which the least used one may go */
-    HALVE = 32,     /* steps after which all counts are halved: what was used long ago fades */
+    CANDIDATES = 16, /* columns of which the least used one may go */
+    HALVE = 8,       /* steps after which all counts are halved: what was used long ago fades */
     MOST_USED = 255,
     LONGEST_RUN = 128 << 10, /* bytes; over that nothing is gained */
     LONGEST_GAP = 16 << 10,  /* bytes that are read in the time that another read takes */
@@ -50,10 +50,10 @@ struct wina_columns {
     uint32_t step;
     store *group; /* (WINA_MAX_PROJECTIONS) */
     uint8_t *view[WINA_MAX_PROJECTIONS];
-    const uint8_t **tables;                    /* where the columns of one group are */
+    const uint8_t **tables;                   /* where the columns of one group are */
     const uint8_t **at[WINA_MAX_PROJECTIONS]; /* (n_cols) in it */
-    run *runs;                                 /* what is to be read */
-    bool *here;                                /* which of them are there already */
+    run *runs;                                /* what is to be read */
+    bool *here;                               /* which of them are there already */
     wina_diskread_piece *pieces;
     uint64_t n_runs, n_here; /* n_here: those of the front */
     wina_columns_work work;
@@ -114,8 +114,8 @@ uint64_t wina_columns_overhead(const wina_model *model) {
     const store *t = NULL; /* its tables */
     /* A prompt reads the largest group through the mapping instead. */
     return s.view + wina_mem_undropped(s.view) +
-           s.n_cols * (sizeof(uint8_t *) + sizeof(run) + sizeof(bool) +
-                       sizeof(wina_diskread_piece)) +
+           s.n_cols *
+               (sizeof(uint8_t *) + sizeof(run) + sizeof(bool) + sizeof(wina_diskread_piece)) +
            s.all_columns *
                (sizeof *t->slot_of + sizeof *t->held + sizeof *t->uses + sizeof *t->step);
 }
@@ -323,16 +323,22 @@ static uint64_t draw(wina_columns *c) {
     return c->random;
 }
 
-/* A slot for a column that was read: a free one, or that of a column which is used less often.
- * -1: it is not kept. So when all columns are wanted every time, those that are here stay. */
+/* Whether one column is used less than another: less often, or as often but longer ago. */
+static bool is_used_less(const store *s, int32_t col, int32_t other) {
+    return s->uses[col] < s->uses[other] ||
+           (s->uses[col] == s->uses[other] && s->step[col] < s->step[other]);
+}
+
+/* A slot for a column that was read: a free one, or that of a column which is used less and not
+ * wanted now. -1: it is not kept. So when all columns are wanted every time, those that are here
+ * stay. */
 static int32_t find_slot(wina_columns *c, store *s, int32_t col) {
     int32_t best = -1;
     if (s->n_used < s->n_slots)
         return s->n_used++;
     for (int i = 0; i < CANDIDATES && s->n_slots; i++) {
         const int32_t slot = (int32_t)(draw(c) % (uint64_t)s->n_slots), other = s->held[slot];
-        if (s->step[other] != c->step && s->uses[other] < s->uses[col] &&
-            (best < 0 || s->uses[other] < s->uses[s->held[best]]))
+        if (s->step[other] != c->step && is_used_less(s, other, best < 0 ? col : s->held[best]))
             best = slot;
     }
     if (best >= 0)
@@ -384,6 +390,5 @@ int32_t wina_columns_finish(wina_columns *c, wina_columns_work todo, void *user)
     memset(c->here, 0, (size_t)c->n_runs * sizeof *c->here);
     c->work = todo;
     c->user = user;
-    return wina_diskread_run(c->reader, c->pieces, c->n_runs,
-                             &(wina_diskread_user){hold, work, c});
+    return wina_diskread_run(c->reader, c->pieces, c->n_runs, &(wina_diskread_user){hold, work, c});
 }

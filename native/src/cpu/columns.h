@@ -1,7 +1,7 @@
 /* columns: weights of a packed file that is larger than the memory. Of every panel of the layers as
  * many columns are kept in memory as the given bytes allow, those that are used most; the others
- * are read from the file for the token that wants them, into a copy of the panel (a `view`) that has
- * only those and the scales, and whose table of columns leads to them and to those in memory.
+ * are read from the file for the token that wants them, into a copy of the panel (a `view`) that
+ * has only those and the scales, and whose table of columns leads to them and to those in memory.
  * Nothing else about a product of one token changes. */
 #ifndef WINA_COLUMNS_H
 #define WINA_COLUMNS_H

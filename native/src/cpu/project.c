@@ -399,8 +399,7 @@ static void cut(slices *all, int32_t mask, const segment *s) {
             while (k < act->n_kept && act->kept[k] < end * WINA_BLOCK)
                 k++;
             wina_columns_add(columns, panel, act->kept + from, k - from);
-            all->slice[all->n++] =
-                (slice){mask, part, b, end, *s, wina_columns_mark(columns)};
+            all->slice[all->n++] = (slice){mask, part, b, end, *s, wina_columns_mark(columns)};
         }
     }
 }
