@@ -1,11 +1,13 @@
 """Puts load on `pywina serve` and checks what it promises; prints one line per check.
 
-python tools/server_load.py [--requests 10000] [--leave 1000] [--overhead model.gguf [--rounds 9]]
+python tools/server_load.py [--requests 10000] [--leave 1000]
+python tools/server_load.py --only-overhead --overhead model.gguf [--threads 2] [--rounds 9]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -20,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/python")]
@@ -176,32 +178,45 @@ def check_growth(server: Server, n_requests: int) -> str:
     return f"{n_requests} requests: {rss2 - rss:+.2f} MiB resident, {files2 - files:+d} descriptors"
 
 
-def processor_seconds(pid: int) -> float:
-    """What all threads of a process have used, to the nanosecond."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+class Took(NamedTuple):
+    """Seconds per token."""
+
+    mean: float  # by the clock
+    median: float  # from one token to the next: without what other programs do now and then
+    processor: float  # of all threads of the process
+    loop: float  # of its first thread, which in a server is the event loop's
 
 
-def per_token(lines: Iterator[Any], pid: int) -> tuple[float, float]:
-    """Seconds from one token to the next, and those of the processor in process pid."""
+def thread_seconds(pid: int) -> dict[str, float]:
+    """What each thread of a process has used, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return {task.name: int((task / "schedstat").read_text().split()[0]) / 1e9 for task in tasks}
+
+
+def per_token(lines: Iterator[Any], pid: int) -> Took:
+    """From the first token on, in process pid."""
     next(lines)
-    started, used, n = time.perf_counter(), processor_seconds(pid), 0
-    for n, _ in enumerate(lines, 1):  # noqa: B007
-        pass
-    return (time.perf_counter() - started) / n, (processor_seconds(pid) - used) / n
+    used = thread_seconds(pid)
+    times = [time.perf_counter()]
+    times += [time.perf_counter() for _ in lines]
+    used_then, n = thread_seconds(pid), len(times) - 1
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    processor = sum(used_then.values()) - sum(used.values())
+    loop = used_then[str(pid)] - used[str(pid)]
+    return Took(sum(gaps) / n, statistics.median(gaps), processor / n, loop / n)
 
 
-def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
+def check_overhead(path: Path, n_rounds: int, n_tokens: int, n_threads: int) -> Iterator[str]:
     """Time between first and last token, in this process and through the server. They take turns,
     each round gives one ratio, and the median of the ratios counts: what else the machine does
     comes and goes more slowly than a round takes."""
     options: Json = {"max_tokens": n_tokens, "temperature": 0}
 
-    def direct(model: pywina.Model) -> tuple[float, float]:
+    def direct(model: pywina.Model) -> Took:
         stream = model.stream("The sea is", **options, logit_bias=no_end)
         return per_token((chunk for chunk in stream if chunk.text), os.getpid())
 
-    def served(server: Server) -> tuple[float, float]:
+    def served(server: Server) -> Took:
         connection = server.connect()
         bias = {str(token): value for token, value in no_end.items()}
         body = {"prompt": "The sea is", "stream": True, "logit_bias": bias, **options}
@@ -213,8 +228,8 @@ def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
         return took
 
     with (
-        serving(path, "-t", "1", "--slots", "1") as server,
-        pywina.load(path, n_threads=1) as model,
+        serving(path, "-t", str(n_threads), "--slots", "1") as server,
+        pywina.load(path, n_threads=n_threads) as model,
     ):
         no_end = {i: -100.0 for i in range(model.info.n_vocab) if model.is_eog(i)}
         direct(model)  # the first ones are not counted
@@ -226,14 +241,21 @@ def check_overhead(path: Path, n_rounds: int, n_tokens: int) -> Iterator[str]:
                 rounds.append((direct(model), through))
             else:
                 rounds.append((direct(model), served(server)))
-    for name, k in (("clock", 0), ("processor time", 1)):
-        ratios = sorted(two[k] / one[k] for one, two in rounds)
-        ms = [statistics.median(r[side][k] for r in rounds) * 1e3 for side in (0, 1)]
+    busy = f"{n_threads} thread{'s' * (n_threads > 1)}, load {os.getloadavg()[0]:.1f}"
+    yield f"server / Model.stream per token, {busy}:"
+    for name, what in (
+        ("mean", "clock"), ("median", "clock, median token"), ("processor", "processor time"),
+    ):  # fmt: skip
+        values = [(getattr(one, name), getattr(two, name)) for one, two in rounds]
+        ratios = sorted(two / one for one, two in values)
+        ms = [statistics.median(pair[side] for pair in values) * 1e3 for side in (0, 1)]
         yield (
-            f"server / Model.stream per token, {name}: median of {n_rounds} ratios "
-            f"{statistics.median(ratios):.3f}, all {' '.join(f'{r:.3f}' for r in ratios)}; "
+            f"  {what}: median of {n_rounds} ratios {statistics.median(ratios):.3f}, all "
+            f"{' '.join(f'{r:.3f}' for r in ratios)}; "
             f"{ms[1]:.3f} / {ms[0]:.3f} ms, {ms[1] - ms[0]:+.3f}"
         )
+    loop = statistics.median(two.loop for _, two in rounds) * 1e3
+    yield f"  of that the event loop's thread: {loop:.3f} ms"
 
 
 def main() -> None:
@@ -247,6 +269,7 @@ def main() -> None:
                         help="a model to measure overhead with; tiny: the one of the other checks, "
                         "which shows the server's own work")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=9, help="of --overhead")
+    parser.add_argument("--threads", type=int, default=1, help="that decode, for --overhead")
     parser.add_argument("--only-overhead", action="store_true", help="nothing else")
     args = parser.parse_args()
     if not args.only_overhead:
@@ -257,7 +280,7 @@ def main() -> None:
             path = tinymodel.write_tiny(Path(folder, "tiny.gguf"), tinymodel.TinySpec())
             n_tokens = 400
         if path:
-            for line in check_overhead(path, args.rounds, n_tokens):
+            for line in check_overhead(path, args.rounds, n_tokens, args.threads):
                 print(line, flush=True)
 
 

@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,12 @@ from ..errors import (
 )
 from ..model import Model
 from . import schema
-from .checks import Checks, error_response, read_body
+from .checks import CHUNK, Checks, error_response, read_body
 from .engine import Busy, Engine, Job, Slot
 from .schema import RequestError
 
 Json = dict[str, Any]
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _PAGE_HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'unsafe-inline'; style-src "
     "'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -45,7 +46,7 @@ _BAD_INPUT = (ArgumentError, ContextError, TemplateError, UnsupportedError)
 
 
 def _dump(part: Json) -> bytes:
-    return json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return _encoder.encode(part).encode("utf-8")
 
 
 class Events(Response):
@@ -53,13 +54,23 @@ class Events(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: list[Json], job: Job, include_usage: bool) -> None:
+    def __init__(
+        self,
+        first: list[Json],
+        job: Job,
+        include_usage: bool,
+        chunk: Callable[[bytes], bool] | None,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache"}, media_type=self.media_type)
         del self.headers["content-length"]
         self._first, self._job, self._include_usage = first, job, include_usage
+        self._chunk = chunk
 
     def _lines(self, part: Json) -> bytes:
-        usage = part.pop("usage", None)
+        usage = None
+        if "usage" in part:
+            part = dict(part)
+            usage = part.pop("usage")
         data = b"data: " + _dump(part) + b"\n\n"
         if usage is not None and self._include_usage:
             data += b"data: " + _dump(part | {"choices": [], "usage": usage}) + b"\n\n"
@@ -70,12 +81,13 @@ class Events(Response):
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         await body(b"".join(map(self._lines, self._first)))
+        if (chunk := self._chunk) is not None:
+            self._job.sink = lambda part: chunk(self._lines(part))
         try:
             async for part in self._job:
-                await body(self._lines(part))
-                # Parts that are ready would otherwise be written without a look at whether anybody
-                # still reads: asyncio logs each write to a lost connection.
-                await asyncio.sleep(0)
+                # All parts that are ready at once: asyncio logs each write to a lost connection,
+                # and this loop would write them without a look at whether anybody still reads.
+                await body(b"".join(map(self._lines, [part, *self._job.ready()])))
         except CancelledError:
             return
         except Exception as error:  # the status is out already: the stream says it
@@ -89,6 +101,7 @@ class Events(Response):
         try:
             await _watched(self._job, receive, self._write(send))
         finally:
+            self._job.sink = None
             self._job.cancel()  # nothing is left to end if it ended by itself
 
 
@@ -181,7 +194,8 @@ class Routes:
         job = self._submit(work, n_ahead)
         parts = await self._first(request, job, n_ahead + 1)
         if stream:
-            return Events(parts, job, usage)
+            chunk = request.scope.get("extensions", {}).get(CHUNK)
+            return Events(parts, job, usage, chunk)
 
         async def collect() -> None:
             async for part in job:
@@ -358,6 +372,7 @@ def make_app(
     async def life(app: Starlette) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(engine.close)
+        engine.hang_up()
 
     table = routes.table()
     handlers: Any = dict.fromkeys((RequestError, ClientDisconnect, 404, 405), _on_error)

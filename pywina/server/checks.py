@@ -19,6 +19,9 @@ from .schema import RequestError
 HEADER_BYTES = 32 << 10
 BODY_BYTES = 8 << 20
 BODY_SECONDS = 30.0
+#: an extension of the scope: write(data) puts a piece of the body that has begun into the
+#: connection at once, or says False
+CHUNK = "pywina.chunk"
 _OPEN = frozenset({"/", "/health"})  # without a key: the page asks for it
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
           404: "not_found_error", 503: "overloaded_error"}  # fmt: skip

@@ -21,6 +21,7 @@ from .._task import Task
 from ..errors import CancelledError, WinaError
 from ..generation import Stream, decode_together
 from ..model import Model
+from .bell import Bell
 from .metrics import Metrics
 
 Json = dict[str, Any]
@@ -60,12 +61,14 @@ class Slot:
 class Job:
     """One request. Read it with ``async for``; ``cancel`` may be called at any time."""
 
-    def __init__(self, work: Work, metrics: Metrics, n_ahead: int = 0) -> None:
-        self._work, self._metrics = work, metrics
+    def __init__(self, work: Work, metrics: Metrics, bell: Bell, n_ahead: int = 0) -> None:
+        self._work, self._metrics, self._bell = work, metrics, bell
         self._n_ahead = n_ahead  # parts that come before the prompt is evaluated
         self.prefilling = True  # its prompt, or its text, is not evaluated yet
-        self._loop = asyncio.get_running_loop()
-        self._parts: asyncio.Queue[Json | BaseException | None] = asyncio.Queue()
+        self._parts: deque[Json | BaseException | None] = deque()  # of the loop's thread
+        self._reader: asyncio.Future[None] | None = None  # who waits for the next part
+        #: gets a part in place of one who waits for it; False: it cannot
+        self.sink: Callable[[Json], bool] | None = None
         self._iterator: Iterator[Json | Task] | None = None
         self.slot: Slot | None = None
         self.cancelled = False
@@ -77,12 +80,22 @@ class Job:
         return self
 
     async def __anext__(self) -> Json:
-        part = await self._parts.get()
+        while not self._parts:
+            self._reader = self._bell.loop.create_future()
+            await self._reader
+        part = self._parts.popleft()
         if part is None:
             raise StopAsyncIteration
         if isinstance(part, BaseException):
             raise part
         return part
+
+    def ready(self) -> Iterator[Json]:
+        """Parts that are there already."""
+        while self._parts and isinstance(self._parts[0], dict):
+            part = self._parts.popleft()
+            assert isinstance(part, dict)
+            yield part
 
     def cancel(self) -> None:
         """Frees the slot, in the middle of a prompt too."""
@@ -93,11 +106,19 @@ class Job:
             task.cancel()
 
     def _put(self, part: Json | BaseException | None) -> None:
-        # RuntimeError: the loop has ended, and nobody waits any more.
-        try:
-            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
-        except RuntimeError:
+        if self._bell.loop.is_closed():  # nobody waits any more
             self.cancelled = True
+        else:
+            self._bell.call(self._arrived, part)
+
+    def _arrived(self, part: Json | BaseException | None) -> None:
+        reader = self._reader
+        waits = reader is not None and not reader.done()  # then no earlier part is on its way
+        if waits and self.sink is not None and isinstance(part, dict) and self.sink(part):
+            return
+        self._parts.append(part)
+        if reader is not None and waits:
+            reader.set_result(None)
 
     def prepare(self) -> None:
         """What was asked for since the last token takes effect. On the engine's thread, as are the
@@ -173,6 +194,7 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
         self._wake = threading.Condition()
+        self._bell: Bell | None = None  # of the loop that submits
         self._closing = False
         self._turn = 0
         self._thread = threading.Thread(target=self._run, name="pywina-engine", daemon=True)
@@ -189,7 +211,11 @@ class Engine:
     def submit(self, work: Work, n_ahead: int = 0) -> Job:
         """Queues work, whose first n_ahead parts need no evaluated prompt; Busy if there is no
         room."""
-        job = Job(work, self.metrics, n_ahead)
+        loop = asyncio.get_running_loop()
+        if self._bell is None or self._bell.loop is not loop:
+            self.hang_up()
+            self._bell = Bell(loop)
+        job = Job(work, self.metrics, self._bell, n_ahead)
         with self._wake:
             if len(self._waiting) >= self.n_queue + len(self._free) or self._closing:
                 self.metrics.rejected += 1
@@ -247,6 +273,11 @@ class Engine:
             decode_together([stream for stream in streams if stream is not None])
         for job in old:
             job.step()
+
+    def hang_up(self) -> None:
+        """When the loop is not asked any more: after close, on its thread."""
+        if self._bell is not None:
+            self._bell.close()
 
     def close(self) -> None:
         """Ends everything that runs or waits, and frees the contexts (not the model)."""

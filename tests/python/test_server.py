@@ -314,7 +314,7 @@ def test_leaving_in_mid_embedding_frees_the_slot(server: Server) -> None:
     wanted = server.post("/v1/embeddings", {"input": "abc"})[1]["data"]
     for delay in (0.0, 0.05, 0.3):
         with server.open(raw("/v1/embeddings", {"input": [text] * 200})):
-            assert wait_for(lambda: server.get("/health")[1]["busy"] == 1)
+            assert wait_for(lambda: server.get("/health")[1]["busy"] == 1, 60)
             time.sleep(delay)
         assert wait_for(server.idle, 5)
     assert server.post("/v1/embeddings", {"input": "abc"})[1]["data"] == wanted
