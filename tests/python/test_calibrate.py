@@ -164,7 +164,7 @@ def test_gradients_and_greedy(
 @pytest.mark.parametrize(
     "wrong",
     [{"targets": ()}, {"targets": (0.5, 0.4)}, {"targets": (1.0,)}, {"allocate": "best"},
-     {"norms": "l1"}, {"windows": 0}, {"size": 8}],
+     {"norms": "l1"}, {"norms": "fitted"}, {"windows": 0}, {"size": 8}],
 )  # fmt: skip
 def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(pywina.ArgumentError):
