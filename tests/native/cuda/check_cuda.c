@@ -652,7 +652,7 @@ static void check_small_all(void) {
         check_small(&spec, WINA_CACHE_F16, what);
     }
     for (int32_t kind = FAKE_PLAIN + 1; kind < FAKE_N_KINDS; kind++) {
-        const fake_spec spec = {WINA_DTYPE_F16, 1,     32,   48,   2, 1, 16, 20, 16,
+        const fake_spec spec = {WINA_DTYPE_F16, 1,     32,   48,   8, 2, 8, 20, 16,
                                 false,          false, kind, false};
         snprintf(what, sizeof what, "small like %s, cache of q8_0", FAKE_NAMES[kind]);
         check_small(&spec, WINA_CACHE_Q8_0, what);
