@@ -45,7 +45,7 @@ def load(
     n_gpu_layers: how many of the last layers are on GPUs; default: as many as fit, with
         backend="cuda" all. 0: none.
     cache_type_k, cache_type_v: how keys and values of the context are kept: "f16", "q8_0" (a little
-        over half the memory) or "f32"; on a GPU "f16" only.
+        over half the memory) or "f32", which GPUs do not have.
     mem_limit: bytes, or a text such as "1.5G": if the memory plan (:meth:`Model.plan_memory`) has a
         higher peak, the load fails at once with OutOfMemoryError, which holds the plan.
     resident: of a packed file that is larger than the memory: how many bytes of its layers stay

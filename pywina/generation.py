@@ -212,8 +212,8 @@ class Stream(Task, Iterator[Chunk]):
             for row, token in zip(rows, following, strict=False)
         ]
         self._to_score -= len(part)
-        if self._to_score == 0 and n_dense and model.info.backend == "cpu":
-            model._held = list(self.prompt)
+        if self._to_score == 0 and n_dense:
+            model._held, model._batches = list(self.prompt), (0, 0)
 
     def _native(self, model: Model, session: Any) -> Any:
         """The wina_stream, created on first use."""

@@ -87,6 +87,7 @@ class Model(Inspection, Completions, Evaluations, Variants):
         self._compiled: ChatTemplate | None = None  # the chat template used last
         self._tuning: Tuning | None = None  # in place of the file's
         self._held: list[int] = []  # tokens in the context, as far as they may be used again
+        self._batches = (0, 0)  # of them, those evaluated in batches: see _exact
         self.load_s = load_s
         self.info = self._read_info()
 
@@ -306,16 +307,24 @@ class Model(Inspection, Completions, Evaluations, Variants):
                 if old != new:
                     break
                 n_same += 1
-        n_same = int(lib.wina_session_n_keepable(session, n_same))
+        n_same = int(lib.wina_session_n_keepable(session, self._exact(n_same)))
         check(lib.wina_session_truncate(session, n_same))
         if reset:
             lib.wina_session_reset_stats(session)
         self._set_sparsity(session, sparsity)
-        # Kept for the next prompt: what a dense prompt computes. On a GPU the bits of a token
-        # depend on how many are evaluated together, so nothing is kept there.
-        reusable = not sparsity.prefill and self.info.backend == "cpu"
-        self._held = list(prompt) if reusable else []
+        # Kept for the next prompt: what a dense prompt computes.
+        self._held = [] if sparsity.prefill else list(prompt)
+        self._batches = (min(self._batches[0], n_same), len(prompt))
         return n_same
+
+    def _exact(self, n_same: int) -> int:
+        """How many of so many held tokens are what the next prompt would compute itself. On a GPU
+        the bits of a token depend on which are evaluated together: whole batches are the same
+        again, the tokens of a loaded state are as they came."""
+        begin, end = self._batches
+        if self.info.backend == "cpu" or n_same <= begin:
+            return n_same
+        return begin + max(min(n_same, end) - begin, 0) // self._n_batch * self._n_batch
 
     def _hold_more(self, tokens: Sequence[int]) -> None:
         """What was generated densely after the prompt may be used again, too."""
@@ -456,7 +465,8 @@ class Model(Inspection, Completions, Evaluations, Variants):
     def save_state(self) -> bytes:
         """What the context holds: its tokens and their keys and values. :meth:`load_state`, in this
         process or another, goes on from there: a prompt that begins with these tokens is not
-        evaluated again. Only what a dense prompt computes is kept; on the CPU only."""
+        evaluated again. Only what is computed densely is kept. States of the CPU can be loaded on
+        a GPU and the other way."""
         size = ffi.new("size_t *")
         with self._handle.run() as session:
             held = self._held[: lib.wina_session_n_past(session)]
@@ -491,4 +501,5 @@ class Model(Inspection, Completions, Evaluations, Variants):
                 self._begin(session, Sparsity())
                 raise FormatError(f"the state holds other than its {n_tokens} tokens")
             self._held = tokens.tolist()
+            self._batches = (n_tokens, n_tokens)
         return list(self._held)

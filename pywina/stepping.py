@@ -152,8 +152,8 @@ class Steps:
     def _hold(self) -> None:
         """Tells the model what its context is good for."""
         model = self._model
-        usable = model.info.backend == "cpu" and not any(self._sparse)
-        self._mark = model._held = list(self.tokens) if usable else []
+        self._mark = model._held = [] if any(self._sparse) else list(self.tokens)
+        model._batches = (0, 0)
 
     def save_state(self) -> bytes:
         """See :meth:`Model.save_state`."""

@@ -31,28 +31,26 @@ for step in "$@"; do
             echo "$tool: $(tail -1 "/tmp/sanitize.$tool")"
         done
         ;;
-    racecheck) # every barrier of all blocks spins under it: two blocks, tiny models, side by side
-        cases="F32 1 x 1:F16 36 x 52:Q4_0 32 x 64:equal logits, vocabulary of 129"
-        pids= n=0 old_ifs=$IFS IFS=:
-        set -f
-        for case in ${RACES:-$cases}; do
-            n=$((n + 1))
-            WINA_CUDA_BLOCKS=2 WINA_CUBLAS=none CHECK_ONLY=$case timeout "${RACE_S:-100}" \
-                compute-sanitizer --tool racecheck --error-exitcode 1 "$BUILD/tests/check_cuda" quick \
-                >"/tmp/racecheck.$n" 2>&1 &
-            pids=$pids:$!
-        done
-        n=0
-        for pid in ${pids#:}; do
-            n=$((n + 1))
-            wait "$pid"
-            rc=$?
-            [ $rc = 0 ] || failed=1
-            [ $rc = 124 ] && echo "not finished within ${RACE_S:-100} s:"
-            tail -6 "/tmp/racecheck.$n"
-        done
-        IFS=$old_ifs
-        set +f
+    racecheck) # every barrier of all blocks spins under it: two blocks, least models, RACE_JOBS
+               # of them at a time, each within RACE_S seconds; RACES names others, RACE_SET=quick
+        cases="small F32:small F16:small BF16:small Q8_0:small Q4_0:small Q4_1:small Q5_0:small Q5_1"
+        cases="$cases:small Q4_K:small Q5_K:small Q6_K:small, equal logits"
+        for kind in qwen3 gemma2 gemma3 olmo2 smollm3; do cases="$cases:small like $kind"; done
+        rm -f /tmp/racecheck.*
+        printf '%s\n' "${RACES:-$cases}" | tr : '\n' | WINA_CUDA_BLOCKS=2 WINA_CUBLAS=none \
+            xargs -d '\n' -P "${RACE_JOBS:-6}" -I {} sh -c '
+                start=$(date +%s)
+                CHECK_ONLY=$1 timeout "$2" compute-sanitizer --tool racecheck --error-exitcode 1 \
+                    "$3/tests/check_cuda" "$4" >"/tmp/racecheck.$1" 2>&1
+                rc=$? n=$(grep -c "^  " "/tmp/racecheck.$1")
+                [ $rc = 0 ] && [ "$n" = 0 ] && rc=99 # no such case
+                case $rc in
+                0) said="$n case(s), no hazard" ;;
+                124) said="not finished" ;;
+                *) said="failed ($rc): $(tail -3 "/tmp/racecheck.$1" | tr "\n" " ")" ;;
+                esac
+                echo "racecheck $1: $said, $(($(date +%s) - start)) s"
+                [ $rc = 0 ]' race {} "${RACE_S:-150}" "$BUILD" "${RACE_SET:-small}" || failed=1
         ;;
     two) # layers over two GPUs: correct, then as fast as one but for the way between them
         WINA_CUDA_FREE_MB=401.5 CHECK_ONLY="chain, 3" "$BUILD/tests/check_cuda" || failed=1

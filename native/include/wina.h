@@ -318,7 +318,7 @@ int32_t wina_model_describe_rule(const wina_model *model, const wina_sparsity *s
 /* How keys and values of the context are kept. */
 typedef enum wina_cache_type {
     WINA_CACHE_F16 = 0,
-    WINA_CACHE_Q8_0 = 1, /* 34 bytes for 32 values; CPU only */
+    WINA_CACHE_Q8_0 = 1, /* 34 bytes for 32 values */
     WINA_CACHE_F32 = 2   /* CPU only */
 } wina_cache_type;
 
@@ -425,8 +425,8 @@ int32_t wina_session_n_keepable(const wina_session *session, int32_t n_past);
 /* What the session remembers of its tokens, as bytes with a checksum: another session of the same
  * model and types of the cache can go on from there. save: WINA_E_SPACE if capacity is too small;
  * *n_bytes is what is needed. load: WINA_E_FORMAT if data is damaged or of another model or
- * version; the session is then as before. There are no logits until the next evaluation. CPU only.
- */
+ * version; the session is then as before, but empty after WINA_E_DEVICE. States go from CPUs to
+ * GPUs and back. There are no logits until the next evaluation. */
 int32_t wina_session_save_state(wina_session *session, void *data, size_t capacity,
                                 size_t *n_bytes);
 int32_t wina_session_load_state(wina_session *session, const void *data, size_t n_bytes);

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tinycheckpoint import write_checkpoint
 
-import pywina
+from pywina.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
@@ -52,6 +53,10 @@ def emulated() -> Path:
         ("chain, 3", {"EMULATE_GPUS": "2", "WINA_CUDA_FREE_MB": "401.5"}),
         ("Q4_0, sparsity 0.5", {"WINA_CUDA_BLOCKS": "2"}),  # several tiles for every block
         ("sampling, vocabulary of 1030", {}),  # tokens from the best candidates
+        ("cache of q8_0 and f16, like gemma2, heads of 80", {}),  # a ring, 8 bits in keys alone
+        ("cache of f16 and q8_0, like plain", {}),
+        ("cache of q8_0 and q8_0, like gemma3", {"EMULATE_SMS": "1"}),
+        ("cache of q8_0 and q8_0, like gemma2, heads of 128, in a chain", {"EMULATE_SMS": "1"}),
         ("equal logits", {}),  # ties, also too many, and what is not finite
     ],
 )
@@ -71,6 +76,15 @@ def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[s
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert case.split(",")[0] in done.stdout
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("windowed")
+    source = write_checkpoint(folder / "checkpoint", "gemma2")
+    target = folder / "model.gguf"
+    assert main(["convert", str(source), str(target), "--type", "F32"]) == 0
+    return target
 
 
 DRAW = """
@@ -110,6 +124,152 @@ def test_tokens_drawn_from_the_best_are_those_drawn_from_all(
     }
     done = subprocess.run(
         [sys.executable, "-c", DRAW, str(write_model())],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+STATES = """
+import os
+import sys
+import pywina
+from pywina._native import lib
+
+path, kind, layers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+IDS = [(37 * i + 11) % 250 for i in range(40)]
+
+
+def load(backend):
+    where = {"backend": "cpu"} if backend == "cpu" else {"n_gpu_layers": layers}
+    return pywina.load(path, n_ctx=96, n_batch=4, n_threads=1, cache_type_k=kind,
+                       cache_type_v=kind, **where)
+
+
+def tokens(model, prompt):
+    stream = model.stream(prompt, max_tokens=6, temperature=0, ignore_eog=True)
+    list(stream)
+    return stream.tokens
+
+
+def keepable(model):
+    with model._handle.run() as session:
+        return [n for n in range(len(IDS)) if lib.wina_session_n_keepable(session, n) == n]
+
+
+cpu, gpu = load("cpu"), load("gpu")
+assert gpu.info.backend == "cuda", gpu.info
+wanted = tokens(cpu, IDS)
+cpu.generate(IDS, max_tokens=1)
+state = cpu.save_state()
+assert gpu.load_state(state)[: len(IDS)] == IDS
+assert gpu.save_state() == state  # to the bit, there and back
+assert tokens(gpu, IDS) == wanted
+own, fresh = load("gpu"), load("cpu")
+for model in (own, fresh):
+    model.generate(IDS, max_tokens=1)
+assert keepable(own) == keepable(fresh)
+other = load("cpu")
+other.load_state(own.save_state())
+assert tokens(other, IDS) == wanted
+# what a prompt shares with what was there, as far as windows still have it
+for prompt in (IDS[:-3], [*IDS[:-3], 1, 2], IDS[:20], [*IDS[:19], 7, 8], IDS):
+    assert tokens(gpu, prompt) == tokens(cpu, prompt), prompt
+damaged = bytearray(state)
+damaged[-40] ^= 4
+for bad in (bytes(damaged), state[:-8], load("cpu").save_state()[:16] + state[16:]):
+    try:
+        gpu.load_state(bad)
+    except pywina.FormatError:
+        pass
+    else:
+        raise AssertionError("a damaged state was loaded")
+assert tokens(gpu, IDS) == wanted
+before = gpu.save_state()
+os.environ["EMULATE_FAIL"] = "1"
+for call in (gpu.save_state, lambda: gpu.load_state(state)):
+    try:
+        call()
+    except pywina.DeviceError as error:
+        assert "saved state" in str(error)
+    else:
+        raise AssertionError("a copy that failed was not noticed")
+del os.environ["EMULATE_FAIL"]
+assert tokens(gpu, IDS) == wanted  # from the start: nothing was left
+"""
+
+
+@pytest.mark.parametrize("layers", [4, 2])  # all of them; the last ones, behind those of the CPU
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_states_move_between_cpu_and_gpu(
+    emulated: Path, windowed: Path, kind: str, layers: int
+) -> None:
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "EMULATE_SMS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", STATES, str(windowed), kind, str(layers)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+PREFIXES = """
+import sys
+import pywina
+
+IDS = [(37 * i + 11) % 250 for i in range(40)]
+
+
+def tokens(model, prompt, **options):
+    stream = model.stream(prompt, max_tokens=7, temperature=0, ignore_eog=True, **options)
+    list(stream)
+    return stream.tokens, model.stats.n_prefill
+
+
+def load():
+    return pywina.load(sys.argv[1], backend="cuda", n_ctx=96, n_batch=8)
+
+
+model = load()
+made, n = tokens(model, IDS)
+assert n == 40
+for prompt, n_same in (
+    (IDS, 32), (IDS[:33], 32), (IDS[:32], 24), ([*IDS[:19], 7, 8], 16), (IDS[:7], 0),
+    (IDS, 0), ([*IDS, *made], 40), ([*IDS, *made, 1, 2], 40), ([*IDS, 3], 40), (IDS, 32),
+):  # fmt: skip
+    # whole batches of the last prompt's own, nothing that was generated
+    wanted, n_all = tokens(load(), prompt)
+    assert tokens(model, prompt) == (wanted, n_all - n_same), (len(prompt), n_same)
+state = model.save_state()
+other = load()
+assert len(other.load_state(state)) > 40  # what was generated, too
+assert tokens(other, [*IDS, 3]) == (tokens(load(), [*IDS, 3])[0], 1)
+steps = pywina.stepping.Steps(model)
+steps.eval(IDS[:11])
+other.load_state(steps.save_state())
+assert tokens(other, IDS)[1] == 29
+assert tokens(model, IDS)[1] == 40  # other batches
+tokens(model, IDS, sparse_prefill=True, sparsity=0.5)
+assert tokens(model, IDS)[1] == 40
+"""
+
+
+def test_prompts_on_a_gpu_use_whole_batches_again(
+    emulated: Path, write_model: Callable[..., Path]
+) -> None:
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "EMULATE_SMS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PREFIXES, str(write_model())],
         env=environment,
         capture_output=True,
         text=True,

@@ -9,17 +9,18 @@
 #ifndef WINA_CUDA_ATTEND_CUH
 #define WINA_CUDA_ATTEND_CUH
 
-#include <cfloat>
-
-#include "common.cuh"
-#include "device.h"
+#include "kvrows.cuh"
 
 enum {
     ATTEND_THREADS = 512,
     ATTEND_HEADS = 4,   /* query heads of a block */
     ATTEND_LEAST = 256, /* positions of a piece, at least */
-    ATTEND_UNROLL = 4
+    ATTEND_UNROLL = 4,
+    ATTEND_PAIR = 2 /* positions at a time where a group takes all heads of a block */
 };
+#ifndef ATTEND_SHARE /* 0: never */
+#define ATTEND_SHARE 1
+#endif
 
 /* A group's state over the positions it has seen. */
 struct state {
@@ -73,75 +74,19 @@ static __device__ __forceinline__ int first_seen(const wina_cuda_attend &a, int 
     return a.window > 0 && pos >= a.window ? pos + 1 - a.window : 0;
 }
 
-/* ---- rows of the cache --------------------------------------------------------------------- */
+/* ---- a group for one head ------------------------------------------------------------------ */
 
-static __device__ __forceinline__ uint8_t *cache_row(const wina_cuda_attend &a, bool value,
-                                                     int kv_head, int row) {
-    return a.cache[value] + ((int64_t)kv_head * a.n_rows + row) * a.row_bytes[value];
+/* cap tanh(score / cap), or the score if there is no cap. */
+static __device__ __forceinline__ float capped(float score, float cap) {
+    return cap > 0.0f ? cap - __fdividef(2.0f * cap, 1.0f + __expf(__fdividef(2.0f, cap) * score))
+                      : score;
 }
-
-/* Element d of the row of `pos`, rounded as the CPU rounds it. All lanes of a warp, with 32
- * elements in a row; those behind the last are zero. */
-static __device__ __forceinline__ void store_element(const wina_cuda_attend &a, bool value,
-                                                     int kv_head, int pos, int d, float x) {
-    uint8_t *row = cache_row(a, value, kv_head, pos % a.n_rows);
-    if (!a.is_q8[value]) {
-        if (d < a.head_pad)
-            reinterpret_cast<uint16_t *>(row)[d] = __half_as_ushort(__float2half_rn(x));
-        return;
-    }
-    /* Bits of magnitudes have the order of the magnitudes, with what is not finite above all. */
-    const float most = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(fabsf(x))));
-    const float scale = most <= FLT_MAX ? most / 127.0f : NAN;
-    const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    const bool rounds = inverse <= FLT_MAX && inverse > 0.0f;
-    if (d < a.head_pad)
-        row[d] = (uint8_t)(int8_t)(rounds ? __float2int_rn(x * inverse) : 0);
-    if (d % 32 == 0 && d < a.head_dim)
-        reinterpret_cast<uint16_t *>(row + a.head_pad)[d / 32] =
-            __half_as_ushort(__float2half_rn(scale));
-}
-
-/* A lane's 8 elements of a row: of f16 themselves, of q8_0 in x and y, their scale in z. F16: both
- * keys and values are f16. */
-template <bool F16>
-static __device__ __forceinline__ uint4 load_elements(const uint8_t *row, int lane, int pad,
-                                                      bool is_q8) {
-    if (F16 || !is_q8)
-        return *reinterpret_cast<const uint4 *>(row + lane * 16);
-    const uint2 bytes = *reinterpret_cast<const uint2 *>(row + lane * 8);
-    return make_uint4(bytes.x, bytes.y,
-                      *reinterpret_cast<const uint16_t *>(row + pad + lane / 4 * 2), 0);
-}
-
-/* The elements, but for a factor that is returned. */
-template <bool F16>
-static __device__ __forceinline__ float to_floats8(uint4 v, bool is_q8, float (&f)[8]) {
-    const uint32_t w[4] = {v.x, v.y, v.z, v.w};
-    if (F16 || !is_q8) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float2 t = __half22float2(*reinterpret_cast<const __half2 *>(&w[i]));
-            f[2 * i] = t.x, f[2 * i + 1] = t.y;
-        }
-        return 1.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < 8; i++) { /* a byte + 128 as the low bits of 2^23 */
-        const uint32_t bits = __byte_perm(w[i / 4] ^ 0x80808080u, 0x4b000000u, 0x7440 + i % 4);
-        f[i] = __uint_as_float(bits) - 8388736.0f;
-    }
-    return __half2float(__ushort_as_half((unsigned short)v.z));
-}
-
-/* ---- attention ----------------------------------------------------------------------------- */
 
 /* One position: the score, then the running softmax. */
 template <int LANES, bool F16>
 static __device__ __forceinline__ void add_position(state &st, const float (&q)[8], uint4 key,
                                                     uint4 value, bool exists,
                                                     const wina_cuda_attend &a) {
-    const float cap = a.cap;
     float k[8], v[8], score = 0.0f;
     const float k_scale = to_floats8<F16>(key, a.is_q8[0], k);
     const float v_scale = to_floats8<F16>(value, a.is_q8[1], v);
@@ -155,8 +100,7 @@ static __device__ __forceinline__ void add_position(state &st, const float (&q)[
         score += __shfl_xor_sync(0xffffffffu, score, offset);
     if (!exists)
         return;
-    if (cap > 0.0f)
-        score = cap - __fdividef(2.0f * cap, 1.0f + __expf(__fdividef(2.0f, cap) * score));
+    score = capped(score, a.cap);
     const float max = fmaxf(st.max, score);
     const float keep = __expf(st.max - max), p = __expf(score - max);
     st.max = max;
@@ -165,31 +109,6 @@ static __device__ __forceinline__ void add_position(state &st, const float (&q)[
 #pragma unroll
     for (int i = 0; i < 8; i++)
         st.o[i] = fmaf(st.o[i], keep, weight * v[i]);
-}
-
-/* What a group reads: ATTEND_UNROLL positions at a time, each slot loaded again as soon as it has
- * been used. */
-struct attend_slots {
-    uint4 key[ATTEND_UNROLL], value[ATTEND_UNROLL];
-};
-
-/* The rows of a head from a position on: positions that a token sees go round the end at most once.
- */
-struct attend_rows {
-    const uint8_t *keys, *values;
-    int begin; /* position of row 0, at most as far back as the first one that is seen */
-};
-
-/* Slot u of position `pos`, which must be in the cache. */
-template <bool F16>
-static __device__ __forceinline__ void load_slot(attend_slots &s, int u, const attend_rows &rows,
-                                                 int pos, int lane, const wina_cuda_attend &a) {
-    int row = pos - rows.begin;
-    row -= row >= a.n_rows ? a.n_rows : 0;
-    s.key[u] =
-        load_elements<F16>(rows.keys + (int64_t)row * a.row_bytes[0], lane, a.head_pad, a.is_q8[0]);
-    s.value[u] = load_elements<F16>(rows.values + (int64_t)row * a.row_bytes[1], lane, a.head_pad,
-                                    a.is_q8[1]);
 }
 
 /* How a block's groups are shared out: `heads` (a power of two) query heads, `groups` each. */
@@ -205,8 +124,10 @@ template <int LANES> static __device__ __forceinline__ attend_shape shape_for(in
 template <int LANES> struct attend_shared {
     static constexpr int GROUPS = ATTEND_THREADS / LANES, WIDTH = LANES * 8;
     float q[ATTEND_HEADS][WIDTH]; /* rotated and scaled */
-    float o[GROUPS][WIDTH];       /* (heads, groups) */
-    float max[GROUPS], sum[GROUPS], weight[GROUPS];
+    /* (heads, groups), or (heads, warps) where a group takes all heads */
+    static constexpr int STATES = ATTEND_HEADS * ATTEND_THREADS / 32;
+    float o[STATES][WIDTH];
+    float max[STATES], sum[STATES], weight[STATES];
     float all_max[ATTEND_HEADS], all_sum[ATTEND_HEADS];
     bool last;
 };
@@ -251,19 +172,144 @@ load_queries(const wina_cuda_attend &a, attend_shared<LANES> &s, int64_t row, in
     }
 }
 
-/* Joins the groups of a block in order: s.all_max, s.all_sum; weights of the groups. Groups
- * without positions have max = -inf and weight 0. */
 template <int LANES>
-static __device__ __forceinline__ void join_groups(attend_shared<LANES> &s, const state &st,
-                                                   attend_shape shape, int head, int group) {
-    const int at = head * shape.groups + group;
+static __device__ __forceinline__ void put_state(attend_shared<LANES> &s, int at,
+                                                 const float (&from)[8]) {
     float *o = &s.o[at][threadIdx.x % LANES * 8];
-    float4_at(o) = make_float4(st.o[0], st.o[1], st.o[2], st.o[3]);
-    float4_at(o + 4) = make_float4(st.o[4], st.o[5], st.o[6], st.o[7]);
-    if (threadIdx.x % LANES == 0) {
-        s.max[at] = st.max;
-        s.sum[at] = st.sum;
+    float4_at(o) = make_float4(from[0], from[1], from[2], from[3]);
+    float4_at(o + 4) = make_float4(from[4], from[5], from[6], from[7]);
+}
+
+/* ---- a group for all heads of a block ------------------------------------------------------- */
+
+/* With four heads on the same keys a group takes a position for all of them: rows become floats
+ * once, and the sums of a score's parts over the lanes end with each head's in a quarter of the
+ * lanes, which then do the softmax of that head for a pair of positions at a time. */
+struct state4 {
+    float max, sum; /* of this lane's head */
+    float o[ATTEND_HEADS][8];
+};
+
+/* A lane that has the score of head h, and the head that a lane has. */
+template <int LANES> static __device__ __forceinline__ int lane_of(int h) {
+    const int base = threadIdx.x % 32 & ~(LANES - 1);
+    return base + (h >> 1) * (LANES / 2) + (h & 1) * (LANES / 4);
+}
+template <int LANES> static __device__ __forceinline__ int head_of(int lane) {
+    return lane / (LANES / 4) % 4;
+}
+
+/* Sums of four values over the lanes of a group, each to those of its head. */
+template <int LANES>
+static __device__ __forceinline__ float spread_sums(const float (&v)[ATTEND_HEADS], int lane) {
+    const bool high = lane & LANES / 2, odd = lane & LANES / 4;
+    float a = high ? v[2] : v[0], b = high ? v[3] : v[1];
+    a += __shfl_xor_sync(0xffffffffu, high ? v[0] : v[2], LANES / 2);
+    b += __shfl_xor_sync(0xffffffffu, high ? v[1] : v[3], LANES / 2);
+    float sum = odd ? b : a;
+    sum += __shfl_xor_sync(0xffffffffu, odd ? a : b, LANES / 4);
+#pragma unroll
+    for (int offset = LANES / 8; offset; offset >>= 1)
+        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    return sum;
+}
+
+/* Positions p, p + step of `slots`, those before end; slots are loaded again for the next pair. */
+template <int LANES, bool F16, class ROWS, class SLOTS>
+static __device__ __forceinline__ void
+add_pair(state4 &st, const float (&q)[ATTEND_HEADS][8], SLOTS &slots, const ROWS &rows, int p,
+         int step, int end, int lane, bool in_head, const wina_cuda_attend &a) {
+    float score[ATTEND_PAIR], max = st.max;
+#pragma unroll
+    for (int u = 0; u < ATTEND_PAIR; u++) {
+        float k[8], part[ATTEND_HEADS];
+        const float scale = to_floats8<F16>(slots.key[u], a.is_q8[0], k);
+#pragma unroll
+        for (int h = 0; h < ATTEND_HEADS; h++) {
+            part[h] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                part[h] = fmaf(q[h][i], k[i], part[h]);
+            if (!F16)
+                part[h] *= scale;
+        }
+        score[u] = capped(spread_sums<LANES>(part, lane), a.cap);
+        if (p + u * step >= end)
+            score[u] = -INFINITY;
+        max = fmaxf(max, score[u]);
     }
+    const float base = max == -INFINITY ? 0.0f : max; /* nothing seen yet */
+    const float keep = __expf(st.max - base);
+    st.max = max;
+    st.sum *= keep;
+#pragma unroll
+    for (int h = 0; h < ATTEND_HEADS; h++) {
+        const float factor = __shfl_sync(0xffffffffu, keep, lane_of<LANES>(h));
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            st.o[h][i] *= factor;
+    }
+#pragma unroll
+    for (int u = 0; u < ATTEND_PAIR; u++) {
+        float v[8];
+        const float scale = to_floats8<F16>(slots.value[u], a.is_q8[1], v);
+        const float weight = __expf(score[u] - base);
+        st.sum += weight;
+        const int next = p + (ATTEND_PAIR + u) * step;
+        if (next < end && in_head)
+            load_slot<F16>(slots, u, rows, next, lane, a);
+#pragma unroll
+        for (int h = 0; h < ATTEND_HEADS; h++) {
+            float own = __shfl_sync(0xffffffffu, weight, lane_of<LANES>(h));
+            own = F16 ? own : own * scale;
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                st.o[h][i] = fmaf(own, v[i], st.o[h][i]);
+        }
+    }
+}
+
+/* The groups of a warp, in order; then to shared memory as (heads, warps). */
+template <int LANES>
+static __device__ __forceinline__ void put_states(attend_shared<LANES> &s, state4 &st) {
+    constexpr int WARPS = ATTEND_THREADS / 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int offset = LANES; offset < 32; offset <<= 1) {
+        const float max = __shfl_xor_sync(0xffffffffu, st.max, offset);
+        const float sum = __shfl_xor_sync(0xffffffffu, st.sum, offset);
+        const float most = fmaxf(st.max, max), base = most == -INFINITY ? 0.0f : most;
+        const float own = __expf(st.max - base), other = __expf(max - base);
+        st.max = most;
+        st.sum = own * st.sum + other * sum;
+#pragma unroll
+        for (int h = 0; h < ATTEND_HEADS; h++) {
+            const float w = __shfl_sync(0xffffffffu, own, lane_of<LANES>(h));
+            const float x = __shfl_sync(0xffffffffu, other, lane_of<LANES>(h));
+#pragma unroll
+            for (int i = 0; i < 8; i++) {
+                const float o = __shfl_xor_sync(0xffffffffu, st.o[h][i], offset);
+                st.o[h][i] = w * st.o[h][i] + x * o;
+            }
+        }
+    }
+    if (lane >= LANES)
+        return;
+#pragma unroll
+    for (int h = 0; h < ATTEND_HEADS; h++)
+        put_state<LANES>(s, h * WARPS + warp, st.o[h]);
+    if (lane % (LANES / 4) == 0) {
+        s.max[head_of<LANES>(lane) * WARPS + warp] = st.max;
+        s.sum[head_of<LANES>(lane) * WARPS + warp] = st.sum;
+    }
+}
+
+/* ---- joining ------------------------------------------------------------------------------- */
+
+/* Joins the states of a block in order: s.all_max, s.all_sum; weights of the states. Those without
+ * positions have max = -inf and weight 0. */
+template <int LANES>
+static __device__ __forceinline__ void join_groups(attend_shared<LANES> &s, attend_shape shape) {
     __syncthreads();
     const int h = threadIdx.x / 32, g = threadIdx.x % 32, k = h * shape.groups + g;
     if (h < shape.heads) { /* a warp per head, a lane per group */
@@ -333,12 +379,14 @@ store_result(const wina_cuda_attend &a, const attend_shared<LANES> &s, int group
     }
 }
 
-/* One piece of the sequence for one head group of one token. */
-template <int LANES, bool F16>
+/* One piece of the sequence for one head group of one token. SHARE: a group takes all heads. */
+template <int LANES, bool F16, bool SHARE>
 static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
                                                   attend_shared<LANES> &s, int heads, int group,
                                                   int piece, int n_pieces, int token, int pos) {
-    const attend_shape shape = shape_for<LANES>(heads);
+    constexpr int UNROLL = SHARE ? ATTEND_PAIR : ATTEND_UNROLL;
+    const attend_shape shape =
+        SHARE ? attend_shape{heads, ATTEND_THREADS / 32} : shape_for<LANES>(heads);
     const int ratio = a.n_head / a.n_head_kv, per_kv = (ratio + heads - 1) / heads;
     const int kv_head = group / per_kv;
     const int head0 = kv_head * ratio + (group - kv_head * per_kv) * heads;
@@ -348,17 +396,18 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
     const int begin = first + (int)((int64_t)(n - first) * piece / n_pieces);
     const int end = first + (int)((int64_t)(n - first) * (piece + 1) / n_pieces);
     const int64_t row = token * a.qkv_stride;
-    const int lane = threadIdx.x % LANES, step = shape.groups;
-    const int own_head = threadIdx.x / LANES % heads, own_group = threadIdx.x / LANES / heads;
+    const int lane = threadIdx.x % LANES, step = SHARE ? ATTEND_THREADS / LANES : shape.groups;
+    const int own_head = SHARE ? 0 : threadIdx.x / LANES % heads;
+    const int own_group = SHARE ? threadIdx.x / LANES : threadIdx.x / LANES / heads;
     const attend_rows rows = {cache_row(a, false, kv_head, 0), cache_row(a, true, kv_head, 0),
                               first - first % a.n_rows};
     const bool in_head = lane * 8 < a.head_pad;
     /* The positions before this one are there already. */
     const int known = a.n_tokens == 1 ? min(end, pos) : end;
-    attend_slots slots;
+    attend_slots<UNROLL> slots;
     int p = begin + own_group;
 #pragma unroll
-    for (int u = 0; u < ATTEND_UNROLL; u++) {
+    for (int u = 0; u < UNROLL; u++) {
         slots.key[u] = slots.value[u] = make_uint4(0, 0, 0, 0);
         if (p + u * step < known && in_head)
             load_slot<F16>(slots, u, rows, p + u * step, lane, a);
@@ -366,25 +415,44 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
     load_queries<LANES>(a, s, row, head0, n_heads, heads, kv_head, pos,
                         a.n_tokens == 1 && end == n);
     __syncthreads();
-    float q[8];
-    state st = {-INFINITY, 0.0f, {0, 0, 0, 0, 0, 0, 0, 0}};
 #pragma unroll
-    for (int i = 0; i < 8; i++)
-        q[i] = s.q[own_head][lane * 8 + i];
-#pragma unroll
-    for (int u = 0; u < ATTEND_UNROLL; u++)
+    for (int u = 0; u < UNROLL; u++)
         if (p + u * step >= known && p + u * step < end && in_head)
             load_slot<F16>(slots, u, rows, p + u * step, lane, a);
-#pragma unroll 1
-    for (; p - own_group < end; p += ATTEND_UNROLL * step)
+    if constexpr (SHARE) {
+        float q[ATTEND_HEADS][8];
+        state4 st = {-INFINITY, 0.0f, {}};
 #pragma unroll
-        for (int u = 0; u < ATTEND_UNROLL; u++) {
-            const int next = p + (ATTEND_UNROLL + u) * step;
-            add_position<LANES, F16>(st, q, slots.key[u], slots.value[u], p + u * step < end, a);
-            if (next < end && in_head)
-                load_slot<F16>(slots, u, rows, next, lane, a);
+        for (int i = 0; i < 8 * ATTEND_HEADS; i++)
+            q[i / 8][i % 8] = s.q[i / 8][lane * 8 + i % 8];
+#pragma unroll 1
+        for (; p - own_group < end; p += UNROLL * step)
+            add_pair<LANES, F16>(st, q, slots, rows, p, step, end, lane, in_head, a);
+        put_states<LANES>(s, st);
+    } else {
+        float q[8];
+        state st = {-INFINITY, 0.0f, {}};
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            q[i] = s.q[own_head][lane * 8 + i];
+#pragma unroll 1
+        for (; p - own_group < end; p += UNROLL * step)
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                const int next = p + (UNROLL + u) * step;
+                add_position<LANES, F16>(st, q, slots.key[u], slots.value[u], p + u * step < end,
+                                         a);
+                if (next < end && in_head)
+                    load_slot<F16>(slots, u, rows, next, lane, a);
+            }
+        const int at = own_head * shape.groups + own_group;
+        put_state<LANES>(s, at, st.o);
+        if (lane == 0) {
+            s.max[at] = st.max;
+            s.sum[at] = st.sum;
         }
-    join_groups<LANES>(s, st, shape, own_head, own_group);
+    }
+    join_groups<LANES>(s, shape);
     const int64_t head = (int64_t)token * a.n_head + head0;
     float *parts = a.partial + head * a.n_splits * (a.head_pad + 2);
     float *out = a.out + head * a.head_dim;
@@ -404,28 +472,42 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
         join_pieces<LANES>(a, parts, n_pieces, n_heads, out);
 }
 
+/* Enough heads share keys that a group should take them together. */
+static __host__ __device__ __forceinline__ bool shares_rows(const wina_cuda_attend &a) {
+    return ATTEND_SHARE && a.n_head / a.n_head_kv > ATTEND_HEADS / 2;
+}
+
 static __device__ __forceinline__ int attend_groups(const wina_cuda_attend &a, int heads) {
     const int ratio = a.n_head / a.n_head_kv;
     return a.n_head_kv * ((ratio + heads - 1) / heads);
 }
 
-/* All of one token's attention, shared by the blocks of the grid: fewer heads per block, and more
- * blocks, as long as there are blocks. */
-template <int LANES, bool F16>
-static __device__ __noinline__ void attend_run(const wina_cuda_attend &a, int pos,
-                                               uint8_t *memory) {
-    constexpr int LEAST = ATTEND_THREADS / LANES > 32 ? ATTEND_THREADS / LANES / 32 : 1;
+/* All of one token's attention, shared by the blocks of the grid. */
+template <int LANES, bool F16, bool SHARE>
+static __device__ __noinline__ void attend_pieces(const wina_cuda_attend &a, int heads,
+                                                  int n_pieces, int pos, uint8_t *memory) {
     attend_shared<LANES> &s = *reinterpret_cast<attend_shared<LANES> *>(memory);
+    const int n_groups = attend_groups(a, heads);
+    for (int i = blockIdx.x; i < n_groups * n_pieces; i += gridDim.x) {
+        attend_one<LANES, F16, SHARE>(a, s, heads, i % n_groups, i / n_groups, n_pieces, 0, pos);
+        __syncthreads();
+    }
+}
+
+/* Fewer heads per block, and more blocks, as long as there are blocks. */
+template <int LANES, bool F16>
+static __device__ __forceinline__ void attend_run(const wina_cuda_attend &a, int pos,
+                                                  uint8_t *memory) {
+    constexpr int LEAST = ATTEND_THREADS / LANES > 32 ? ATTEND_THREADS / LANES / 32 : 1;
     const int n = pos + 1 - first_seen(a, pos);
     const int n_pieces = min(a.n_splits, (n + ATTEND_LEAST - 1) / ATTEND_LEAST);
     int heads = ATTEND_HEADS;
     while (heads > LEAST && attend_groups(a, heads / 2) * n_pieces <= (int)gridDim.x)
         heads /= 2;
-    const int n_groups = attend_groups(a, heads);
-    for (int i = blockIdx.x; i < n_groups * n_pieces; i += gridDim.x) {
-        attend_one<LANES, F16>(a, s, heads, i % n_groups, i / n_groups, n_pieces, 0, pos);
-        __syncthreads();
-    }
+    if (heads == ATTEND_HEADS && shares_rows(a))
+        attend_pieces<LANES, F16, true>(a, heads, n_pieces, pos, memory);
+    else
+        attend_pieces<LANES, F16, false>(a, heads, n_pieces, pos, memory);
 }
 
 #endif

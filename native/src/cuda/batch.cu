@@ -305,12 +305,24 @@ __global__ void rope_kernel(const __grid_constant__ wina_cuda_attend a, int pos0
 }
 
 /* Grid: (head groups, tokens). */
-template <int LANES, bool F16>
+template <int LANES, bool F16, bool SHARE>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     attend_kernel(const __grid_constant__ wina_cuda_attend a, int pos0) {
     extern __shared__ __align__(16) uint8_t memory[];
-    attend_one<LANES, F16>(a, *reinterpret_cast<attend_shared<LANES> *>(memory), ATTEND_HEADS,
-                           blockIdx.x, 0, 1, blockIdx.y, pos0 + blockIdx.y);
+    attend_one<LANES, F16, SHARE>(a, *reinterpret_cast<attend_shared<LANES> *>(memory),
+                                  ATTEND_HEADS, blockIdx.x, 0, 1, blockIdx.y, pos0 + blockIdx.y);
+}
+
+typedef void (*attend_function)(wina_cuda_attend, int);
+template <int LANES> static attend_function attend_kernel_of(bool f16, bool share) {
+    return f16     ? share ? attend_kernel<LANES, true, true> : attend_kernel<LANES, true, false>
+               : share ? attend_kernel<LANES, false, true>
+                   : attend_kernel<LANES, false, false>;
+}
+static attend_function attend_kernel_of(int lanes, bool f16, bool share) {
+    return lanes == 8    ? attend_kernel_of<8>(f16, share)
+           : lanes == 16 ? attend_kernel_of<16>(f16, share)
+                         : attend_kernel_of<32>(f16, share);
 }
 
 /* ---- launchers ---------------------------------------------------------------------------- */
@@ -329,12 +341,9 @@ extern "C" cudaError_t wina_cuda_batch_prepare(void) {
                                      most - (int)f.sharedSizeBytes);
     };
     allow((const void *)prepare_kernel);
-    allow((const void *)attend_kernel<8, true>);
-    allow((const void *)attend_kernel<16, true>);
-    allow((const void *)attend_kernel<32, true>);
-    allow((const void *)attend_kernel<8, false>);
-    allow((const void *)attend_kernel<16, false>);
-    allow((const void *)attend_kernel<32, false>);
+    for (int lanes = 8; lanes <= 32; lanes *= 2)
+        for (int kind = 0; kind < 4; kind++)
+            allow((const void *)attend_kernel_of(lanes, kind & 1, kind & 2));
     return e;
 }
 
@@ -443,10 +452,9 @@ static cudaError_t attend(const wina_cuda_attend *a, int pos, cudaStream_t strea
     const int ratio = a->n_head / a->n_head_kv;
     const dim3 grid(a->n_head_kv * ((ratio + ATTEND_HEADS - 1) / ATTEND_HEADS), a->n_tokens);
     const size_t bytes = sizeof(attend_shared<LANES>);
-    if (a->is_q8[0] || a->is_q8[1])
-        attend_kernel<LANES, false><<<grid, ATTEND_THREADS, bytes, stream>>>(*a, pos);
-    else
-        attend_kernel<LANES, true><<<grid, ATTEND_THREADS, bytes, stream>>>(*a, pos);
+    const attend_function kernel =
+        attend_kernel_of(LANES, !a->is_q8[0] && !a->is_q8[1], shares_rows(*a));
+    kernel<<<grid, ATTEND_THREADS, bytes, stream>>>(*a, pos);
     return cudaGetLastError();
 }
 

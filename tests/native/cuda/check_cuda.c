@@ -376,6 +376,8 @@ static void check_cache(int32_t kind, int32_t width, int32_t keys, int32_t value
     const size_t most = 2 * 2 * 2 * N_LONG * (wina_cache_row_bytes(WINA_CACHE_F32, width));
     uint8_t *rows = calloc(1, most), *again = calloc(1, most);
     CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return;
     CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
     CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
     CHECK_MSG(wina_chain_create(m, &p, &other) == WINA_OK, "%s", wina_error());
@@ -405,6 +407,47 @@ static void check_cache(int32_t kind, int32_t width, int32_t keys, int32_t value
     cpu->ops->free(cpu), gpu->ops->free(gpu), other->ops->free(other);
     wina_cudalib_remove(m);
     free(a), free(b), free(c), free(rows), free(again);
+}
+
+/* Tokens far from the start, where a sequence is cut into pieces and four heads share keys: after
+ * rows that the CPU computed. */
+static void check_deep(int32_t n_past, int32_t width, int32_t type) {
+    const fake_spec spec = {WINA_DTYPE_F16, 1,     64,         96,   32, 8, width, 100, 64,
+                            false,          false, FAKE_PLAIN, false};
+    const wina_backend_params p = {
+        .n_ctx = n_past + N_MORE, .n_batch = 64, .n_threads = 2, .cache_types = {type, type}};
+    char what[80];
+    snprintf(what, sizeof what, "after %d positions, heads of %d, cache of %s", n_past, width,
+             wina_cache_type_name(type));
+    if (is_left_out(what))
+        return;
+    wina_model *m = fake_model(&spec, 41);
+    m->config.n_ctx_train = p.n_ctx;
+    wina_backend *cpu = NULL, *gpu = NULL;
+    int32_t *tokens = calloc((size_t)p.n_ctx, sizeof *tokens);
+    for (int32_t i = 0; i < p.n_ctx; i++)
+        tokens[i] = (i * 37 + i / 100 + 11) % spec.n_vocab;
+    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    float *a = calloc((size_t)p.n_ctx * 100, sizeof *a), *b = calloc(N_MORE * 100, sizeof *b);
+    uint8_t *rows = malloc((size_t)n_past * 2 * 8 * wina_cache_row_bytes(type, width));
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return;
+    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
+    if (!cpu || !gpu)
+        return;
+    CHECK(run_on(cpu, tokens, 0, n_past, 64, &rules, a) == WINA_OK);
+    move_rows(cpu, &p, n_past, rows, false);
+    move_rows(gpu, &p, n_past, rows, true);
+    CHECK(run_on(cpu, tokens, n_past, p.n_ctx, 1, &rules, a) == WINA_OK);
+    CHECK_MSG(run_on(gpu, tokens, n_past, p.n_ctx, 1, &rules, b) == WINA_OK, "%s", wina_error());
+    const double error = worst_of(a, b, N_MORE, spec.n_vocab);
+    printf("  %-60s NMSE %.1e\n", what, error);
+    CHECK_MSG(error < (type == WINA_CACHE_F16 ? 2e-7 : 1e-5), "%s: NMSE %g", what, error);
+    cpu->ops->free(cpu), gpu->ops->free(gpu);
+    wina_cudalib_remove(m);
+    free(a), free(b), free(rows), free(tokens);
 }
 
 /* ---- choosing tokens from the best that the device finds ---------------------------------- */
@@ -557,10 +600,75 @@ static void check_equal(int32_t n_vocab, const char *what) {
     printf("  %s\n", what);
 }
 
-/* "quick": one layer shape per type, for tools that run a hundred times slower. */
+/* ---- for tools under which a token takes a minute ------------------------------------------- */
+
+/* A dense token, a sparse one, and a prompt whose second half is sparse. */
+static void check_small(const fake_spec *spec, int32_t cache_type, const char *what) {
+    enum { N = 8 };
+    const wina_backend_params p = {
+        .n_ctx = 16, .n_batch = N, .n_threads = 1, .cache_types = {cache_type, cache_type}};
+    int32_t tokens[N];
+    if (is_left_out(what))
+        return;
+    wina_model *m = fake_model(spec, 31);
+    const wina_rules rules = fake_rules(m, 0.5f, WINA_METHOD_WINA, WINA_MASK_GROUP);
+    wina_backend *cpu = NULL, *gpu = NULL;
+    const size_t n = (size_t)N * (size_t)spec->n_vocab;
+    float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b);
+    for (int32_t i = 0; i < N; i++)
+        tokens[i] = (i * 37 + 11) % spec->n_vocab;
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return;
+    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
+    if (!cpu || !gpu)
+        return;
+    CHECK(run(cpu, tokens, 2, 1, &rules, true, a) == WINA_OK);
+    CHECK_MSG(run(gpu, tokens, 2, 1, &rules, true, b) == WINA_OK, "%s", wina_error());
+    const double dense = nmse(b, a, spec->n_vocab);
+    const double sparse = nmse(b + spec->n_vocab, a + spec->n_vocab, spec->n_vocab);
+    CHECK(run(cpu, tokens, N, N / 2, &rules, false, a) == WINA_OK);
+    CHECK_MSG(run(gpu, tokens, N, N / 2, &rules, false, b) == WINA_OK, "%s", wina_error());
+    const double batch = worst_of(a, b, N / 2, spec->n_vocab);
+    printf("  %-44s NMSE %.1e, sparse %.1e, prompt %.1e\n", what, dense, sparse, batch);
+    const bool rounds = cache_type != WINA_CACHE_F16;
+    CHECK_MSG(dense < (rounds ? 5e-4 : 2e-7), "%s: NMSE %g", what, dense);
+    CHECK_MSG(sparse < 0.1, "%s: sparse: NMSE %g", what, sparse);
+    CHECK_MSG(batch < (rounds ? 5e-4 : 1e-5), "%s: prompt: NMSE %g", what, batch);
+    cpu->ops->free(cpu), gpu->ops->free(gpu);
+    wina_cudalib_remove(m);
+    free(a), free(b);
+}
+
+static void check_small_all(void) {
+    char what[80];
+    for (size_t t = 0; t < sizeof TYPES / sizeof TYPES[0]; t++) {
+        const wina_dtype *d = wina_dtype_find(TYPES[t]);
+        const int32_t width = d->block > 32 ? (int32_t)d->block : 32;
+        const fake_spec spec = {TYPES[t], 1,  width, width, 1,          1,    width,
+                                20,       16, false, false, FAKE_PLAIN, false};
+        snprintf(what, sizeof what, "small %s", d->name);
+        check_small(&spec, WINA_CACHE_F16, what);
+    }
+    for (int32_t kind = FAKE_PLAIN + 1; kind < FAKE_N_KINDS; kind++) {
+        const fake_spec spec = {WINA_DTYPE_F16, 1,     32,   48,   8, 2, 8, 20, 16,
+                                false,          false, kind, false};
+        snprintf(what, sizeof what, "small like %s, cache of q8_0", FAKE_NAMES[kind]);
+        check_small(&spec, WINA_CACHE_Q8_0, what);
+    }
+}
+
+/* "small": one token dense, one sparse, one prompt of the least model of each type.
+ * "quick": one layer shape per type, for tools that run a hundred times slower. */
 int main(int argc, char **argv) {
     static const float SPARSITIES[] = {0, 0.5f, 0.65f, 0.9999f};
     const bool quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    if (argc > 1 && strcmp(argv[1], "small") == 0) {
+        check_small_all();
+        check_equal(3, "small, equal logits");
+        return check_report("check_cuda");
+    }
     for (size_t t = 0; t < sizeof TYPES / sizeof TYPES[0]; t++) {
         fake_spec spec = {TYPES[t], 2,  512,        768,        8,          2,    64,
                           300,      64, t % 2 == 1, t % 2 == 1, FAKE_PLAIN, false};
@@ -636,12 +744,18 @@ int main(int argc, char **argv) {
     for (int32_t n_gpu = 1; n_gpu <= 3; n_gpu++)
         for (int k = 0; k < 2; k++)
             check_chain(n_gpu, k ? 0.5f : 0.0f);
-    for (int32_t keys = 0; keys < 2; keys++) /* f16, q8_0 */
+    check_cache(FAKE_GEMMA2, 80, WINA_CACHE_Q8_0, WINA_CACHE_F16, -1);
+    for (int32_t keys = 0; keys < 2 && !quick; keys++) /* f16, q8_0 */
         for (int32_t values = 0; values < 2; values++) {
             check_cache(FAKE_PLAIN, 64, keys, values, -1);
-            check_cache(FAKE_GEMMA2, 80, keys, values, -1);
+            if (keys == values || keys == WINA_CACHE_F16)
+                check_cache(FAKE_GEMMA2, 80, keys, values, -1);
         }
-    for (int32_t type = 0; type < 2; type++) {
+    for (int32_t type = 0; type < 2; type++)
+        for (int32_t width = quick ? 256 : 64; width <= 256; width *= 2)
+            for (int32_t n_past = 300; n_past <= (quick ? 300 : 2300); n_past += 2000)
+                check_deep(n_past, width, type);
+    for (int32_t type = 0; type < 2 && !quick; type++) {
         check_cache(FAKE_GEMMA3, 256, type, type, -1);
         check_cache(FAKE_QWEN3, 12, type, type, -1);
         check_cache(FAKE_GEMMA2, 128, type, type, 1);

@@ -209,8 +209,12 @@ int main(int argc, char **argv) {
         wina_backend *b = NULL;
         memory f = {.start = free_mb()};
         stop_if_failed(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1));
-        const wina_backend_params session = {
-            .n_ctx = depth + N_PROMPT, .n_batch = N_PROMPT, .n_threads = 1};
+        const char *cache = getenv("TIME_CACHE"); /* q8_0: keys and values of 8 bits */
+        const int32_t cache_type = cache && !strcmp(cache, "q8_0") ? WINA_CACHE_Q8_0 : 0;
+        const wina_backend_params session = {.n_ctx = depth + N_PROMPT,
+                                             .n_batch = N_PROMPT,
+                                             .n_threads = 1,
+                                             .cache_types = {cache_type, cache_type}};
         create_session(m, &session, &f, &b);
         printf("%s: made in %.1f s, on the GPU in %.1f s%s%s\n", name, made - start, now() - made,
                *m->backend_note ? ", " : "", m->backend_note);

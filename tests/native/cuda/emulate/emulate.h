@@ -6,6 +6,7 @@
  * and orders, missing barriers between warps, what is read before it is written, and deadlocks
  * (which end the program); not how fast or how weakly ordered a GPU is. EMULATE_SMS, EMULATE_GPUS
  * and EMULATE_FREE_MB say how many multiprocessors, GPUs and MB of memory there are (16, 1, 16384).
+ * While EMULATE_FAIL is set, copies fail.
  */
 #ifndef WINA_CUDA_EMULATE_H
 #define WINA_CUDA_EMULATE_H
