@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tinycheckpoint import write_checkpoint
 
+import pywina
 from pywina.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
