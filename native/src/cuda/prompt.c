@@ -341,13 +341,32 @@ cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, wina_cuda_attend a) {
     return wina_cuda_batch_attend(&a, p->pos, p->stream);
 }
 
-cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out) {
+/* rms_norm(x) gain into host memory, by way of y. */
+static cudaError_t copy_normed(wina_cuda_prompt *p, const float *gain, float *out) {
     const wina_config *f = &p->m->model->config;
     const size_t n = (size_t)p->n_tokens * (size_t)f->n_embd;
     const wina_cuda_hidden h = {
-        .x = p->x, .gain = p->m->output_norm, .out = p->y, .eps = f->rms_eps, .n = f->n_embd};
+        .x = p->x, .gain = gain, .out = p->y, .eps = f->rms_eps, .n = f->n_embd};
     STEP(wina_cuda_hidden_launch(&h, p->n_tokens, p->stream));
     STEP(cudaMemcpyAsync(out, p->y, n * sizeof *out, cudaMemcpyDeviceToHost, p->stream));
+    return cudaStreamSynchronize(p->stream);
+}
+
+cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out) {
+    return copy_normed(p, p->m->output_norm, out);
+}
+
+cudaError_t wina_cuda_prompt_input(wina_cuda_prompt *p, int32_t layer, wina_group group,
+                                   float *out) {
+    const wina_cuda_layer *l = &p->m->layers[layer];
+    if (group == WINA_GROUP_QKV || group == WINA_GROUP_GATE_UP)
+        return copy_normed(p, group == WINA_GROUP_QKV ? l->attn_norm : l->ffn_norm, out);
+    const size_t n_in = (size_t)p->m->model->weights.layers[layer].groups[group].n_in;
+    const bool down = group == WINA_GROUP_DOWN;
+    const size_t stride = (down ? (size_t)activated_stride(p) : n_in) * sizeof(float);
+    STEP(cudaMemcpy2DAsync(out, n_in * sizeof *out, down ? p->y : p->att, stride,
+                           n_in * sizeof *out, (size_t)p->n_tokens, cudaMemcpyDeviceToHost,
+                           p->stream));
     return cudaStreamSynchronize(p->stream);
 }
 
