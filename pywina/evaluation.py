@@ -172,7 +172,7 @@ class Evaluations:
 
     def hidden(self: Model, tokens: str | Sequence[int]) -> NDArray[np.float32]:
         """The last layer's normed output after each token, shape (n_tokens, n_embd), evaluated
-        dense. tokens: ids, or text that is treated like a prompt. On the CPU only."""
+        dense. tokens: ids, or text that is treated like a prompt."""
         ids = self._prompt_tokens(tokens)
         with self._handle.run(), _Hidden(self, ids) as evaluation:
             return evaluation.result()

@@ -40,7 +40,8 @@ typedef struct wina_backend_ops {
     /* Kept inputs times the group's weights: qkv = W h + bias; x += W_o att; gate_up = W h;
      * x += W_down ff */
     void (*project)(wina_backend *backend, int32_t layer, wina_group group);
-    /* What project() would multiply now: (n_tokens, n_in) in host memory. For taps. */
+    /* What project() would multiply now: (n_tokens, n_in) in host memory. For taps. NULL on
+     * failure, which sets `status`. */
     const float *(*input)(wina_backend *backend, wina_group group);
     void (*rope_store)(wina_backend *backend,
                        int32_t layer);                    /* rotate q and k; k, v to the cache */
@@ -89,6 +90,7 @@ struct wina_backend {
     uint64_t n_bytes;       /* memory held */
     int32_t status;         /* of the batch under way: a wina_status, set where a step fails */
     bool late;              /* it has logits that the session has not */
+    bool tapped;            /* set before begin(): input() will be asked of this batch */
 };
 
 /* What is said where a logit is not finite. */

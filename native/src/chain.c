@@ -52,6 +52,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     c->entered = 0;
     for (int32_t i = c->n_parts; i-- > 0;) { /* the first part's GPU is the current one then */
         part *p = &c->parts[i];
+        p->backend->tapped = b->tapped;
         p->backend->ops->begin(p->backend, tokens, n_tokens, pos, n_dense, rules);
         take_status(c, p);
     }
@@ -95,6 +96,15 @@ static void project(wina_backend *b, int32_t layer, wina_group group) {
     wina_backend *p = has_layer(b, layer);
     if (p)
         p->ops->project(p, layer, group);
+}
+
+/* Of the layer whose norm was the last step: its part has begun. */
+static const float *input(wina_backend *b, wina_group group) {
+    chain *c = chain_of(b);
+    const part *p = &c->parts[c->entered - 1];
+    const float *x = b->status == WINA_OK ? p->backend->ops->input(p->backend, group) : NULL;
+    take_status(c, p);
+    return x;
 }
 
 static void rope_store(wina_backend *b, int32_t layer) {
@@ -200,6 +210,7 @@ static const wina_backend_ops CHAIN_OPS = {
     .attn_norm = attn_norm,
     .ffn_norm = ffn_norm,
     .project = project,
+    .input = input,
     .rope_store = rope_store,
     .attend = attend,
     .swiglu = swiglu,

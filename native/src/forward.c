@@ -4,8 +4,9 @@
 
 /* x += ... or ... = W x: one group, shown to the tap before. */
 static void project(wina_backend *b, const wina_forward *f, int32_t layer, wina_group group) {
-    if (f->tap)
-        f->tap(layer, (int32_t)group, b->ops->input(b, group), f->n_tokens,
+    const float *x = f->tap ? b->ops->input(b, group) : NULL;
+    if (x)
+        f->tap(layer, (int32_t)group, x, f->n_tokens,
                b->model->weights.layers[layer].groups[group].n_in, f->tap_user);
     b->ops->project(b, layer, group);
 }
@@ -58,7 +59,8 @@ static int32_t walk_layers(wina_backend *b, const wina_forward *f) {
 int32_t wina_forward_run(wina_backend *b, const wina_forward *f) {
     const wina_backend_ops *op = b->ops;
     if (f->tap && !op->input)
-        return wina_fail(WINA_E_UNSUPPORTED, "activations cannot be seen on the GPU: use the CPU");
+        return wina_fail(WINA_E_UNSUPPORTED, "activations cannot be seen on backend %s", op->name);
+    b->tapped = f->tap != NULL;
     op->begin(b, f->tokens, f->n_tokens, f->pos, f->n_dense, f->rules);
     WINA_TRY(b->status);
     if (!op->recorded || !op->recorded(b))

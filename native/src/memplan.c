@@ -63,7 +63,7 @@ static uint64_t vector_bytes(const wina_weights *w) {
     return n * sizeof(float);
 }
 
-/* What layers on GPUs change: they keep nothing here but vectors; the peak is that of loading. */
+/* What layers on GPUs change: they keep nothing here but vectors. */
 static int32_t plan_gpu(const wina_model *m, const wina_backend_params *p, wina_memory_plan *out) {
     wina_cudalib_plan_bytes gpu;
     WINA_TRY(wina_cudalib_plan(m, p, &gpu));
@@ -102,10 +102,13 @@ static int32_t make(const wina_model *m, const wina_session_params *params, wina
     /* While a file is packed there are parts of one matrix besides, and no session. */
     const int64_t threads = p.n_threads < N_CHUNKS ? p.n_threads : N_CHUNKS;
     const int64_t packing = wina_packed_find(m->gguf) ? 0 : (int64_t)largest * threads / N_CHUNKS;
-    const int64_t session = out->cache_bytes + out->buffer_bytes;
-    out->peak_bytes =
-        out->weight_bytes + out->other_bytes + (packing > session ? packing : session);
-    return m->cuda ? plan_gpu(m, &p, out) : WINA_OK;
+    const int64_t loaded = out->weight_bytes; /* all of them are here first */
+    if (m->cuda)
+        WINA_TRY(plan_gpu(m, &p, out));
+    const int64_t loading = loaded + packing;
+    const int64_t running = out->weight_bytes + out->cache_bytes + out->buffer_bytes;
+    out->peak_bytes = (loading > running ? loading : running) + out->other_bytes;
+    return WINA_OK;
 }
 
 int32_t wina_model_plan_memory(const wina_model *m, const wina_session_params *params,

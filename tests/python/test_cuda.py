@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tinycheckpoint import write_checkpoint
 
+import pywina
 from pywina.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,6 +277,111 @@ def test_prompts_on_a_gpu_use_whole_batches_again(
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+HOST = """
+import json, sys
+from pathlib import Path
+import numpy as np
+import pywina
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (text,) = [line for line in lines if line.startswith("VmRSS:")]
+    return int(text.split()[1]) * 1024
+
+path, packed, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+with pywina.load(path, backend="cpu", n_ctx=32) as model:  # tables of the library, and its threads
+    expected = model.embed("Hello the world")
+    rows = model.read_tensor("blk.0.ffn_up.weight")
+before = resident()
+model = pywina.load(packed if options.get("packed") else path, n_ctx=32, **options["load"])
+taken = resident() - before
+plan = model.plan_memory()
+assert np.allclose(model.embed("Hello the world"), expected, rtol=0, atol=1e-5)
+out = {"taken": taken, "plan": plan.__dict__, "note": model.info.backend_note}
+try:
+    out["rows"] = bool(np.array_equal(model.read_tensor("blk.0.ffn_up.weight"), rows))
+except pywina.WinaError as error:
+    out["rows"] = str(error)
+try:
+    model.write_packed(packed + ".again")
+    out["written"] = Path(packed + ".again").read_bytes() == Path(packed).read_bytes()
+except pywina.WinaError as error:
+    out["written"] = str(error)
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "mapped", "half"])
+def test_weights_on_a_gpu_leave_the_hosts_memory(
+    emulated: Path, write_model: Callable[..., Path], tmp_path: Path, way: str
+) -> None:
+    path = write_model(n_embd=512, n_ff=4096, n_layer=4, n_head=8, tied=False)
+    packed = tmp_path / "packed.gguf"
+    with pywina.load(path, backend="cpu") as model:
+        model.write_packed(packed)
+        weights = model.info.weight_bytes
+    load: dict[str, object] = {"backend": "cuda"}
+    if way == "half":
+        load["n_gpu_layers"] = 2
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "EMULATE_SMS": "2",
+    }
+    options = json.dumps({"load": load, "packed": way == "mapped"})
+    done = subprocess.run(
+        [sys.executable, "-c", HOST, str(path), str(packed), options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    plan = found["plan"]
+    # the emulated device's memory is this process's own: there once, and here for what stays
+    on_gpu = plan["gpu_weight_bytes"]
+    assert on_gpu == pytest.approx(weights / (2 if way == "half" else 1), rel=0.1)
+    assert plan["gpu_cache_bytes"] > 0 and plan["gpu_buffer_bytes"] > 0
+    assert plan["weight_bytes"] == pytest.approx(weights - on_gpu, abs=0.05 * weights)
+    assert found["taken"] < 1.25 * weights
+    assert found["rows"] is True
+    if way != "mapped":  # rows come from the file, but what was packed is gone
+        assert "backend cpu" in found["written"]
+
+
+def test_types_without_kernels_are_named_in_the_plan(
+    emulated: Path, write_model: Callable[..., Path]
+) -> None:
+    types = {"up": "Q2_K", "gate": "Q2_K", "down": "MXFP4"}
+    path = write_model(n_embd=256, n_ff=256, n_layer=1, n_head=4, types=types)
+    code = (
+        "import sys, pywina\n"
+        "with pywina.load(sys.argv[1], backend='cuda', n_ctx=32) as model:\n"
+        "    print(model.info.backend_note)\n"
+        "    print(model.plan_memory().gpu_weight_bytes)\n"
+        "    stream = model.stream('Hello', max_tokens=4, temperature=0, ignore_eog=True)\n"
+        "    print(list(stream) and stream.tokens)\n"
+    )
+    environment = os.environ | {
+        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
+        "EMULATE_SMS": "2",
+    }
+
+    def run(code: str) -> list[str]:
+        return subprocess.run(
+            [sys.executable, "-c", code, str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+
+    note, gpu, tokens = run(code)
+    assert note == "Q2_K as float16, MXFP4 as bfloat16"
+    assert int(gpu) > 3 * 256 * 256 * 2
+    assert run(code.replace("'cuda'", "'cpu'"))[2] == tokens
 
 
 def test_bench_reports_the_share_of_a_copy(

@@ -116,7 +116,7 @@ static void begin(wina_backend *b, const int32_t *tokens, int32_t n_tokens, int3
     c->pos = pos;
     c->n_dense = n_dense;
     c->graph = is_sparse(c, n_tokens - 1) && rules->n_masks[WINA_GROUP_QKV] > 1;
-    c->batch = c->prompt && n_tokens >= WINA_CUDA_PROMPT_LEAST &&
+    c->batch = c->prompt && n_tokens >= (b->tapped ? 2 : WINA_CUDA_PROMPT_LEAST) &&
                n_tokens <= wina_cuda_prompt_most(c->prompt);
     if (!c->batch)
         return;
@@ -132,11 +132,33 @@ static bool recorded(wina_backend *b) {
     c->n_phases = 0;
     c->shared_bytes = 0;
     c->formats = 0;
-    return !c->batch && c->graphs[c->graph] != NULL;
+    return !c->batch && c->graphs[c->graph] != NULL && !b->tapped;
 }
 
 static void norm(wina_backend *b, int32_t layer) {
-    (void)b, (void)layer;
+    cuda_of(b)->layer = layer;
+}
+
+/* Steps of a batch run as the graph is walked, those of a single token do not. */
+static const float *input(wina_backend *b, wina_group group) {
+    cuda_backend *c = cuda_of(b);
+    if (!c->batch && b->status == WINA_OK)
+        b->status = c->m->host->fail(
+            WINA_E_UNSUPPORTED, "CUDA: activations can be seen of prompts of 2 tokens and more, "
+                                "with widths that are multiples of 4: use the CPU");
+    if (!c->batch)
+        return NULL;
+    const wina_group_weights *g = b->model->weights.layers[0].groups;
+    int32_t most = 0;
+    for (int32_t k = 0; k < WINA_N_GROUPS; k++)
+        most = g[k].n_in > most ? g[k].n_in : most;
+    if (!c->tap_rows)
+        c->tap_rows = calloc((size_t)c->n_batch * (size_t)most, sizeof *c->tap_rows);
+    if (!c->tap_rows)
+        note(c, cudaErrorMemoryAllocation, "what a tap is shown");
+    else
+        note(c, wina_cuda_prompt_input(c->prompt, c->layer, group, c->tap_rows), "prompt");
+    return b->status == WINA_OK ? c->tap_rows : NULL;
 }
 
 /* Rows of one panel of a group; the caller adds where they start and end. */
@@ -454,6 +476,7 @@ static void backend_free(wina_backend *b) {
     cudaFreeHost(c->host_logits);
     cudaFreeHost(c->host_words);
     free(c->residual);
+    free(c->tap_rows);
     cudaFreeHost(c->host_keep[0]);
     cudaFreeHost(c->host_keep[1]);
     cudaFreeHost(c->host_kept);
@@ -496,6 +519,7 @@ static const wina_backend_ops CUDA_OPS = {
     .attn_norm = norm,
     .ffn_norm = norm,
     .project = wina_cuda_record_project,
+    .input = input,
     .rope_store = rope_store,
     .attend = wina_cuda_record_attend,
     .swiglu = wina_cuda_record_swiglu,

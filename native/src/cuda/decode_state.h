@@ -24,7 +24,9 @@ typedef struct cuda_backend {
     wina_cuda_prompt *prompt; /* or NULL: tokens one by one */
     bool batch;               /* the batch under way runs there */
     const float *entered;     /* (n_tokens, n_embd) in place of embeddings, or NULL */
-    float *hidden;        /* of the batch under way: (n_tokens, n_embd) host memory, or NULL */
+    int32_t layer;            /* whose norm was the last step */
+    float *tap_rows;          /* (n_batch, widest input) what a tap is shown, once there was one */
+    float *hidden;            /* of the batch under way: (n_tokens, n_embd) host memory, or NULL */
     float *residual; /* (n_batch, n_embd) what the last layer left, if the head is elsewhere */
     int32_t n_batch;
 

@@ -7,7 +7,7 @@
 
 enum {
     PIECE_BYTES = 32 << 20,     /* of decoded weights: most of them are still in L2 when used */
-    WORKSPACE_BYTES = 32 << 20, /* of cuBLAS */
+    WORKSPACE_BYTES = 16 << 20, /* of cuBLAS */
     PIECE_ROWS = 4096,
     HEAD_BATCH = 16 /* tokens whose logits are computed together */
 };
@@ -83,9 +83,14 @@ static void place_all(wina_cuda_prompt *p) {
     uint64_t head = HEAD_BATCH * (uint64_t)model->weights.output.n_rows;
     p->arena_bytes = 0;
     p->x = place(p, b * (uint64_t)f->n_embd + 4, sizeof(float));
-    p->att = place(p, b * (uint64_t)g[WINA_GROUP_O].n_in + 4, sizeof(float));
     p->y = place(p, (b * widest > head ? b * widest : head) + 4, sizeof(float));
-    p->act = place(p, b * (uint64_t)round_up(widest_input(model), 32), sizeof *p->act);
+    /* Attention's output lies behind what it is rounded to, where no other input is then. */
+    const uint64_t o = (uint64_t)g[WINA_GROUP_O].n_in;
+    const uint64_t att_at = b * (uint64_t)round_up(g[WINA_GROUP_O].n_in, 32);
+    const uint64_t att_end = att_at + (b * o + 4) * (sizeof *p->att / sizeof *p->act);
+    const uint64_t most = b * (uint64_t)round_up(widest_input(model), 32);
+    p->act = place(p, most > att_end ? most : att_end, sizeof *p->act);
+    p->att = p->act ? (float *)(void *)(p->act + att_at) : NULL;
     p->scale = place(p, b, sizeof(float));
     p->ids = place(p, b, sizeof *p->ids);
     p->piece = place(p, p->piece_bytes, 1);
@@ -336,16 +341,32 @@ cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *p, wina_cuda_attend a) {
     return wina_cuda_batch_attend(&a, p->pos, p->stream);
 }
 
-cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out) {
+/* rms_norm(x) gain into host memory, by way of y. */
+static cudaError_t copy_normed(wina_cuda_prompt *p, const float *gain, float *out) {
     const wina_config *f = &p->m->model->config;
     const size_t n = (size_t)p->n_tokens * (size_t)f->n_embd;
-    const wina_cuda_hidden h = {.x = p->x,
-                                .gain = p->m->output_norm,
-                                .out = p->y,
-                                .eps = f->rms_eps,
-                                .n = f->n_embd};
+    const wina_cuda_hidden h = {
+        .x = p->x, .gain = gain, .out = p->y, .eps = f->rms_eps, .n = f->n_embd};
     STEP(wina_cuda_hidden_launch(&h, p->n_tokens, p->stream));
     STEP(cudaMemcpyAsync(out, p->y, n * sizeof *out, cudaMemcpyDeviceToHost, p->stream));
+    return cudaStreamSynchronize(p->stream);
+}
+
+cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out) {
+    return copy_normed(p, p->m->output_norm, out);
+}
+
+cudaError_t wina_cuda_prompt_input(wina_cuda_prompt *p, int32_t layer, wina_group group,
+                                   float *out) {
+    const wina_cuda_layer *l = &p->m->layers[layer];
+    if (group == WINA_GROUP_QKV || group == WINA_GROUP_GATE_UP)
+        return copy_normed(p, group == WINA_GROUP_QKV ? l->attn_norm : l->ffn_norm, out);
+    const size_t n_in = (size_t)p->m->model->weights.layers[layer].groups[group].n_in;
+    const bool down = group == WINA_GROUP_DOWN;
+    const size_t stride = (down ? (size_t)activated_stride(p) : n_in) * sizeof(float);
+    STEP(cudaMemcpy2DAsync(out, n_in * sizeof *out, down ? p->y : p->att, stride,
+                           n_in * sizeof *out, (size_t)p->n_tokens, cudaMemcpyDeviceToHost,
+                           p->stream));
     return cudaStreamSynchronize(p->stream);
 }
 

@@ -43,6 +43,9 @@ cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *p, const int32_t *tokens, i
  * it when it returns. Host memory. */
 cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *p, const float *x);
 cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *p, float *x);
+/* What project() would multiply now, (n_tokens, n_in), into host memory; waits. */
+cudaError_t wina_cuda_prompt_input(wina_cuda_prompt *p, int32_t layer, wina_group group,
+                                   float *out);
 /* What the head multiplies, (n_tokens, n_embd), into host memory; waits. */
 cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *p, float *out);
 cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *p, int32_t layer, wina_group group);

@@ -1,94 +1,9 @@
 /* check_cuda: the CUDA backend against the CPU's, on random models of every tensor type: logits of
  * dense and sparse decoding, single projections against double precision through whole layers, and
  * the same bits from run to run. Needs a GPU; tools/gpu_check.sh runs it. */
-#include "chain.h"
 #include "cpu/kernels.h"
-#include "cudalib.h"
-#include "fake.h"
+#include "inputs.h"
 #include "sampler.h"
-#include "step.h"
-
-static const wina_backend_params SESSION = {.n_ctx = 64, .n_batch = 16, .n_threads = 2};
-
-static const uint32_t TYPES[] = {WINA_DTYPE_F32,  WINA_DTYPE_F16,  WINA_DTYPE_BF16, WINA_DTYPE_Q8_0,
-                                 WINA_DTYPE_Q4_0, WINA_DTYPE_Q4_1, WINA_DTYPE_Q5_0, WINA_DTYPE_Q5_1,
-                                 WINA_DTYPE_Q4_K, WINA_DTYPE_Q5_K, WINA_DTYPE_Q6_K};
-/* Types that become float16 panels on a GPU (MXFP4: bfloat16). */
-static const uint32_t CONVERTED[] = {WINA_DTYPE_Q2_K,   WINA_DTYPE_Q3_K,  WINA_DTYPE_IQ4_NL,
-                                     WINA_DTYPE_IQ4_XS, WINA_DTYPE_MXFP4, WINA_DTYPE_TQ1_0,
-                                     WINA_DTYPE_TQ2_0};
-
-static bool is_converted(uint32_t type) {
-    for (size_t i = 0; i < sizeof CONVERTED / sizeof CONVERTED[0]; i++)
-        if (CONVERTED[i] == type)
-            return true;
-    return false;
-}
-
-static double nmse(const float *a, const float *ref, int32_t n) {
-    double error = 0, power = 0;
-    for (int32_t i = 0; i < n; i++) {
-        error += ((double)a[i] - (double)ref[i]) * ((double)a[i] - (double)ref[i]);
-        power += (double)ref[i] * (double)ref[i];
-    }
-    return error == error && power > 0 ? error / power : 1e9;
-}
-
-static int32_t argmax(const float *v, int32_t n) {
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        best = v[i] > v[best] ? i : best;
-    return best;
-}
-
-/* Evaluates n tokens, one batch or one by one; logits (n, n_vocab). */
-static int32_t run(wina_backend *b, const int32_t *tokens, int32_t n, int32_t n_dense,
-                   const wina_rules *rules, bool one_by_one, float *logits) {
-    int32_t status = WINA_OK, n_vocab = b->model->config.n_vocab;
-    wina_counters total = {0};
-    for (int32_t i = 0; i < n && status == WINA_OK; i += one_by_one ? 1 : n) {
-        status =
-            step_batch(b, tokens + i, one_by_one ? 1 : n, i, one_by_one ? i < n_dense : n_dense,
-                       rules, 0, logits + (int64_t)i * n_vocab);
-        total.sparse_read += b->counters.sparse_read;
-        total.sparse_total += b->counters.sparse_total;
-        total.token_bytes = b->counters.token_bytes;
-    }
-    b->counters = total;
-    return status;
-}
-
-enum { N_TOKENS = 9, N_DENSE = 2 };
-
-static int by_value(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Errors of one comparison: of the token at a third (sparse) or the worst, of all. */
-typedef struct outcome {
-    double close, worst, batch_close, batch_worst;
-    int32_t same;
-} outcome;
-
-static outcome compare(const float *a, const float *b, const float *c, int32_t n_vocab,
-                       bool sparse) {
-    double errors[N_TOKENS], batch_errors[N_TOKENS];
-    outcome o = {0};
-    for (int32_t i = 0; i < N_TOKENS; i++) {
-        const size_t at = (size_t)i * (size_t)n_vocab;
-        errors[i] = nmse(b + at, a + at, n_vocab);
-        batch_errors[i] = nmse(c + at, a + at, n_vocab);
-        o.same += argmax(b + at, n_vocab) == argmax(a + at, n_vocab);
-    }
-    qsort(errors, N_TOKENS, sizeof *errors, by_value);
-    qsort(batch_errors, N_TOKENS, sizeof *batch_errors, by_value);
-    o.close = errors[sparse ? N_TOKENS / 3 : N_TOKENS - 1];
-    o.batch_close = batch_errors[sparse ? N_TOKENS / 3 : N_TOKENS - 1];
-    o.worst = errors[N_TOKENS - 1];
-    o.batch_worst = batch_errors[N_TOKENS - 1];
-    return o;
-}
 
 /* CPU and GPU on the same random model: the logits of both, and that another run of the GPU gives
  * the same bits. */
@@ -130,12 +45,6 @@ static outcome run_both(const fake_spec *spec, const wina_sparsity *s, const cha
     return o;
 }
 
-/* CHECK_ONLY: only checks whose names have it. */
-static bool is_left_out(const char *what) {
-    const char *only = getenv("CHECK_ONLY");
-    return only && !strstr(what, only);
-}
-
 /* In sparse runs a near-tie at a threshold may fall either way, which changes the tokens from there
  * on; prompts are rounded to float16, so there it is common. So sparse runs get three models, one
  * of which must agree closely for most tokens, and all must agree roughly. */
@@ -159,97 +68,6 @@ static void check_one(const fake_spec *spec, const wina_sparsity *s, const char 
                   "%s: batch NMSE %g", what, o.batch_worst);
     }
     CHECK_MSG(close < most, "%s: NMSE %g", what, close);
-}
-
-/* Embeddings as rows of every type, beside matrices that add next to nothing to the difference. */
-static void check_rows(uint32_t type) {
-    static const fake_spec SPEC = {WINA_DTYPE_F32, 1,     256,         384,  2, 1, 64, 50, 64,
-                                   false,          false, FAKE_GEMMA2, false};
-    char what[80];
-    snprintf(what, sizeof what, "embeddings of %s", wina_dtype_find(type)->name);
-    if (is_left_out(what))
-        return;
-    wina_model *m = fake_model(&SPEC, 5);
-    fake_rows(m, type, 9);
-    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
-    wina_backend *cpu = NULL, *gpu = NULL;
-    int32_t tokens[N_TOKENS];
-    for (int32_t i = 0; i < N_TOKENS; i++)
-        tokens[i] = (i * 37 + 11) % SPEC.n_vocab;
-    const size_t n = (size_t)N_TOKENS * (size_t)SPEC.n_vocab;
-    float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b), *c = calloc(n, sizeof *c);
-    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
-    CHECK(wina_cpu_backend_create(m, &SESSION, &cpu) == WINA_OK);
-    CHECK_MSG(wina_chain_create(m, &SESSION, &gpu) == WINA_OK, "%s", wina_error());
-    CHECK(run(cpu, tokens, N_TOKENS, 0, &rules, true, a) == WINA_OK);
-    CHECK_MSG(run(gpu, tokens, N_TOKENS, 0, &rules, true, b) == WINA_OK, "%s", wina_error());
-    CHECK_MSG(run(gpu, tokens, N_TOKENS, 0, &rules, false, c) == WINA_OK, "%s", wina_error());
-    const outcome o = compare(a, b, c, SPEC.n_vocab, false);
-    printf("  %-44s NMSE %.1e, batch %.1e\n", what, o.worst, o.batch_worst);
-    CHECK_MSG(o.worst < 1e-9, "%s: NMSE %g", what, o.worst);
-    CHECK_MSG(o.batch_worst < 1e-5, "%s: batch NMSE %g", what, o.batch_worst);
-    cpu->ops->free(cpu);
-    gpu->ops->free(gpu);
-    wina_cudalib_remove(m);
-    free(a), free(b), free(c);
-}
-
-/* What the head multiplies, token by token and of a batch; and that a plan is what a session takes.
- */
-static void check_hidden(int32_t kind, int32_t n_gpu) {
-    const fake_spec spec = {WINA_DTYPE_Q8_0, 2,     128,  192,  4, 2, 32, 100, 64,
-                            false,           false, kind, false};
-    char what[80];
-    snprintf(what, sizeof what, "hidden states like %s, %d layers on GPUs", FAKE_NAMES[kind],
-             n_gpu);
-    if (is_left_out(what))
-        return;
-    wina_model *m = fake_model(&spec, 3);
-    const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
-    wina_backend *b[2] = {NULL, NULL};
-    int32_t tokens[N_TOKENS];
-    const size_t n = (size_t)N_TOKENS * (size_t)spec.n_embd;
-    float *out[3], *logits = calloc((size_t)spec.n_vocab, sizeof *logits);
-    for (int i = 0; i < 3; i++)
-        out[i] = calloc(n, sizeof *out[i]);
-    for (int32_t i = 0; i < N_TOKENS; i++)
-        tokens[i] = (i * 37 + 11) % spec.n_vocab;
-    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
-    CHECK(wina_cpu_backend_create(m, &SESSION, &b[0]) == WINA_OK);
-    CHECK_MSG(wina_chain_create(m, &SESSION, &b[1]) == WINA_OK, "%s", wina_error());
-    wina_cudalib_plan_bytes plan;
-    CHECK(wina_cudalib_plan(m, &SESSION, &plan) == WINA_OK);
-    if (n_gpu == 2 && !m->more_cuda[0])
-        CHECK_MSG(plan.cache + plan.buffers == b[1]->n_bytes, "planned %llu, took %llu",
-                  (unsigned long long)(plan.cache + plan.buffers),
-                  (unsigned long long)b[1]->n_bytes);
-    double worst[2] = {0, 0};
-    for (int way = 0; way < 3; way++) { /* CPU, GPU token by token, GPU in one batch */
-        const atomic_bool cancel = false;
-        wina_backend *own = b[way > 0];
-        const int32_t step = way == 2 ? N_TOKENS : 1;
-        for (int32_t i = 0; i < N_TOKENS; i += step) {
-            const wina_forward f = {.tokens = tokens + i,
-                                    .n_tokens = step,
-                                    .pos = i,
-                                    .n_dense = step,
-                                    .rules = &rules,
-                                    .logits = logits,
-                                    .logits_from = step - 1,
-                                    .hidden = out[way] + (int64_t)i * spec.n_embd,
-                                    .cancel = &cancel};
-            CHECK_MSG(wina_forward_run(own, &f) == WINA_OK, "%s", wina_error());
-        }
-    }
-    for (int way = 1; way < 3; way++)
-        worst[way - 1] = nmse(out[way], out[0], (int32_t)n);
-    printf("  %-44s NMSE %.1e, batch %.1e\n", what, worst[0], worst[1]);
-    CHECK_MSG(worst[0] < 2e-7, "%s: NMSE %g", what, worst[0]);
-    CHECK_MSG(worst[1] < 1e-5, "%s: batch NMSE %g", what, worst[1]);
-    b[0]->ops->free(b[0]);
-    b[1]->ops->free(b[1]);
-    wina_cudalib_remove(m);
-    free(out[0]), free(out[1]), free(out[2]), free(logits);
 }
 
 /* Layers shared out: the first ones on the CPU, n_gpu on GPUs. */
@@ -696,8 +514,10 @@ int main(int argc, char **argv) {
         check_rows(TYPES[t]);
     for (size_t t = 0; t < sizeof CONVERTED / sizeof CONVERTED[0]; t++)
         check_rows(CONVERTED[t]);
-    for (int32_t n_gpu = 1; n_gpu <= 2; n_gpu++)
+    for (int32_t n_gpu = 1; n_gpu <= 2; n_gpu++) {
         check_hidden(n_gpu == 1 ? FAKE_PLAIN : FAKE_GEMMA2, n_gpu);
+        check_taps(n_gpu == 1 ? FAKE_PLAIN : FAKE_GEMMA2, n_gpu);
+    }
     /* odd shapes: widths that are no multiple of a warp's rows, 3 heads, heads of 80, many inputs
      */
     static const fake_spec ODD[] = {

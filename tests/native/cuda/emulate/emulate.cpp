@@ -393,6 +393,9 @@ cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *, const float *) {
 cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *, float *) {
     return cudaErrorNotSupported;
 }
+cudaError_t wina_cuda_prompt_input(wina_cuda_prompt *, int32_t, wina_group, float *) {
+    return cudaErrorNotSupported;
+}
 cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *, float *) {
     return cudaErrorNotSupported;
 }
