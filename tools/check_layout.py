@@ -41,7 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cpu", "cuda"),
     ("cudalib", "chain"),
     ("forward",),
-    ("session", "state", "memplan"),
+    ("session", "state", "statehash", "memplan"),
     ("stream",),
     ("api",),
 )

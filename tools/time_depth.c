@@ -1,6 +1,6 @@
 /* Processor time of a decoded token at the start of a context and behind a long one.
  *
- *   cc -O2 -Inative/include tools/time_depth.c build/lib/libwina.a -lm -pthread -ldl -o time_depth
+ *   cc -O2 -Inative/include -Inative/src tools/time_depth.c build/lib/libwina.a -lm -pthread -ldl -o time_depth
  *   time_depth MODEL DEPTH [f16|f32]
  *
  * The context is not evaluated: keys and values are random numbers in a state that is made up here
@@ -13,25 +13,9 @@
 #include <time.h>
 #include <wina.h>
 
+#include "statehash.h"
+
 enum { HEADER = 56, N_TOKENS = 8, N_ROUNDS = 3 };
-
-static uint64_t hash(uint64_t h, const void *data, uint64_t n) {
-    const unsigned char *p = data;
-    for (uint64_t i = 0; i < n; i++)
-        h = (h ^ p[i]) * 0x100000001b3u;
-    return h;
-}
-
-static uint64_t hash_words(uint64_t h, const void *data, uint64_t n) {
-    const unsigned char *p = data;
-    uint64_t word;
-    for (; n >= sizeof word; n -= sizeof word, p += sizeof word) {
-        memcpy(&word, p, sizeof word);
-        h = (h ^ word) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 29;
-    }
-    return hash(h, p, n);
-}
 
 static void must(int32_t status) {
     if (status == WINA_OK)
@@ -61,8 +45,8 @@ static unsigned char *make_state(wina_session *session, int32_t depth, uint64_t 
         const float single = (float)(int32_t)r * 0x1p-36f;
         memcpy(state + i, wide ? (const void *)&single : (const void *)&half, wide ? 4 : 2);
     }
-    const uint64_t sum =
-        hash_words(hash(0xcbf29ce484222325u, state, HEADER - 8), state + HEADER, rows);
+    const uint64_t head = wina_statehash_bytes(WINA_STATEHASH_START, state, HEADER - 8);
+    const uint64_t sum = wina_statehash_words(head, state + HEADER, rows);
     memcpy(state + HEADER - 8, &sum, sizeof sum);
     return state;
 }

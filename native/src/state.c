@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "session.h"
+#include "statehash.h"
 #include "status.h"
 
 enum { STATE_VERSION = 2, FINGERPRINT_BYTES = 4096 };
@@ -24,36 +25,17 @@ typedef struct header {
     uint64_t checksum; /* of everything after the header, and of the fields before it */
 } header;
 
-static uint64_t hash(uint64_t h, const void *data, uint64_t n) {
-    const unsigned char *p = data;
-    for (uint64_t i = 0; i < n; i++)
-        h = (h ^ p[i]) * 0x100000001b3u; /* NOLINT(clang-analyzer-core*): bytes of integers */
-    return h;
-}
-
-/* FNV-1a by 8 bytes: caches are megabytes. */
-static uint64_t hash_words(uint64_t h, const void *data, uint64_t n) {
-    const unsigned char *p = data;
-    uint64_t word;
-    for (; n >= sizeof word; n -= sizeof word, p += sizeof word) {
-        memcpy(&word, p, sizeof word);
-        h = (h ^ word) * 0x9e3779b97f4a7c15u;
-        h ^= h >> 29;
-    }
-    return hash(h, p, n);
-}
-
 static uint64_t fingerprint(const wina_model *m) {
     const wina_config *c = &m->config;
     const int32_t sizes[] = {c->n_vocab,  c->n_embd, c->n_layer,  c->n_head,     c->n_head_kv,
                              c->head_dim, c->n_ff,   c->rope_dim, c->tied_output};
-    uint64_t h = hash(0xcbf29ce484222325u, sizes, sizeof sizes);
+    uint64_t h = wina_statehash_bytes(WINA_STATEHASH_START, sizes, sizeof sizes);
     for (uint64_t i = 0; i < m->gguf->n_tensors; i++) {
         const wina_gguf_tensor *t = &m->gguf->tensors[i];
         if (!t->data) /* packed: the file's checksums, a tensor themselves, stand for it */
             continue;
         uint64_t n = t->n_bytes < FINGERPRINT_BYTES ? t->n_bytes : FINGERPRINT_BYTES;
-        h = hash_words(h, t->data, n);
+        h = wina_statehash_words(h, t->data, n);
     }
     return h;
 }
@@ -110,8 +92,8 @@ static int32_t load_rows(wina_session *s, const header *h, char *rows) {
 }
 
 static uint64_t checksum(const header *h, const void *rows) {
-    uint64_t sum = hash(0xcbf29ce484222325u, h, offsetof(header, checksum));
-    return hash_words(sum, rows, h->n_bytes - sizeof *h);
+    uint64_t sum = wina_statehash_bytes(WINA_STATEHASH_START, h, offsetof(header, checksum));
+    return wina_statehash_words(sum, rows, h->n_bytes - sizeof *h);
 }
 
 int32_t wina_session_save_state(wina_session *s, void *data, size_t capacity, size_t *n_bytes) {

@@ -132,8 +132,18 @@ static float softmax_part(float *s, int32_t n, float *sum) {
     return max;
 }
 
+/* Rows are fetched this many bytes ahead, about a tile: hardware stops at the end of every small
+ * page. */
+enum { ROWS_AHEAD = 8192 };
+
 static void load_f16(float *x, const void *rows, int32_t n_dim, int32_t n_rows) {
-    halves_to_floats(rows, x, n_dim * n_rows);
+    const uint8_t *from = rows;
+    const int64_t row_bytes = 2 * (int64_t)n_dim;
+    for (int32_t r = 0; r < n_rows; r++, from += row_bytes, x += n_dim) {
+        for (int64_t i = 0; i < row_bytes; i += 64)
+            __builtin_prefetch(from + ROWS_AHEAD + i);
+        halves_to_floats((const uint16_t *)(const void *)from, x, n_dim);
+    }
 }
 
 static void store_f16(void *row, const float *x, int32_t n_dim) {
