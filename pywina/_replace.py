@@ -83,7 +83,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
                 raise
             os.fsync(folder)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error}") from error
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def scratch_folder(path: Path) -> Iterator[Path]:
         name = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         lock = os.open(name, os.O_RDONLY)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error}") from error
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(name)

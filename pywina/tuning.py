@@ -100,7 +100,7 @@ class Tuning:
             norms = {name: _unpacked(norms) for name, norms in content["norms"].items()}
             return cls(**tables, norms=norms, exponents=np.array(content["exponents"], np.float32))
         except OSError as error:
-            raise FileError(f"cannot read {path}: {error}") from error
+            raise FileError(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArgumentError(f"{path} holds no tuning: {error!r}") from error
 

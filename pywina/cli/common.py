@@ -131,7 +131,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8", "replace")
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error}") from error
+        raise FileError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def prompt_of(args: argparse.Namespace) -> str | None:

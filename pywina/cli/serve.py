@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import ipaddress
 import os
 import socket
@@ -58,7 +59,11 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        raise ArgumentError(f"cannot listen on {host}, port {port}: {error}") from error
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            why = "another program uses it; --port 0 takes any that is free"
+        else:
+            why = getattr(error, "strerror", None) or str(error)
+        raise ArgumentError(f"cannot listen on {host}, port {port}: {why}") from error
 
 
 def main(args: argparse.Namespace) -> int:

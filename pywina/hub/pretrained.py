@@ -1,18 +1,21 @@
 """GGUF files from the Hugging Face hub, through huggingface_hub.
 
 Its cache, ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_TOKEN`` and progress bar apply. A pattern must
-match exactly one file: of the repository, or of what the cache holds of it when offline.
+match exactly one file: of the repository, or of what the cache holds of it when offline. A file in
+parts is one.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ArgumentError, FetchError, ModelNotFoundError
 
 _SHOWN = 12
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -20,16 +23,37 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def _forms(name: str) -> set[str]:
+    """What a pattern may match: a name, with or without its folder and the number of its part."""
+    names = {name.lower(), _PART.sub(".gguf", name.lower())}
+    return names | {name.rpartition("/")[2] for name in names}
+
+
+def parts_of(name: str, names: Sequence[str]) -> list[str]:
+    """The files of one model, name first: a large one comes in parts."""
+    part = _PART.search(name)
+    if part is None:
+        return [name]
+    stem, count = name[: part.start()], part[2]
+    others = (
+        other
+        for other in sorted(names)
+        if (found := _PART.search(other)) and other[: found.start()] == stem and found[2] == count
+    )
+    return [name, *(other for other in others if other != name)]
+
+
 def choose_file(repo_id: str, names: Sequence[str], pattern: str | None) -> str:
     """The one name that a pattern (any case; None: ``*.gguf``) matches as a whole or after its
-    last slash. Raises ModelNotFoundError if there is none, ArgumentError if there are several."""
+    last slash; of a model in parts, the first. Raises ModelNotFoundError if there is none,
+    ArgumentError if there are several."""
     wanted = (pattern or "*.gguf").lower()
     exact = [name for name in names if name.lower() == wanted]
     found = exact or sorted(
         name
         for name in names
-        if fnmatch.fnmatchcase(name.lower(), wanted)
-        or fnmatch.fnmatchcase(name.lower().rpartition("/")[2], wanted)
+        if any(fnmatch.fnmatchcase(form, wanted) for form in _forms(name))
+        and ((part := _PART.search(name)) is None or int(part[1]) == 1)
     )
     models = sorted(name for name in names if name.lower().endswith(".gguf"))
     if not found:
@@ -118,17 +142,19 @@ def fetch_pretrained(
 
     try:
         names, offline = _names(repo_id, revision, cache_dir, token)
-        return Path(
+        paths = [
             hf_hub_download(
                 repo_id,
-                choose_file(repo_id, names, filename),
+                name,
                 revision=revision,
                 token=token,
                 cache_dir=cache_dir,
                 local_dir=local_dir,
                 local_files_only=offline,
             )
-        )
+            for name in parts_of(choose_file(repo_id, names, filename), names)
+        ]
+        return Path(paths[0])
     except HFValidationError as error:
         raise ArgumentError(f"{repo_id!r} is not the id of a repository: {error}") from error
     except GatedRepoError as error:

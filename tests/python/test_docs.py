@@ -5,7 +5,8 @@ cannot run stand below a comment that says why, ``<!-- not run: REASON -->``, an
 Python blocks of a file share one interpreter and begin with what the file says before; commands run
 in a folder of their own with the files that the examples name, and with a hub on this machine that
 has owner/repo. Commands that only measure get a tiny model in place of a real one, and servers any
-free port.
+free port. ``pip install`` runs in the sources and installs into an empty environment. What wants a
+package that tests do without says so, ``<!-- needs: PACKAGE -->``, and is left out without it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from localhub import LocalHub
 
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: How many blocks are not run. A new one has to be counted here, too.
-NOT_RUN = 14
+NOT_RUN = 9
 
 _MARK = re.compile(r"<!-- not run: (.*) -->")
+_NEEDS = re.compile(r"<!-- needs: (\w+) -->")
 _FENCE = re.compile(r"```(\w+)(?: (\w+))?")
 _MEASURES = re.compile(r"\bpywina (bench|report|calibrate|eval)( -m)? [\w.-]*smollm2-135m")
 
@@ -51,9 +53,12 @@ def blocks(path: Path) -> list[Block]:
     lines = path.read_text("utf-8").splitlines()
     found: list[Block] = []
     reason: str | None = None
+    needs: str | None = None
     i = 0
     while i < len(lines):
-        if mark := _MARK.fullmatch(lines[i].strip()):
+        if wanted := _NEEDS.fullmatch(lines[i].strip()):
+            needs = wanted[1]
+        elif mark := _MARK.fullmatch(lines[i].strip()):
             reason = mark[1]
         elif lines[i].startswith("```"):
             fence, end = _FENCE.fullmatch(lines[i]), lines.index("```", i + 1)
@@ -66,10 +71,10 @@ def blocks(path: Path) -> list[Block]:
             end = next((k for k in range(i, len(lines)) if not lines[k].startswith("    ")),
                        len(lines))  # fmt: skip
             text = textwrap.dedent("\n".join(lines[i:end])) + "\n"
-            found.append(Block(i + 1, "sh", text, reason, None))
-            i, reason = end - 1, None
+            found.append(Block(i + 1, "sh", text, reason, needs))
+            i, reason, needs = end - 1, None, None
         elif lines[i].strip():
-            assert reason is None, f"{path.name}:{i + 1}: an example must follow its mark"
+            assert reason is needs is None, f"{path.name}:{i + 1}: an example must follow its mark"
         i += 1
     return found
 
@@ -95,6 +100,34 @@ def hub(write_model: Callable[..., Path]) -> Iterator[LocalHub]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def install(tmp_path_factory: pytest.TempPathFactory, wina_bin: Path) -> Callable[[str], None]:
+    """install(commands): in the sources, into an environment that does not have pywina yet."""
+    base = tmp_path_factory.mktemp("environment")
+    settings = {k: v for k, v in os.environ.items() if not k.startswith(("PYWINA", "PYTHONPATH"))}
+    settings["PYWINA_BUILD"] = os.path.relpath(wina_bin.parent.parent, ROOT)
+    settings["PATH"] = f"{base / 'venv' / 'bin'}:{settings['PATH']}"
+    settings["PIP_FIND_LINKS"] = str(base)  # pywina itself comes from here, all else from the index
+
+    def run(command: str, where: Path = ROOT) -> str:
+        done = subprocess.run(["bash", "-euc", command], cwd=where, env=settings, timeout=600,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    run(f'"{sys.executable}" -m venv "{base}/venv"')
+    run(f'pip wheel --quiet --no-deps -w "{base}" .')
+
+    def install(commands: str) -> None:
+        run("pip uninstall --quiet --yes pywina starlette uvicorn")
+        run(commands)
+        modules = "pywina, pywina.server.app" if "[server]" in commands else "pywina"
+        shown = run(f'python -c "import {modules}; print(pywina.__file__)"', base)
+        assert shown.startswith(str(base / "venv"))
+
+    return install
+
+
 @pytest.fixture
 def folder(
     tmp_path: Path,
@@ -109,7 +142,7 @@ def folder(
         (home / part).mkdir(parents=True)
     for part in ("wikitext2", "piqa"):
         (data / part).mkdir(parents=True)
-    (tmp_path / "model.gguf").symlink_to(write_model(n_ctx=4096))
+    (tmp_path / "model.gguf").symlink_to(write_model(n_ctx=16384))
     words = (ROOT / "README.md").read_text("utf-8")
     (tmp_path / "text.txt").write_text(words, "utf-8")
     (tmp_path / "prompt.txt").write_text("Once upon a time\n", "utf-8")
@@ -125,6 +158,7 @@ def folder(
     scripts = tmp_path / "scripts"
     scripts.mkdir()
     (scripts / "pywina").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m pywina "$@"\n')
+    (scripts / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     (scripts / "llm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m llm "$@"\n')
     for script in scripts.iterdir():
         script.chmod(0o755)
@@ -200,7 +234,9 @@ def test_examples(path: Path, folder: Path, request: pytest.FixtureRequest) -> N
                 commands = block.text.splitlines()
                 serving = [line for line in commands if line.startswith("pywina serve")]
                 rest = "\n".join(line for line in commands if line not in serving)
-                if rest.strip():
+                if rest.startswith("pip install"):
+                    request.getfixturevalue("install")(rest)
+                elif rest.strip():
                     run_shell(rest)
                 for line in serving:
                     address = start(line)

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from localhub import LocalHub
+from test_split import N_PARTS, part_name, split_file
+
+import pywina
 
 TOKEN = "hf_sesame"
 
@@ -67,6 +70,36 @@ def test_a_model_is_fetched_once(hub: LocalHub, tmp_path: Path, tiny_model: Path
     assert default.stdout == done.stdout
     listed = run(hub, home, "-m", "pywina", "list")
     assert "owner/repo" in listed.stdout and listed.returncode == 0
+
+
+def test_a_model_in_parts(tiny_model: Path, tmp_path: Path) -> None:
+    """All of them are fetched, by the name without the number of a part, and found again."""
+    (tmp_path / "parts").mkdir()
+    split_file(tiny_model, tmp_path / "parts", "m-Q8_0")
+    names = [part_name(no, "m-Q8_0") for no in range(N_PARTS)]
+    files = {f"big/{name}": tmp_path / "parts" / name for name in names}
+    whole = run_direct(tiny_model)
+    with LocalHub(files | {"m-Q4_0.gguf": tiny_model}, token=TOKEN) as hub:
+        home = tmp_path / "home"
+        done = run(hub, home, "-m", "pywina", "pull", "owner/repo:q8_0")
+        assert done.returncode == 0, done.stderr
+        first = Path(done.stdout.strip())
+        assert sorted(path.name for path in first.parent.iterdir()) == names
+        for env in ({}, {"HF_HUB_OFFLINE": "1"}):
+            again = run(hub, home, "-c", PYTHON, "*Q8_0.gguf", **env)
+            assert again.returncode == 0, again.stderr
+            assert again.stdout == f"{first} 64 {whole!r}\n"
+
+
+def run_direct(path: Path) -> str:
+    with pywina.load(path, n_ctx=64) as model:
+        return model.generate("the", max_tokens=3, temperature=0)
+
+
+def test_a_pattern_that_matches_several(hub: LocalHub, tmp_path: Path) -> None:
+    done = run(hub, tmp_path / "home", "-c", PYTHON, "*.gguf")
+    assert "ArgumentError: 2 files of owner/repo match" in done.stderr
+    assert not [path for _, path, _ in hub.requests if "resolve" in path], "nothing is fetched"
 
 
 @pytest.mark.parametrize(

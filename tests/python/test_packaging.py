@@ -33,7 +33,7 @@ slow = pytest.mark.skipif(
 
 def run(*command: object, env: dict[str, str] = CLEAN, cwd: Path | None = None) -> str:
     done = subprocess.run(
-        [str(c) for c in command], capture_output=True, text=True, timeout=900, env=env, cwd=cwd
+        [str(c) for c in command], capture_output=True, text=True, timeout=3600, env=env, cwd=cwd
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

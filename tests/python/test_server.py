@@ -26,7 +26,7 @@ import pywina
 pytest.importorskip("starlette", reason="needs starlette (extra server)")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (extra server)")
 
-TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+TEMPLATE = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 KEY = "sesame"
 
 
@@ -341,6 +341,23 @@ def test_echo_with_log_probabilities(server: Server, model_path: Path) -> None:
     assert status == 400 and "n_ctx" in reply["error"]["message"]
 
 
+def test_tools_are_shown_to_the_model(server: Server, model_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    messages = [{"role": "user", "content": "abc"}]
+    options = {"max_tokens": 5, "seed": 2, "temperature": 0.8}
+    body = {"messages": messages, **options}
+    plain = server.post("/v1/chat/completions", body)[1]
+    status, told = server.post("/v1/chat/completions", body | {"tools": tools})
+    assert status == 200 and told["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 20
+    with pywina.load(model_path) as model:
+        wanted = model.create_chat_completion(messages, tools=tools, **options)
+    assert told["choices"][0]["message"] == wanted["choices"][0]["message"]
+    unshown = server.post("/v1/chat/completions", body | {"tools": tools, "tool_choice": "none"})
+    assert unshown[1]["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    status, reply = server.post("/v1/chat/completions", body | {"tool_choice": "required"})
+    assert status == 400 and "tool_choice" in reply["error"]["message"]
+
+
 def test_json_schema(servers: dict[str, Server], smollm2_path: Path) -> None:
     pytest.importorskip("llguidance", reason="needs llguidance (extra grammar)")
     schema = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"],
@@ -447,6 +464,16 @@ def test_other_addresses_need_a_key(model_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.delenv("PYWINA_API_KEY", raising=False)
     assert main(["serve", "-m", str(model_path), "--host", "0.0.0.0", "--port", "0"]) == 2
+
+
+def test_a_port_that_is_taken(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pywina.cli import main
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "-m", str(model_path), "--port", str(port)]) == 2
+    said = capsys.readouterr().err
+    assert f"port {port}: another program uses it; --port 0 takes any" in said
 
 
 # ---- slow and leaving clients --------------------------------------------------------------------
