@@ -48,27 +48,32 @@ static int32_t byte_of(uint32_t cp) {
     return cp == 0x143 ? 0xAD : -1;
 }
 
-static int32_t add_merge(wina_bpe *bpe, wina_str text, uint32_t rank) {
-    const wina_vocab *vocab = bpe->vocab;
+/* What a merge names: its sides and what they become. */
+enum { LEFT, RIGHT, JOINED, N_NAMES, TOGETHER = 16 /* merges */ };
+
+static bool parse_merge(wina_str text, wina_vocab_query names[N_NAMES]) {
     const char *space = memchr(text.data, ' ', text.n);
-    size_t left_n = space == NULL ? 0 : (size_t)(space - text.data);
-    size_t right_n = space == NULL ? 0 : text.n - left_n - 1;
+    const size_t left_n = space == NULL ? 0 : (size_t)(space - text.data);
+    const size_t right_n = space == NULL ? 0 : text.n - left_n - 1;
     if (left_n == 0 || right_n == 0 || memchr(space + 1, ' ', right_n) != NULL)
-        return wina_fail(WINA_E_FORMAT, KEY("merges") ": merge %u is not two tokens and a space",
-                         rank);
-    int32_t left = wina_vocab_find(vocab, text.data, left_n, NULL, 0);
-    int32_t right = wina_vocab_find(vocab, space + 1, right_n, NULL, 0);
-    int32_t joined = wina_vocab_find(vocab, text.data, left_n, space + 1, right_n);
-    if (left < 0 || right < 0 || joined < 0)
-        return wina_fail(WINA_E_FORMAT, KEY("merges") ": merge %u: its %s is no token", rank,
-                         left < 0    ? "left side"
-                         : right < 0 ? "right side"
-                                     : "result");
-    if (!wina_vocab_is_plain(vocab, joined))
+        return false;
+    names[LEFT] = (wina_vocab_query){.left = text.data, .left_n = left_n};
+    names[RIGHT] = (wina_vocab_query){.left = space + 1, .left_n = right_n};
+    names[JOINED] = (wina_vocab_query){text.data, space + 1, left_n, right_n, 0, 0};
+    return true;
+}
+
+static int32_t add_merge(wina_bpe *bpe, const wina_vocab_query names[N_NAMES], uint32_t rank) {
+    static const char *const NAMES[N_NAMES] = {"left side", "right side", "result"};
+    for (int i = 0; i < N_NAMES; i++)
+        if (names[i].token < 0)
+            return wina_fail(WINA_E_FORMAT, KEY("merges") ": merge %u: its %s is no token", rank,
+                             NAMES[i]);
+    if (!wina_vocab_is_plain(bpe->vocab, names[JOINED].token))
         return WINA_OK;
     bool added; /* of two equal merges the first counts */
-    return wina_pairmap_put(&bpe->merges, (uint32_t)left, (uint32_t)right, (uint32_t)joined, rank,
-                            KEY("merges"), &added);
+    return wina_pairmap_put(&bpe->merges, (uint32_t)names[LEFT].token, (uint32_t)names[RIGHT].token,
+                            (uint32_t)names[JOINED].token, rank, KEY("merges"), &added);
 }
 
 static int32_t read_merges(const wina_gguf *gguf, wina_bpe *bpe) {
@@ -79,8 +84,23 @@ static int32_t read_merges(const wina_gguf *gguf, wina_bpe *bpe) {
                          (unsigned long long)kv->count);
     WINA_TRY(wina_pairmap_create(kv->count, bpe->vocab->seed, KEY("merges"), &bpe->merges));
     const uint8_t *cursor = kv->data;
-    for (uint32_t rank = 0; rank < kv->count; rank++)
-        WINA_TRY(add_merge(bpe, wina_gguf_next_str(&cursor), rank));
+    bool well_formed = true;
+    for (uint32_t rank = 0; rank < kv->count && well_formed;) {
+        wina_vocab_query names[TOGETHER][N_NAMES];
+        uint32_t n = 0;
+        for (; n < TOGETHER && rank + n < kv->count && well_formed; n += well_formed)
+            well_formed = parse_merge(wina_gguf_next_str(&cursor), names[n]);
+        wina_vocab_find_all(bpe->vocab, &names[0][0], (int32_t)(n * N_NAMES));
+        for (uint32_t i = 0; i < n; i++)
+            wina_pairmap_fetch(&bpe->merges, (uint32_t)names[i][LEFT].token,
+                               (uint32_t)names[i][RIGHT].token);
+        for (uint32_t i = 0; i < n; i++)
+            WINA_TRY(add_merge(bpe, names[i], rank + i));
+        rank += n;
+        if (!well_formed)
+            return wina_fail(WINA_E_FORMAT,
+                             KEY("merges") ": merge %u is not two tokens and a space", rank);
+    }
     return WINA_OK;
 }
 

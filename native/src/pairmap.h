@@ -39,6 +39,12 @@ static inline uint64_t wina_pairmap_hash(uint64_t key, uint64_t seed) {
     return (uint64_t)product ^ (uint64_t)(product >> 64) ^ seed >> 32;
 }
 
+/* A pair that is going to be put or found soon. */
+static inline void wina_pairmap_fetch(const wina_pairmap *map, uint32_t a, uint32_t b) {
+    const uint64_t i = wina_pairmap_hash((uint64_t)a << 32 | b, map->seed);
+    __builtin_prefetch(&map->slots[i & (map->n_slots - 1)]);
+}
+
 /* NULL if absent. */
 static inline const wina_pairmap_slot *wina_pairmap_find(const wina_pairmap *map, uint32_t a,
                                                          uint32_t b) {

@@ -30,13 +30,14 @@ static uint32_t finish_hash(const wina_vocab *vocab, uint64_t hash) {
     return (uint32_t)mix(hash ^ vocab->seed, 0x9E3779B97F4A7C15u);
 }
 
-int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n, const void *right,
-                        size_t right_n) {
+static uint32_t hash_text(const wina_vocab *vocab, const void *left, size_t left_n,
+                          const void *right, size_t right_n) {
+    return finish_hash(vocab, hash_bytes(hash_bytes(vocab->seed, left, left_n), right, right_n));
+}
+
+static int32_t find_hashed(const wina_vocab *vocab, uint32_t hash, const void *left, size_t left_n,
+                           const void *right, size_t right_n) {
     size_t n = left_n + right_n;
-    if (n > vocab->max_bytes)
-        return -1;
-    uint64_t running = hash_bytes(hash_bytes(vocab->seed, left, left_n), right, right_n);
-    uint32_t hash = finish_hash(vocab, running);
     for (uint64_t i = hash;; i++) {
         uint64_t at = i & (vocab->n_slots - 1);
         int32_t token = vocab->slots[at].token;
@@ -48,6 +49,39 @@ int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n
         if (memcmp(text, left, left_n) == 0 &&
             (right_n == 0 || memcmp(text + left_n, right, right_n) == 0))
             return token;
+    }
+}
+
+int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n, const void *right,
+                        size_t right_n) {
+    if (left_n + right_n > vocab->max_bytes)
+        return -1;
+    const uint32_t hash = hash_text(vocab, left, left_n, right, right_n);
+    return find_hashed(vocab, hash, left, left_n, right, right_n);
+}
+
+void wina_vocab_find_all(const wina_vocab *vocab, wina_vocab_query *queries, int32_t n) {
+    const uint64_t mask = vocab->n_slots - 1;
+    for (int32_t i = 0; i < n; i++) {
+        wina_vocab_query *q = &queries[i];
+        const bool fits = q->left_n + q->right_n <= vocab->max_bytes;
+        q->hash = fits ? hash_text(vocab, q->left, q->left_n, q->right, q->right_n) : 0;
+        q->token = fits ? 0 : -1;
+        __builtin_prefetch(&vocab->slots[q->hash & mask]);
+    }
+    /* Most lie in the first slot that they may be in. */
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t token = vocab->slots[queries[i].hash & mask].token;
+        __builtin_prefetch(&vocab->texts[token < 0 ? 0 : token]);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t token = vocab->slots[queries[i].hash & mask].token;
+        __builtin_prefetch(vocab->texts[token < 0 ? 0 : token].data);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        wina_vocab_query *q = &queries[i];
+        if (q->token == 0)
+            q->token = find_hashed(vocab, q->hash, q->left, q->left_n, q->right, q->right_n);
     }
 }
 

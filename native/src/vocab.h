@@ -51,6 +51,16 @@ void wina_vocab_free(wina_vocab *vocab); /* accepts NULL */
 int32_t wina_vocab_find(const wina_vocab *vocab, const void *left, size_t left_n, const void *right,
                         size_t right_n);
 
+/* The same for many texts. They are found sooner together: what one of them waits for is fetched
+ * from memory while the others are looked at. */
+typedef struct wina_vocab_query {
+    const char *left, *right;
+    size_t left_n, right_n;
+    uint32_t hash;
+    int32_t token; /* the answer */
+} wina_vocab_query;
+void wina_vocab_find_all(const wina_vocab *vocab, wina_vocab_query *queries, int32_t n);
+
 /* Whether text without special tokens may become this token: it is normal or user-defined. */
 static inline bool wina_vocab_is_plain(const wina_vocab *vocab, int32_t token) {
     uint8_t type = vocab->types[token];

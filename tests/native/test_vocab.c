@@ -141,6 +141,19 @@ static void test_merges(void) {
     good_bpe(&v);
     v.merges[v.n_merges++] = "a b"; /* a merge twice: the first counts */
     CHECK(load(&v) == WINA_OK);
+    /* Of many the first that is wrong is named, in whichever way it is. */
+    for (int at = 0; at < 40; at += 3)
+        for (int malformed = 0; malformed < 2; malformed++) {
+            char word[32];
+            good_bpe(&v);
+            while (v.n_merges < 40)
+                v.merges[v.n_merges++] = "a b";
+            v.merges[at] = malformed ? "a" : "x b";
+            for (int later = at + 1; later < 40; later += 5)
+                v.merges[later] = malformed ? "x b" : "a";
+            snprintf(word, sizeof word, "merge %d%s", at, malformed ? " is not" : ": its left");
+            refuse(&v, WINA_E_FORMAT, word);
+        }
 }
 
 static void test_names(void) {
