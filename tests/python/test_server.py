@@ -26,7 +26,10 @@ import pywina
 pytest.importorskip("starlette", reason="needs starlette (extra server)")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn (extra server)")
 
-TEMPLATE = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}"
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+)
 KEY = "sesame"
 
 
