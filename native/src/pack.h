@@ -19,6 +19,7 @@
 #define WINA_PACK_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "dtype.h"
 #include "piece.h"
@@ -135,10 +136,22 @@ static inline const uint8_t *wina_panel_block(const wina_panel *p, int32_t block
 static inline const uint8_t *wina_panel_scales(const wina_panel *p, int32_t block) {
     return wina_panel_block(p, block) + p->col_bytes * WINA_BLOCK;
 }
-/* The values of an input of a block, for products of one token. */
+/* Where a block's inputs have their values, for products of one token. */
+typedef struct wina_block_columns {
+    const uint8_t *base;
+    uint64_t col_bytes;
+    const uint8_t *const *table;
+} wina_block_columns;
+static inline wina_block_columns wina_panel_columns(const wina_panel *p, int32_t block) {
+    return (wina_block_columns){wina_panel_block(p, block), p->col_bytes,
+                                p->columns ? p->columns + block * WINA_BLOCK : NULL};
+}
+static inline const uint8_t *wina_block_column(const wina_block_columns *b, int32_t i) {
+    return b->table ? b->table[i] : b->base + (uint64_t)i * b->col_bytes;
+}
 static inline const uint8_t *wina_panel_column(const wina_panel *p, int32_t block, int32_t i) {
-    return p->columns ? p->columns[block * WINA_BLOCK + i]
-                      : wina_panel_block(p, block) + (uint64_t)i * p->col_bytes;
+    const wina_block_columns columns = wina_panel_columns(p, block);
+    return wina_block_column(&columns, i);
 }
 /* Blocks [*begin, *end) of a part. A row's sum is formed part by part, each from zero, and the
  * parts are added in rising order: threads can take different parts of short columns, which are

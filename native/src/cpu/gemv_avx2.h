@@ -30,9 +30,10 @@ typedef struct operands {
 
 INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
                           operands *o) {
+    const wina_block_columns columns = wina_panel_columns(p, g->sub / n_sub);
     const uint32_t n = 4 * (g->q1 - g->q0), at = 4 * g->q0;
     for (uint32_t i = 0; i < n; i++)
-        o->col[i] = wina_panel_column(p, g->sub / n_sub, a->col[at + i]);
+        o->col[i] = wina_block_column(&columns, a->col[at + i]);
     for (uint32_t i = 0; i < n / 2; i++) {
         uint16_t hi, lo;
         memcpy(&o->x[i], a->x + at + 2 * i, 4);

@@ -95,9 +95,10 @@ INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g
     const int32_t n_strips = strip1 - strip0, block = g->sub / n_sub;
     const int64_t rows = (int64_t)n_strips * WINA_STRIP, row0 = (int64_t)strip0 * WINA_STRIP;
     const uint8_t *scales = wina_panel_scales(p, block);
+    const wina_block_columns columns = wina_panel_columns(p, block);
     for (uint32_t i = 4 * g->q0; i < 4 * g->q1; i++)
         if (i == 4 * g->q0 || a->col[i] != a->col[i - 1]) {
-            const uint8_t *col = wina_panel_column(p, block, a->col[i]);
+            const uint8_t *col = wina_block_column(&columns, a->col[i]);
             fetch_add(f, col + row0 * l->low_bits / 8, rows * l->low_bits / 8);
             if (l->high_bits)
                 fetch_add(f, col + (int64_t)p->n_rows * l->low_bits / 8 + row0 * l->high_bits / 8,

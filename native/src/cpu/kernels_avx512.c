@@ -11,9 +11,10 @@ typedef struct operands {
 
 INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
                           operands *o) {
+    const wina_block_columns columns = wina_panel_columns(p, g->sub / n_sub);
     for (uint32_t q = g->q0; q < g->q1; q++) {
         for (uint32_t i = 0; i < 4; i++)
-            o->col[4 * (q - g->q0) + i] = wina_panel_column(p, g->sub / n_sub, a->col[4 * q + i]);
+            o->col[4 * (q - g->q0) + i] = wina_block_column(&columns, a->col[4 * q + i]);
         memcpy(&o->hi[q - g->q0], a->hi + 4 * q, 4);
         memcpy(&o->lo[q - g->q0], a->lo + 4 * q, 4);
     }

@@ -213,10 +213,11 @@ static inline void gather_block(const wina_panel *p, const wina_quads *a, int32_
     out->n = 0;
     if (s >= end)
         return;
+    const wina_block_columns columns = wina_panel_columns(p, s / n_sub);
     const uint8_t *col = a->col + 4 * a->first[s];
     const int32_t n = (int32_t)(4 * (a->first[s + 1] - a->first[s]));
     for (int32_t i = 0; i < n; i++)
-        out->col[i] = wina_panel_column(p, s / n_sub, col[i]);
+        out->col[i] = wina_block_column(&columns, col[i]);
     out->n = n;
 }
 
