@@ -63,6 +63,9 @@ static void inspect_json(const cli_options *o, const wina_model *model,
         json_int(&j, "buffer_bytes", plan.buffer_bytes);
         json_int(&j, "other_bytes", plan.other_bytes);
         json_int(&j, "peak_bytes", plan.peak_bytes);
+        json_int(&j, "gpu_weight_bytes", plan.gpu_weight_bytes);
+        json_int(&j, "gpu_cache_bytes", plan.gpu_cache_bytes);
+        json_int(&j, "gpu_buffer_bytes", plan.gpu_buffer_bytes);
         json_close(&j, '}');
     }
     if (describe(o, model, value, sizeof value))
