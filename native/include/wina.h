@@ -36,7 +36,7 @@
 extern "C" {
 #endif
 
-#define WINA_ABI_VERSION 7
+#define WINA_ABI_VERSION 8
 
 #pragma GCC visibility push(default)
 /* cffi: begin */
