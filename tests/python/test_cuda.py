@@ -1,4 +1,4 @@
-"""The GPU backend where there is no GPU: its decode kernels, run by the CPU (see
+"""The GPU backend where there is no GPU: its kernels, run by the CPU (see
 tests/native/cuda/emulate), against the CPU backend; and that nvcc compiles everything."""
 
 from __future__ import annotations
@@ -59,17 +59,28 @@ def emulated() -> Path:
         ("cache of q8_0 and q8_0, like gemma3", {"EMULATE_SMS": "1"}),
         ("cache of q8_0 and q8_0, like gemma2, heads of 128, in a chain", {"EMULATE_SMS": "1"}),
         ("equal logits", {}),  # ties, also too many, and what is not finite
+        # all of these and the following have prompts, with pieces of 128 KiB; these by cuBLAS
+        ("small Q", {"CHECK_SET": "small"}),  # every quantised type
+        ("small like", {"CHECK_SET": "small"}),  # kinds of architectures, a cache of q8_0
+        ("F32 16 x 24", {}),  # fewer columns than a block
+        ("MXFP4 as floats", {}),  # bfloat16 from MXFP4
+        ("embeddings of Q3_K", {}),  # rows of all tokens at once
+        ("hidden states", {"EMULATE_SMS": "1"}),  # and the plan of the memory
+        ("taps", {"EMULATE_SMS": "1"}),  # of 9 and 2 tokens, behind layers of the CPU, too
+        ("BF16 36 x 300", {"WINA_CUBLAS": "none"}),  # by the kernel for tensor cores
+        ("small Q4_K", {"CHECK_SET": "small", "WINA_CUBLAS": "none"}),
     ],
 )
-def test_decode_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[str, str]) -> None:
+def test_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[str, str]) -> None:
     environment = os.environ | {
         "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
         "CHECK_ONLY": case,
         "EMULATE_SMS": "4",
         **machine,
     }
+    command = [str(emulated / "tests" / "check_cuda"), *machine.get("CHECK_SET", "").split()]
     done = subprocess.run(
-        [str(emulated / "tests" / "check_cuda")],
+        command,
         env=environment,
         capture_output=True,
         text=True,
