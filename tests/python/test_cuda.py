@@ -309,7 +309,8 @@ before = resident()
 model = pywina.load(packed if options.get("packed") else path, n_ctx=32, **options["load"])
 taken = resident() - before
 plan = model.plan_memory()
-assert np.allclose(model.embed("Hello the world"), expected, rtol=0, atol=1e-5)
+error = model.embed("Hello the world") - expected  # of a batch: check_cuda's bound
+assert np.sum(error**2) < 1e-5 * np.sum(np.square(expected)), error
 out = {"taken": taken, "plan": plan.__dict__, "note": model.info.backend_note}
 try:
     out["rows"] = bool(np.array_equal(model.read_tensor("blk.0.ffn_up.weight"), rows))

@@ -3,6 +3,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <ucontext.h>
 #include <vector>
 
@@ -11,7 +13,13 @@ dim3 gridDim, blockDim;
 
 namespace {
 
-enum { STACK_BYTES = 32 << 10, STATIC_BYTES = 128 << 10, ALIGN = 128, MOST_WAITS = 20000 };
+enum {
+    STACK_BYTES = 32 << 10,
+    STATIC_BYTES = 128 << 10,
+    ALIGN = 128,
+    MOST_WAITS = 20000,
+    LOOSE_BLOCKS = 3
+};
 
 struct warp {
     uint64_t values[2][32];
@@ -35,6 +43,7 @@ struct fiber {
 };
 
 size_t n_reserved;
+unsigned n_launches = 1;
 uint64_t n_progress;
 fiber *running;
 void *main_sp;
@@ -123,8 +132,9 @@ void run_all(std::vector<fiber> &fibers) {
     }
 }
 
-/* Blocks [first, first + n_blocks) of the grid, together. */
-void run(dim3 grid, unsigned first, unsigned n_blocks, unsigned n_threads, size_t shared_bytes) {
+/* These blocks of the grid, together. */
+void run(dim3 grid, const unsigned *numbers, unsigned n_blocks, unsigned n_threads,
+         size_t shared_bytes) {
     std::vector<block> blocks(n_blocks);
     std::vector<fiber> fibers((size_t)n_blocks * n_threads);
     static std::vector<std::unique_ptr<uint8_t[]>> stacks; /* kept from launch to launch */
@@ -141,7 +151,7 @@ void run(dim3 grid, unsigned first, unsigned n_blocks, unsigned n_threads, size_
             fiber &f = fibers[(size_t)b * n_threads + t];
             f = {};
             f.thread = {t, 0, 0};
-            f.at = {(first + b) % grid.x, (first + b) / grid.x, 0};
+            f.at = {numbers[b] % grid.x, numbers[b] / grid.x, 0};
             f.home = &blocks[b];
             f.sp = new_stack(stacks[(size_t)b * n_threads + t].get());
         }
@@ -166,10 +176,16 @@ void enqueue(std::function<void()> f) {
 void emulate_launch(cudaStream_t, dim3 grid, unsigned n_threads, size_t shared_bytes, bool is_joint,
                     std::function<void()> f) {
     enqueue([=] {
-        const unsigned n_blocks = grid.x * grid.y;
+        const unsigned n_blocks = grid.x * grid.y, most = is_joint ? n_blocks : LOOSE_BLOCKS;
+        std::vector<unsigned> order(n_blocks);
+        std::iota(order.begin(), order.end(), 0u);
+        if (!is_joint) /* on a GPU they come in any order */
+            std::shuffle(order.begin(), order.end(), std::minstd_rand(n_launches++));
         kernel = &f;
-        for (unsigned b = 0, n = is_joint ? n_blocks : 1; b < n_blocks; b += n)
-            run(grid, b, n, n_threads, shared_bytes);
+        for (unsigned b = 0, n; b < n_blocks; b += n) {
+            n = std::min(n_blocks - b, most);
+            run(grid, &order[b], n, n_threads, shared_bytes);
+        }
     });
 }
 

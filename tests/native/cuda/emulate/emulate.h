@@ -2,13 +2,12 @@
  * where there is no GPU.
  *
  * Every thread of a block is a fiber, in turn, on one CPU thread; all blocks run at once where they
- * wait for each other (a cooperative launch), else one after the other. A
+ * wait for each other (a cooperative launch), else three at a time, in an order drawn at random. A
  * warp's collective operations and barriers are meetings of fibers, tensor cores are mma.h, cuBLAS
- * is cublas.c. It shows wrong indices, sums
- * and orders, missing barriers between warps, what is read before it is written, and deadlocks
- * (which end the program); not how fast or how weakly ordered a GPU is. EMULATE_SMS, EMULATE_GPUS
- * and EMULATE_FREE_MB say how many multiprocessors, GPUs and MB of memory there are (16, 1, 16384).
- * While EMULATE_FAIL is set, copies fail.
+ * is cublas.c. It shows wrong indices, sums and orders, missing barriers between warps, what is
+ * read before it is written, and deadlocks (which end the program); not how fast or how weakly
+ * ordered a GPU is. EMULATE_SMS, EMULATE_GPUS and EMULATE_FREE_MB say how many multiprocessors,
+ * GPUs and MB of memory there are (16, 1, 16384). While EMULATE_FAIL is set, copies fail.
  */
 #ifndef WINA_CUDA_EMULATE_H
 #define WINA_CUDA_EMULATE_H
