@@ -61,7 +61,7 @@ int cublasSetWorkspace_v2(void *h, void *workspace, size_t n_bytes) {
     if ((uintptr_t)workspace % 256 != 0)
         return INVALID_VALUE;
     ((handle *)h)->workspace = workspace;
-    memset(workspace, 0x5a, n_bytes);
+    memset(workspace, 0x77, n_bytes);
     return SUCCESS;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -18,7 +19,9 @@ enum {
     STATIC_BYTES = 128 << 10,
     ALIGN = 128,
     MOST_WAITS = 20000,
-    LOOSE_BLOCKS = 3
+    LOOSE_BLOCKS = 3,
+    GUARD_BYTES = 4096,
+    GARBAGE = 0x5a
 };
 
 struct warp {
@@ -44,6 +47,8 @@ struct fiber {
 
 size_t n_reserved;
 unsigned n_launches = 1;
+/* Bytes asked for, and with those behind; there as long as anything may be freed. */
+auto &guarded = *new std::map<void *, std::pair<size_t, size_t>>;
 uint64_t n_progress;
 fiber *running;
 void *main_sp;
@@ -287,12 +292,26 @@ cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **p, size_t n) {
-    *p = aligned_alloc(256, (n + 255) / 256 * 256);
-    if (*p)
-        memset(*p, 0x5a, n); /* what is not written is garbage */
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    const size_t all = (n + GUARD_BYTES + 255) / 256 * 256;
+    *p = aligned_alloc(256, all);
+    if (!*p)
+        return cudaErrorMemoryAllocation;
+    memset(*p, GARBAGE, all); /* what is not written is garbage */
+    guarded[*p] = {n, all};
+    return cudaSuccess;
 }
+/* What lies behind the memory must be as it was. */
 cudaError_t cudaFree(void *p) {
+    const auto found = guarded.find(p);
+    if (p && found == guarded.end())
+        return cudaErrorInvalidValue;
+    for (size_t i = p ? found->second.first : 0; p && i < found->second.second; i++)
+        if (((const uint8_t *)p)[i] != GARBAGE) {
+            fprintf(stderr, "emulation: byte %zu of %zu was written\n", i, found->second.first);
+            abort();
+        }
+    if (p)
+        guarded.erase(found);
     free(p);
     return cudaSuccess;
 }
@@ -307,8 +326,7 @@ cudaError_t cudaHostGetDevicePointer(void **p, void *host, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *p) {
-    free(p);
-    return cudaSuccess;
+    return cudaFree(p);
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all) {
     const char *free_mb = getenv("EMULATE_FREE_MB");
