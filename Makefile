@@ -311,14 +311,15 @@ $(BUILD)/tests/%: tests/native/cuda/%.c tests/native/cuda/fake.h $(BUILD)/lib/li
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP $< $(BUILD)/lib/libwina.a -o $@ $(LIBS)
 
-# The decode kernels run by the CPU, to check their logic where there is no GPU; needs CUDA's headers.
+# The kernels run by the CPU, to check their logic where there is no GPU; needs CUDA's headers.
 EMULATE       := $(BUILD)/emulate
 EMULATE_FLAGS := -O2 -g -fPIC -fvisibility=hidden -fno-strict-aliasing -DWINA_CUDA_EMULATE \
                  -Inative/include -Inative/src -Inative/src/cuda -Itests/native/cuda/emulate \
                  -isystem $(CUDA_HOME)/include -MMD -MP
-EMULATE_OBJ   := $(patsubst %,$(EMULATE)/%.o,program.cu begin.cu hidden.cu best.cu cache.c copyspeed.c angles.c decode.c record.c plugin.c profile.c upload.c emulate.cpp)
+EMULATE_OBJ   := $(patsubst %,$(EMULATE)/%.o,program.cu begin.cu batch.cu hidden.cu best.cu cache.c copyspeed.c angles.c cublas.c decode.c \
+                  prompt.c record.c plugin.c profile.c upload.c emulate.cpp)
 
-cuda-emulated: $(EMULATE)/libwina_cuda.so $(BUILD)/tests/check_cuda
+cuda-emulated: $(EMULATE)/libwina_cuda.so $(EMULATE)/libcublas_emulated.so $(BUILD)/tests/check_cuda
 $(EMULATE)/%.cu.o: native/src/cuda/%.cu
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -x c++ $(EMULATE_FLAGS) -include emulate.h -c $< -o $@
@@ -329,7 +330,10 @@ $(EMULATE)/%.c.o: native/src/cuda/%.c
 	@mkdir -p $(@D)
 	$(CC) $(BASE) $(EMULATE_FLAGS) -c $< -o $@
 $(EMULATE)/libwina_cuda.so: $(EMULATE_OBJ)
-	$(CXX) -shared $(EMULATE_OBJ) -o $@
+	$(CXX) -shared $(EMULATE_OBJ) -Wl,-rpath,'$$ORIGIN' -o $@
+$(EMULATE)/libcublas_emulated.so: tests/native/cuda/emulate/cublas.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(EMULATE_FLAGS) -shared $< -o $@
 
 # ---- Python ----------------------------------------------------------------------------------
 

@@ -14,9 +14,9 @@
 /* Grid: tokens. out (n_tokens, out_stride): kept inputs over the token's scale, else zero. */
 __global__ void __launch_bounds__(SELECT_THREADS)
     prepare_kernel(const __grid_constant__ wina_cuda_prepare p) {
-    extern __shared__ __align__(16) uint8_t memory[];
-    __shared__ select_shared s;
-    __shared__ wina_cuda_gemv shared_gemv;
+    WINA_CUDA_DYNAMIC(memory);
+    WINA_CUDA_SHARED(select_shared, s);
+    WINA_CUDA_SHARED(wina_cuda_gemv, shared_gemv);
     const int token = blockIdx.x, n = p.gemv.panel.n_cols;
     if (threadIdx.x == 0) {
         shared_gemv = p.gemv;
@@ -128,6 +128,12 @@ __global__ void decode_kernel(const __grid_constant__ wina_cuda_panel p, int row
 
 enum { MATMUL_M = 128, MATMUL_N = 128, MATMUL_K = 32, MATMUL_PAD = 8, MATMUL_THREADS = 256 };
 
+/* Two pieces of each operand. */
+struct matmul_shared {
+    alignas(32) __half a[2][MATMUL_M][MATMUL_K + MATMUL_PAD];
+    alignas(32) __half w[2][MATMUL_K][MATMUL_N + MATMUL_PAD];
+};
+
 /* y (m, n) = (y +) a (m, k) w (k, n); m, n and k multiples of 16, rows of a padded with zeros to
  * MATMUL_K. Eight warps of 32 x 64 outputs; the next pieces of a and w are loaded while tensor
  * cores work on these. */
@@ -135,8 +141,7 @@ __global__ void __launch_bounds__(MATMUL_THREADS)
     matmul_kernel(const __half *a, int64_t lda, const __half *w, int64_t ldw, float *y, int64_t ldy,
                   int m, int n, int k, bool add) {
     using namespace nvcuda;
-    __shared__ __align__(16) __half as[2][MATMUL_M][MATMUL_K + MATMUL_PAD];
-    __shared__ __align__(16) __half ws[2][MATMUL_K][MATMUL_N + MATMUL_PAD];
+    WINA_CUDA_SHARED(matmul_shared, s);
     const int m0 = blockIdx.y * MATMUL_M, n0 = blockIdx.x * MATMUL_N, warp = threadIdx.x / 32;
     const int wm = warp / 2 * 32, wn = warp % 2 * 64;
     wmma::fragment<wmma::accumulator, 16, 16, 16, float> acc[2][4];
@@ -164,8 +169,8 @@ __global__ void __launch_bounds__(MATMUL_THREADS)
     auto put = [&](int buffer) {
         for (int r = 0; r < 2; r++) {
             const int i = threadIdx.x + r * MATMUL_THREADS;
-            *reinterpret_cast<uint4 *>(&as[buffer][i / 4][i % 4 * 8]) = next_a[r];
-            *reinterpret_cast<uint4 *>(&ws[buffer][i / 16][i % 16 * 8]) = next_w[r];
+            *reinterpret_cast<uint4 *>(&s.a[buffer][i / 4][i % 4 * 8]) = next_a[r];
+            *reinterpret_cast<uint4 *>(&s.w[buffer][i / 16][i % 16 * 8]) = next_w[r];
         }
     };
     fetch(0);
@@ -178,9 +183,9 @@ __global__ void __launch_bounds__(MATMUL_THREADS)
             wmma::fragment<wmma::matrix_a, 16, 16, 16, __half, wmma::row_major> fa[2];
             wmma::fragment<wmma::matrix_b, 16, 16, 16, __half, wmma::row_major> fw[4];
             for (int i = 0; i < 2; i++)
-                wmma::load_matrix_sync(fa[i], &as[buffer][wm + 16 * i][kk], MATMUL_K + MATMUL_PAD);
+                wmma::load_matrix_sync(fa[i], &s.a[buffer][wm + 16 * i][kk], MATMUL_K + MATMUL_PAD);
             for (int j = 0; j < 4; j++)
-                wmma::load_matrix_sync(fw[j], &ws[buffer][kk][wn + 16 * j], MATMUL_N + MATMUL_PAD);
+                wmma::load_matrix_sync(fw[j], &s.w[buffer][kk][wn + 16 * j], MATMUL_N + MATMUL_PAD);
             for (int i = 0; i < 2; i++)
                 for (int j = 0; j < 4; j++)
                     wmma::mma_sync(acc[i][j], fa[i], fw[j], acc[i][j]);
@@ -225,16 +230,20 @@ __global__ void cap_kernel(float *y, int64_t stride, float scale, float cap, int
 
 enum { NORM_THREADS = 256 };
 
+struct norm_sums {
+    float warps[NORM_THREADS / 32];
+};
+
 /* Sum over a block of NORM_THREADS; every thread receives it. */
 static __device__ __forceinline__ float block_sum(float v) {
-    __shared__ float sums[NORM_THREADS / 32];
+    WINA_CUDA_SHARED(norm_sums, sums);
     v = warp_sum(v);
     if (threadIdx.x % 32 == 0)
-        sums[threadIdx.x / 32] = v;
+        sums.warps[threadIdx.x / 32] = v;
     __syncthreads();
     v = 0.0f;
     for (int i = 0; i < NORM_THREADS / 32; i++)
-        v += sums[i];
+        v += sums.warps[i];
     return v;
 }
 
@@ -308,7 +317,7 @@ __global__ void rope_kernel(const __grid_constant__ wina_cuda_attend a, int pos0
 template <int LANES, bool F16, bool SHARE>
 __global__ void __launch_bounds__(ATTEND_THREADS)
     attend_kernel(const __grid_constant__ wina_cuda_attend a, int pos0) {
-    extern __shared__ __align__(16) uint8_t memory[];
+    WINA_CUDA_DYNAMIC(memory);
     attend_one<LANES, F16, SHARE>(a, *reinterpret_cast<attend_shared<LANES> *>(memory),
                                   ATTEND_HEADS, blockIdx.x, 0, 1, blockIdx.y, pos0 + blockIdx.y);
 }
@@ -350,7 +359,7 @@ extern "C" cudaError_t wina_cuda_batch_prepare(void) {
 extern "C" cudaError_t wina_cuda_prepare_launch(const wina_cuda_prepare *p, int32_t n_tokens,
                                                 cudaStream_t stream) {
     const size_t bytes = (size_t)(p->gemv.panel.n_cols + 3) / 4 * 4 * 2 * sizeof(float);
-    prepare_kernel<<<n_tokens, SELECT_THREADS, bytes, stream>>>(*p);
+    WINA_CUDA_LAUNCH(prepare_kernel, n_tokens, SELECT_THREADS, bytes, stream, *p);
     return cudaGetLastError();
 }
 
@@ -358,7 +367,7 @@ template <class F>
 static cudaError_t decode(const wina_cuda_panel *p, int row0, int n_rows, int col0, int n_cols,
                           __half *out, cudaStream_t stream) {
     const dim3 grid((n_rows + F::TILE - 1) / F::TILE, (n_cols + 7) / 8);
-    decode_kernel<F><<<grid, 256, 0, stream>>>(*p, row0, n_rows, col0, n_cols, out);
+    WINA_CUDA_LAUNCH(decode_kernel<F>, grid, 256, 0, stream, *p, row0, n_rows, col0, n_cols, out);
     return cudaGetLastError();
 }
 
@@ -397,9 +406,9 @@ extern "C" cudaError_t wina_cuda_matmul_launch(const uint16_t *a, int64_t lda, c
                                                int32_t n, int32_t k, bool add,
                                                cudaStream_t stream) {
     const dim3 grid((n + MATMUL_N - 1) / MATMUL_N, (m + MATMUL_M - 1) / MATMUL_M);
-    matmul_kernel<<<grid, MATMUL_THREADS, 0, stream>>>(reinterpret_cast<const __half *>(a), lda,
-                                                       reinterpret_cast<const __half *>(w), ldw, y,
-                                                       ldy, m, n, k, add);
+    WINA_CUDA_LAUNCH(matmul_kernel, grid, MATMUL_THREADS, 0, stream,
+                     reinterpret_cast<const __half *>(a), lda, reinterpret_cast<const __half *>(w),
+                     ldw, y, ldy, m, n, k, add);
     return cudaGetLastError();
 }
 
@@ -410,7 +419,8 @@ static dim3 elements(int n, int n_tokens) {
 extern "C" cudaError_t wina_cuda_batch_add(float *x, int64_t x_stride, const float *y,
                                            int64_t y_stride, const float *scale, int32_t n,
                                            int32_t n_tokens, cudaStream_t stream) {
-    add_kernel<<<elements(n, n_tokens), 256, 0, stream>>>(x, x_stride, y, y_stride, scale, n);
+    WINA_CUDA_LAUNCH(add_kernel, elements(n, n_tokens), 256, 0, stream, x, x_stride, y, y_stride,
+                     scale, n);
     return cudaGetLastError();
 }
 
@@ -418,8 +428,8 @@ extern "C" cudaError_t wina_cuda_batch_scale(float *out, int64_t out_stride, con
                                              int64_t y_stride, const float *scale,
                                              const float *bias, int32_t n, int32_t n_tokens,
                                              cudaStream_t stream) {
-    scale_kernel<<<elements(n, n_tokens), 256, 0, stream>>>(out, out_stride, y, y_stride, scale,
-                                                            bias, n);
+    WINA_CUDA_LAUNCH(scale_kernel, elements(n, n_tokens), 256, 0, stream, out, out_stride, y,
+                     y_stride, scale, bias, n);
     return cudaGetLastError();
 }
 
@@ -427,8 +437,8 @@ extern "C" cudaError_t wina_cuda_batch_gate(float *out, int64_t out_stride, cons
                                             int64_t y_stride, const float *scale, int32_t up_row0,
                                             int32_t n, int32_t gelu, int32_t n_tokens,
                                             cudaStream_t stream) {
-    gate_kernel<<<elements(n, n_tokens), 256, 0, stream>>>(out, out_stride, y, y_stride, scale,
-                                                           up_row0, gelu != 0, n);
+    WINA_CUDA_LAUNCH(gate_kernel, elements(n, n_tokens), 256, 0, stream, out, out_stride, y,
+                     y_stride, scale, up_row0, gelu != 0, n);
     return cudaGetLastError();
 }
 
@@ -436,14 +446,14 @@ extern "C" cudaError_t wina_cuda_batch_leave(float *x, int64_t x_stride, const f
                                              int64_t y_stride, const float *scale,
                                              const float *gain, float eps, float factor, int32_t n,
                                              int32_t n_tokens, cudaStream_t stream) {
-    leave_kernel<<<n_tokens, NORM_THREADS, 0, stream>>>(x, x_stride, y, y_stride, scale, gain, eps,
-                                                        factor, n);
+    WINA_CUDA_LAUNCH(leave_kernel, n_tokens, NORM_THREADS, 0, stream, x, x_stride, y, y_stride,
+                     scale, gain, eps, factor, n);
     return cudaGetLastError();
 }
 
 extern "C" cudaError_t wina_cuda_batch_cap(float *y, int64_t stride, float scale, float cap,
                                            int32_t n, int32_t n_tokens, cudaStream_t stream) {
-    cap_kernel<<<elements(n, n_tokens), 256, 0, stream>>>(y, stride, scale, cap, n);
+    WINA_CUDA_LAUNCH(cap_kernel, elements(n, n_tokens), 256, 0, stream, y, stride, scale, cap, n);
     return cudaGetLastError();
 }
 
@@ -454,17 +464,18 @@ static cudaError_t attend(const wina_cuda_attend *a, int pos, cudaStream_t strea
     const size_t bytes = sizeof(attend_shared<LANES>);
     const attend_function kernel =
         attend_kernel_of(LANES, !a->is_q8[0] && !a->is_q8[1], shares_rows(*a));
-    kernel<<<grid, ATTEND_THREADS, bytes, stream>>>(*a, pos);
+    WINA_CUDA_LAUNCH(kernel, grid, ATTEND_THREADS, bytes, stream, *a, pos);
     return cudaGetLastError();
 }
 
 extern "C" cudaError_t wina_cuda_batch_attend(const wina_cuda_attend *a, int32_t pos,
                                               cudaStream_t stream) {
     if (a->q_norm)
-        qk_norm_kernel<<<dim3(a->norm_all ? 2 : a->n_head + a->n_head_kv, a->n_tokens),
-                         NORM_THREADS, 0, stream>>>(*a);
-    rope_kernel<<<dim3(a->n_head + a->n_head_kv, a->n_tokens), WINA_CUDA_MAX_HEAD, 0, stream>>>(
-        *a, pos);
+        WINA_CUDA_LAUNCH(qk_norm_kernel,
+                         dim3(a->norm_all ? 2 : a->n_head + a->n_head_kv, a->n_tokens),
+                         NORM_THREADS, 0, stream, *a);
+    WINA_CUDA_LAUNCH(rope_kernel, dim3(a->n_head + a->n_head_kv, a->n_tokens), WINA_CUDA_MAX_HEAD,
+                     0, stream, *a, pos);
     const cudaError_t e = cudaGetLastError();
     if (e != cudaSuccess)
         return e;

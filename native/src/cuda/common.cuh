@@ -12,9 +12,12 @@
 #include "device.h"
 
 #ifndef WINA_CUDA_EMULATE
-/* A kernel's dynamic shared memory, and a structure in static shared memory. */
+/* A kernel's dynamic shared memory, a structure in static shared memory, and a launch of blocks
+ * that do not wait for each other. */
 #define WINA_CUDA_DYNAMIC(name)      extern __shared__ __align__(16) uint8_t name[]
 #define WINA_CUDA_SHARED(type, name) __shared__ type name
+#define WINA_CUDA_LAUNCH(kernel, grid, n_threads, shared_bytes, stream, ...)                       \
+    kernel<<<grid, n_threads, shared_bytes, stream>>>(__VA_ARGS__)
 #endif
 
 /* Notes the time of one point of a phase. */

@@ -16,10 +16,16 @@ struct wina_cublas {
 };
 
 static void *open_library(void) {
-    static const char *const NAMES[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so"};
     const char *name = getenv("WINA_CUBLAS");
+    if (name && strcmp(name, "none") == 0)
+        return NULL;
+#ifdef WINA_CUDA_EMULATE /* tests/native/cuda/emulate/cublas.c: no other one runs there */
+    static const char *const NAMES[] = {"libcublas_emulated.so"};
+#else
+    static const char *const NAMES[] = {"libcublas.so.13", "libcublas.so.12", "libcublas.so"};
     if (name && *name)
-        return strcmp(name, "none") == 0 ? NULL : dlopen(name, RTLD_NOW | RTLD_LOCAL);
+        return dlopen(name, RTLD_NOW | RTLD_LOCAL);
+#endif
     void *library = NULL;
     for (size_t i = 0; i < sizeof NAMES / sizeof NAMES[0] && !library; i++)
         library = dlopen(NAMES[i], RTLD_NOW | RTLD_LOCAL);

@@ -6,10 +6,15 @@
 #include "cublas.h"
 
 enum {
-    PIECE_BYTES = 32 << 20,     /* of decoded weights: most of them are still in L2 when used */
-    WORKSPACE_BYTES = 16 << 20, /* of cuBLAS */
+#ifdef WINA_CUDA_EMULATE /* small models are cut in both ways, too */
+    PIECE_BYTES = 128 << 10,
+    PIECE_ROWS = 128,
+#else
+    PIECE_BYTES = 32 << 20, /* of decoded weights: most of them are still in L2 when used */
     PIECE_ROWS = 4096,
-    HEAD_BATCH = 16 /* tokens whose logits are computed together */
+#endif
+    WORKSPACE_BYTES = 16 << 20, /* of cuBLAS */
+    HEAD_BATCH = 16             /* tokens whose logits are computed together */
 };
 
 struct wina_cuda_prompt {
@@ -39,9 +44,11 @@ static int32_t round_up(int32_t n, int32_t unit) {
     return (n + unit - 1) / unit * unit;
 }
 
-/* Room for the largest panel that is decoded, at most PIECE_BYTES. */
+/* Room for the largest panel that is decoded, at most PIECE_BYTES; in whole blocks of columns, as
+ * pieces are cut. */
 static void size_piece(wina_cuda_prompt *p, const wina_cuda_panel *panel) {
-    const uint64_t n = (uint64_t)panel->n_rows * (uint64_t)panel->n_cols * sizeof *p->piece;
+    const uint64_t n_cols = (uint64_t)round_up(panel->n_cols, WINA_BLOCK);
+    const uint64_t n = (uint64_t)panel->n_rows * n_cols * sizeof *p->piece;
     if (panel->format != WINA_CUDA_F16 && n > p->piece_bytes)
         p->piece_bytes = n < PIECE_BYTES ? n : PIECE_BYTES;
 }
@@ -241,7 +248,7 @@ static cudaError_t multiply(wina_cuda_prompt *p, const wina_cuda_panel *panel, i
                               (const uint16_t *)(const void *)panel->data + row0,
                               (int64_t)(panel->col_bytes / 2), n_rows, m, y, ldy);
     const int64_t room = (int64_t)(p->piece_bytes / sizeof *p->piece);
-    int32_t most = (int32_t)(room / n_cols / WINA_STRIP * WINA_STRIP);
+    int32_t most = (int32_t)(room / round_up(n_cols, WINA_BLOCK) / WINA_STRIP * WINA_STRIP);
     most = most > PIECE_ROWS ? most : PIECE_ROWS;
     for (int32_t done = 0, n; done < n_rows; done += n) {
         n = n_rows - done < most ? n_rows - done : most;

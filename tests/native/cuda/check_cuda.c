@@ -529,6 +529,8 @@ int main(int argc, char **argv) {
         {WINA_DTYPE_Q4_0, 1, 320, 17408, 4, 4, 80, 128, 64, false, false, FAKE_PLAIN, false},
         {WINA_DTYPE_F16, 1, 512, 18944, 2, 1, 256, 128, 64, false, true, FAKE_PLAIN, false},
         {WINA_DTYPE_Q6_K, 1, 5120, 768, 40, 8, 128, 128, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_F32, 1, 16, 24, 2, 1, 8, 300, 64, false, false, FAKE_PLAIN, false},
+        {WINA_DTYPE_BF16, 1, 36, 300, 3, 3, 12, 41, 64, false, false, FAKE_PLAIN, false},
     };
     for (size_t t = 0; t < (quick ? 4 : sizeof ODD / sizeof ODD[0]); t++)
         for (int k = 0; k < 2; k++) {

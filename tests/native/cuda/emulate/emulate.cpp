@@ -2,18 +2,27 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <ucontext.h>
 #include <vector>
-
-#include "prompt.h"
 
 uint3 threadIdx, blockIdx;
 dim3 gridDim, blockDim;
 
 namespace {
 
-enum { STACK_BYTES = 16 << 10, STATIC_BYTES = 64 << 10, MOST_WAITS = 20000 };
+enum {
+    STACK_BYTES = 32 << 10,
+    STATIC_BYTES = 128 << 10,
+    ALIGN = 128,
+    MOST_WAITS = 20000,
+    LOOSE_BLOCKS = 3,
+    GUARD_BYTES = 4096,
+    GARBAGE = 0x5a
+};
 
 struct warp {
     uint64_t values[2][32];
@@ -37,6 +46,9 @@ struct fiber {
 };
 
 size_t n_reserved;
+unsigned n_launches = 1;
+/* Bytes asked for, and with those behind; there as long as anything may be freed. */
+auto &guarded = *new std::map<void *, std::pair<size_t, size_t>>;
 uint64_t n_progress;
 fiber *running;
 void *main_sp;
@@ -125,24 +137,26 @@ void run_all(std::vector<fiber> &fibers) {
     }
 }
 
-void run(unsigned n_blocks, unsigned n_threads, size_t shared_bytes) {
+/* These blocks of the grid, together. */
+void run(dim3 grid, const unsigned *numbers, unsigned n_blocks, unsigned n_threads,
+         size_t shared_bytes) {
     std::vector<block> blocks(n_blocks);
     std::vector<fiber> fibers((size_t)n_blocks * n_threads);
     static std::vector<std::unique_ptr<uint8_t[]>> stacks; /* kept from launch to launch */
     while (stacks.size() < fibers.size())
         stacks.emplace_back(new uint8_t[STACK_BYTES]);
-    gridDim = dim3(n_blocks);
+    gridDim = grid;
     blockDim = dim3(n_threads);
     for (unsigned b = 0; b < n_blocks; b++) {
         /* what kernels do not write is garbage */
-        blocks[b].dynamic.assign(shared_bytes + 16, 0xa5);
+        blocks[b].dynamic.assign(shared_bytes + ALIGN, 0xa5);
         blocks[b].fixed.assign(STATIC_BYTES, 0xa5);
         blocks[b].warps.resize((n_threads + 31) / 32);
         for (unsigned t = 0; t < n_threads; t++) {
             fiber &f = fibers[(size_t)b * n_threads + t];
             f = {};
             f.thread = {t, 0, 0};
-            f.at = {b, 0, 0};
+            f.at = {numbers[b] % grid.x, numbers[b] / grid.x, 0};
             f.home = &blocks[b];
             f.sp = new_stack(stacks[(size_t)b * n_threads + t].get());
         }
@@ -164,11 +178,19 @@ void enqueue(std::function<void()> f) {
 
 } // namespace
 
-void emulate_launch(cudaStream_t, unsigned n_blocks, unsigned n_threads, size_t shared_bytes,
+void emulate_launch(cudaStream_t, dim3 grid, unsigned n_threads, size_t shared_bytes, bool is_joint,
                     std::function<void()> f) {
     enqueue([=] {
+        const unsigned n_blocks = grid.x * grid.y, most = is_joint ? n_blocks : LOOSE_BLOCKS;
+        std::vector<unsigned> order(n_blocks);
+        std::iota(order.begin(), order.end(), 0u);
+        if (!is_joint) /* on a GPU they come in any order */
+            std::shuffle(order.begin(), order.end(), std::minstd_rand(n_launches++));
         kernel = &f;
-        run(n_blocks, n_threads, shared_bytes);
+        for (unsigned b = 0, n; b < n_blocks; b += n) {
+            n = std::min(n_blocks - b, most);
+            run(grid, &order[b], n, n_threads, shared_bytes);
+        }
     });
 }
 
@@ -207,16 +229,19 @@ void emulate_wait() {
 void emulate_progress() {
     n_progress++;
 }
+static uint8_t *aligned(std::vector<uint8_t> &v) {
+    return (uint8_t *)(((uintptr_t)v.data() + ALIGN - 1) & ~(uintptr_t)(ALIGN - 1));
+}
 uint8_t *emulate_dynamic() {
-    return (uint8_t *)(((uintptr_t)running->home->dynamic.data() + 15) & ~(uintptr_t)15);
+    return aligned(running->home->dynamic);
 }
 uint8_t *emulate_static(size_t at) {
-    return (uint8_t *)(((uintptr_t)running->home->fixed.data() + 15) & ~(uintptr_t)15) + at;
+    return aligned(running->home->fixed) + at;
 }
 size_t emulate_reserve(size_t n_bytes) {
     const size_t at = n_reserved;
-    n_reserved += (n_bytes + 15) / 16 * 16;
-    if (n_reserved + 16 > STATIC_BYTES)
+    n_reserved += (n_bytes + ALIGN - 1) / ALIGN * ALIGN;
+    if (n_reserved + ALIGN > STATIC_BYTES)
         abort();
     return at;
 }
@@ -267,12 +292,26 @@ cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
 cudaError_t cudaMalloc(void **p, size_t n) {
-    *p = aligned_alloc(256, (n + 255) / 256 * 256);
-    if (*p)
-        memset(*p, 0x5a, n); /* what is not written is garbage */
-    return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+    const size_t all = (n + GUARD_BYTES + 255) / 256 * 256;
+    *p = aligned_alloc(256, all);
+    if (!*p)
+        return cudaErrorMemoryAllocation;
+    memset(*p, GARBAGE, all); /* what is not written is garbage */
+    guarded[*p] = {n, all};
+    return cudaSuccess;
 }
+/* What lies behind the memory must be as it was. */
 cudaError_t cudaFree(void *p) {
+    const auto found = guarded.find(p);
+    if (p && found == guarded.end())
+        return cudaErrorInvalidValue;
+    for (size_t i = p ? found->second.first : 0; p && i < found->second.second; i++)
+        if (((const uint8_t *)p)[i] != GARBAGE) {
+            fprintf(stderr, "emulation: byte %zu of %zu was written\n", i, found->second.first);
+            abort();
+        }
+    if (p)
+        guarded.erase(found);
     free(p);
     return cudaSuccess;
 }
@@ -287,8 +326,7 @@ cudaError_t cudaHostGetDevicePointer(void **p, void *host, unsigned) {
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *p) {
-    free(p);
-    return cudaSuccess;
+    return cudaFree(p);
 }
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *all) {
     const char *free_mb = getenv("EMULATE_FREE_MB");
@@ -304,6 +342,18 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcp
     if (getenv("EMULATE_FAIL"))
         return cudaErrorUnknown;
     enqueue([=] { memcpy(to, from, n); });
+    return cudaSuccess;
+}
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch,
+                              size_t width, size_t height, enum cudaMemcpyKind, cudaStream_t) {
+    if (getenv("EMULATE_FAIL"))
+        return cudaErrorUnknown;
+    if (width > to_pitch || width > from_pitch)
+        return cudaErrorInvalidPitchValue;
+    enqueue([=] {
+        for (size_t i = 0; i < height; i++)
+            memcpy((uint8_t *)to + i * to_pitch, (const uint8_t *)from + i * from_pitch, width);
+    });
     return cudaSuccess;
 }
 cudaError_t cudaMemset(void *p, int v, size_t n) {
@@ -364,48 +414,5 @@ cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) {
     return cudaSuccess;
-}
-
-/* Prompts: not here, tokens go one by one. */
-int32_t wina_cuda_prompt_create(wina_cuda_model *, const wina_cuda_lists *, int32_t, cudaStream_t,
-                                wina_cuda_prompt **out) {
-    *out = nullptr;
-    return WINA_OK;
-}
-int32_t wina_cuda_prompt_plan(wina_cuda_model *, int32_t, uint64_t *n_bytes) {
-    *n_bytes = 0;
-    return WINA_OK;
-}
-void wina_cuda_prompt_free(wina_cuda_prompt *) {}
-uint64_t wina_cuda_prompt_bytes(const wina_cuda_prompt *) {
-    return 0;
-}
-int32_t wina_cuda_prompt_most(const wina_cuda_prompt *) {
-    return 0;
-}
-cudaError_t wina_cuda_prompt_begin(wina_cuda_prompt *, const int32_t *, int32_t, int32_t, int32_t,
-                                   bool) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_enter(wina_cuda_prompt *, const float *) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_leave(wina_cuda_prompt *, float *) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_input(wina_cuda_prompt *, int32_t, wina_group, float *) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_hidden(wina_cuda_prompt *, float *) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_project(wina_cuda_prompt *, int32_t, wina_group) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_attend(wina_cuda_prompt *, wina_cuda_attend) {
-    return cudaErrorNotSupported;
-}
-cudaError_t wina_cuda_prompt_logits(wina_cuda_prompt *, int32_t, float *) {
-    return cudaErrorNotSupported;
 }
 }

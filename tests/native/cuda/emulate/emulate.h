@@ -1,12 +1,13 @@
-/* emulate: runs the decode kernels on the CPU, so that their logic is checked where there is no
- * GPU.
+/* emulate: runs the kernels of decoding and of prompts on the CPU, so that their logic is checked
+ * where there is no GPU.
  *
- * Every thread of every block is a fiber; all blocks run at once, in turn, on one CPU thread. A
- * warp's collective operations and barriers are meetings of fibers. It shows wrong indices, sums
- * and orders, missing barriers between warps, what is read before it is written, and deadlocks
- * (which end the program); not how fast or how weakly ordered a GPU is. EMULATE_SMS, EMULATE_GPUS
- * and EMULATE_FREE_MB say how many multiprocessors, GPUs and MB of memory there are (16, 1, 16384).
- * While EMULATE_FAIL is set, copies fail.
+ * Every thread of a block is a fiber, in turn, on one CPU thread; all blocks run at once where they
+ * wait for each other (a cooperative launch), else three at a time, in an order drawn at random. A
+ * warp's collective operations and barriers are meetings of fibers, tensor cores are mma.h, cuBLAS
+ * is cublas.c. It shows wrong indices, sums and orders, missing barriers between warps, what is
+ * read before it is written, and deadlocks (which end the program); not how fast or how weakly
+ * ordered a GPU is. EMULATE_SMS, EMULATE_GPUS and EMULATE_FREE_MB say how many multiprocessors,
+ * GPUs and MB of memory there are (16, 1, 16384). While EMULATE_FAIL is set, copies fail.
  */
 #ifndef WINA_CUDA_EMULATE_H
 #define WINA_CUDA_EMULATE_H
@@ -35,8 +36,9 @@
 extern uint3 threadIdx, blockIdx;
 extern dim3 gridDim, blockDim;
 
-void emulate_launch(cudaStream_t stream, unsigned n_blocks, unsigned n_threads, size_t shared_bytes,
-                    std::function<void()> kernel);
+/* is_joint: the blocks wait for each other. */
+void emulate_launch(cudaStream_t stream, dim3 grid, unsigned n_threads, size_t shared_bytes,
+                    bool is_joint, std::function<void()> kernel);
 void emulate_sync_block();
 /* All 32 lanes give a value; returns what they gave, until the next collective. */
 const uint64_t *emulate_meet(uint64_t mine);
@@ -50,6 +52,9 @@ size_t emulate_reserve(size_t n_bytes); /* of every block's static shared memory
 #define WINA_CUDA_SHARED(type, name)                                                               \
     static const size_t name##_at = emulate_reserve(sizeof(type));                                 \
     type &name = *reinterpret_cast<type *>(emulate_static(name##_at))
+
+#define WINA_CUDA_LAUNCH(kernel, grid, n_threads, shared_bytes, stream, ...)                       \
+    emulate_launch(stream, dim3(grid), n_threads, shared_bytes, false, [=] { kernel(__VA_ARGS__); })
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -201,8 +206,8 @@ template <class T> static inline T __shfl_up_sync(uint32_t, T v, int n) {
 template <class P>
 static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P),
                                              P argument) {
-    emulate_launch(config->stream, config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes,
-                   [=] { kernel(argument); });
+    emulate_launch(config->stream, config->gridDim, config->blockDim.x, config->dynamicSmemBytes,
+                   config->numAttrs > 0, [=] { kernel(argument); });
     return cudaSuccess;
 }
 template <class K>
