@@ -28,6 +28,21 @@ def _make(target: str, build: Path, *options: str) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
+def _run(emulated: Path, *command: object, **machine: str) -> str:
+    """What a command writes on an emulated GPU of two multiprocessors, or of another machine."""
+    environment = {"EMULATE_SMS": "2"} | machine
+    environment["WINA_CUDA_LIBRARY"] = str(emulated / "emulate" / "libwina_cuda.so")
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def emulated() -> Path:
     """The folder of build/emulate, built if it is not there; it stays for the next run."""
@@ -72,22 +87,10 @@ def emulated() -> Path:
     ],
 )
 def test_kernels_equal_the_cpu(emulated: Path, case: str, machine: dict[str, str]) -> None:
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "CHECK_ONLY": case,
-        "EMULATE_SMS": "4",
-        **machine,
-    }
-    command = [str(emulated / "tests" / "check_cuda"), *machine.get("CHECK_SET", "").split()]
-    done = subprocess.run(
-        command,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert case.split(",")[0] in done.stdout
+    options = machine.get("CHECK_SET", "").split()
+    settings = {"CHECK_ONLY": case, "EMULATE_SMS": "4"} | machine
+    found = _run(emulated, emulated / "tests" / "check_cuda", *options, **settings)
+    assert case.split(",")[0] in found
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +133,7 @@ with pywina.load(sys.argv[1], backend="cuda", n_ctx=64) as model:
 def test_tokens_drawn_from_the_best_are_those_drawn_from_all(
     emulated: Path, write_model: Callable[..., Path]
 ) -> None:
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "EMULATE_SMS": "2",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", DRAW, str(write_model())],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    _run(emulated, sys.executable, "-c", DRAW, write_model())
 
 
 STATES = """
@@ -218,18 +210,7 @@ assert tokens(gpu, IDS) == wanted  # from the start: nothing was left
 def test_states_move_between_cpu_and_gpu(
     emulated: Path, windowed: Path, kind: str, layers: int
 ) -> None:
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "EMULATE_SMS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", STATES, str(windowed), kind, str(layers)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    _run(emulated, sys.executable, "-c", STATES, windowed, kind, layers, EMULATE_SMS="1")
 
 
 PREFIXES = """
@@ -276,18 +257,7 @@ assert tokens(model, IDS)[1] == 40
 def test_prompts_on_a_gpu_use_whole_batches_again(
     emulated: Path, write_model: Callable[..., Path]
 ) -> None:
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "EMULATE_SMS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PREFIXES, str(write_model())],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    _run(emulated, sys.executable, "-c", PREFIXES, write_model(), EMULATE_SMS="1")
 
 
 HOST = """
@@ -337,20 +307,8 @@ def test_weights_on_a_gpu_leave_the_hosts_memory(
     load: dict[str, object] = {"backend": "cuda"}
     if way == "half":
         load["n_gpu_layers"] = 2
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "EMULATE_SMS": "2",
-    }
     options = json.dumps({"load": load, "packed": way == "mapped"})
-    done = subprocess.run(
-        [sys.executable, "-c", HOST, str(path), str(packed), options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(_run(emulated, sys.executable, "-c", HOST, path, packed, options))
     plan = found["plan"]
     # the emulated device's memory is this process's own: there once, and here for what stays
     on_gpu = plan["gpu_weight_bytes"]
@@ -376,19 +334,9 @@ def test_types_without_kernels_are_named_in_the_plan(
         "    stream = model.stream('Hello', max_tokens=4, temperature=0, ignore_eog=True)\n"
         "    print(list(stream) and stream.tokens)\n"
     )
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "EMULATE_SMS": "2",
-    }
 
     def run(code: str) -> list[str]:
-        return subprocess.run(
-            [sys.executable, "-c", code, str(path)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
+        return _run(emulated, sys.executable, "-c", code, path).splitlines()
 
     note, gpu, tokens = run(code)
     assert note == "Q2_K as float16, MXFP4 as bfloat16"
@@ -400,16 +348,9 @@ def test_bench_reports_the_share_of_a_copy(
     emulated: Path, write_model: Callable[..., Path], wina_bin: Path
 ) -> None:
     command = [str(wina_bin), "bench", "-m", str(write_model()), "-p", "0", "-n", "2", "-r", "1"]
-    environment = os.environ | {
-        "WINA_CUDA_LIBRARY": str(emulated / "emulate" / "libwina_cuda.so"),
-        "EMULATE_SMS": "2",
-        "EMULATE_FREE_MB": "500",
-    }
 
     def bench(*options: str) -> str:
-        return subprocess.run(
-            [*command, *options], env=environment, capture_output=True, text=True, check=True
-        ).stdout
+        return _run(emulated, *command, *options, EMULATE_FREE_MB="500")
 
     (row,) = json.loads(bench("--backend", "cuda", "--json"))
     assert row["copy_gb_s"] > 0.1
