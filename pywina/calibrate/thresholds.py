@@ -41,6 +41,11 @@ class Histogram:
         index = int(np.searchsorted(-above, -kept * above[0]))
         return float(2.0 ** (_LOW + index / _PER_OCTAVE))
 
+    def thresholds(self, kept: NDArray[np.float64]) -> NDArray[np.float32]:
+        """The same for kept fractions (n_layer, 4)."""
+        rows = [[self.threshold(i, g, kept[i, g]) for g in range(4)] for i in range(len(kept))]
+        return np.array(rows, dtype=np.float32)
+
 
 def measure(
     model: Model,
@@ -58,9 +63,7 @@ def measure(
         with model.tap(histogram.add):
             model.logits(window, start=len(window) - 1, dense_prefix=N_DENSE, sparsity=sparsity)
         progress(1)
-    n_layer = model.info.n_layer
-    rows = [[histogram.threshold(i, g, kept[i, g]) for g in range(4)] for i in range(n_layer)]
-    return np.array(rows, dtype=np.float32)
+    return histogram.thresholds(kept)
 
 
 def measure_by_graph(
@@ -83,8 +86,7 @@ def measure_by_graph(
         sparse.logs(part, first=len(part[0]) - 2, hook=watch)
     histogram = Histogram(n_layer, {})
     histogram.counts = counts.cpu().numpy()
-    rows = [[histogram.threshold(i, g, kept[i, g]) for g in range(4)] for i in range(n_layer)]
-    return np.array(rows, dtype=np.float32)
+    return histogram.thresholds(kept)
 
 
 def at(tuning: Tuning, sparsity: float) -> NDArray[np.float32]:

@@ -116,23 +116,26 @@ static void check_chain(int32_t n_gpu, float sparsity) {
     free(a), free(b), free(c);
 }
 
+/* A session on the CPU, and one with the last n_gpu layers on the GPU, -1: all. */
+static bool create_both(wina_model *m, const wina_backend_params *p, int32_t n_gpu,
+                        wina_backend **cpu, wina_backend **gpu) {
+    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
+    if (!m->cuda)
+        return false;
+    CHECK(wina_cpu_backend_create(m, p, cpu) == WINA_OK);
+    CHECK_MSG(wina_chain_create(m, p, gpu) == WINA_OK, "%s", wina_error());
+    return *cpu && *gpu;
+}
+
 /* ---- the cache ---------------------------------------------------------------------------- */
 
 /* Tokens [pos, end) of `tokens` in batches; logits (end - pos, n_vocab). */
 static int32_t run_on(wina_backend *b, const int32_t *tokens, int32_t pos, int32_t end,
                       int32_t batch, const wina_rules *rules, float *logits) {
-    const atomic_bool cancel = false;
     int32_t status = WINA_OK;
     for (int32_t n; pos < end && status == WINA_OK; pos += n) {
         n = end - pos < batch ? end - pos : batch;
-        const wina_forward f = {.tokens = tokens + pos,
-                                .n_tokens = n,
-                                .pos = pos,
-                                .n_dense = n,
-                                .rules = rules,
-                                .logits = logits,
-                                .cancel = &cancel};
-        status = wina_forward_run(b, &f);
+        status = step_batch(b, tokens + pos, n, pos, n, rules, 0, logits);
         logits += (int64_t)n * b->model->config.n_vocab;
     }
     return status;
@@ -193,13 +196,10 @@ static void check_cache(int32_t kind, int32_t width, int32_t keys, int32_t value
     float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b), *c = calloc(n, sizeof *c);
     const size_t most = 2 * 2 * 2 * N_LONG * (wina_cache_row_bytes(WINA_CACHE_F32, width));
     uint8_t *rows = calloc(1, most), *again = calloc(1, most);
-    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, n_gpu) == WINA_OK, "%s", wina_error());
-    if (!m->cuda)
+    if (!create_both(m, &p, n_gpu, &cpu, &gpu))
         return;
-    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
-    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
     CHECK_MSG(wina_chain_create(m, &p, &other) == WINA_OK, "%s", wina_error());
-    if (!cpu || !gpu || !other)
+    if (!other)
         return;
     CHECK(run_on(cpu, tokens, 0, N_LONG, 1, &rules, a) == WINA_OK);
     CHECK_MSG(run_on(gpu, tokens, 0, N_LONG, 1, &rules, b) == WINA_OK, "%s", wina_error());
@@ -248,12 +248,7 @@ static void check_deep(int32_t n_past, int32_t width, int32_t type) {
     const wina_rules rules = fake_rules(m, 0, WINA_METHOD_WINA, WINA_MASK_GROUP);
     float *a = calloc((size_t)p.n_ctx * 100, sizeof *a), *b = calloc(N_MORE * 100, sizeof *b);
     uint8_t *rows = malloc((size_t)n_past * 2 * 8 * wina_cache_row_bytes(type, width));
-    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
-    if (!m->cuda)
-        return;
-    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
-    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
-    if (!cpu || !gpu)
+    if (!create_both(m, &p, -1, &cpu, &gpu))
         return;
     CHECK(run_on(cpu, tokens, 0, n_past, 64, &rules, a) == WINA_OK);
     move_rows(cpu, &p, n_past, rows, false);
@@ -435,12 +430,7 @@ static void check_small(const fake_spec *spec, int32_t cache_type, const char *w
     float *a = calloc(n, sizeof *a), *b = calloc(n, sizeof *b);
     for (int32_t i = 0; i < N; i++)
         tokens[i] = (i * 37 + 11) % spec->n_vocab;
-    CHECK_MSG(wina_cudalib_place(m, WINA_BACKEND_CUDA, -1) == WINA_OK, "%s", wina_error());
-    if (!m->cuda)
-        return;
-    CHECK(wina_cpu_backend_create(m, &p, &cpu) == WINA_OK);
-    CHECK_MSG(wina_chain_create(m, &p, &gpu) == WINA_OK, "%s", wina_error());
-    if (!cpu || !gpu)
+    if (!create_both(m, &p, -1, &cpu, &gpu))
         return;
     CHECK(run(cpu, tokens, 2, 1, &rules, true, a) == WINA_OK);
     CHECK_MSG(run(gpu, tokens, 2, 1, &rules, true, b) == WINA_OK, "%s", wina_error());
