@@ -45,7 +45,7 @@ static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, 
     const int lane = threadIdx.x & 31;
     const uint8_t *base =
         g.panel.data + (uint64_t)(rows.row0 + lane * F::LANE_ROWS) * (F::ROW_BITS / 8);
-    const uint2 *entries = reinterpret_cast<const uint2 *>(l.entries) + place_of(l, e);
+    const uint2 *entries = shared_at<const uint2>(l.entries_at) + place_of(l, e);
     if (!rows.exists)
         return;
     uint4 v[F::UNROLL];
@@ -92,7 +92,7 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
     const uint32_t strip = rows.row0 / 64 + (lane >> 2), n_rows = (uint32_t)g.panel.n_rows;
     const uint8_t *own = data + V::low_at(strip, lane);
     const int high = V::high_from_low(strip, lane, n_rows);
-    const uint4 *entry = reinterpret_cast<const uint4 *>(l.entries) + place_of(l, e);
+    const uint4 *entry = shared_at<const uint4>(l.entries_at) + place_of(l, e);
     if (!rows.exists)
         return;
 #pragma unroll 1
@@ -127,7 +127,7 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
         }
         entry -= e - stop;
         e = stop;
-        const float xs = l.scale[block];
+        const float xs = shared_at<float>(l.scale_at)[block];
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++) {
             const bool upper = V::UPPER > 1 && j >= 2;
@@ -345,16 +345,15 @@ static __device__ __forceinline__ void run_tiles(const wina_cuda_gemv &g, gemv_s
  */
 template <class F>
 static __device__ __noinline__ void gemv_run(const wina_cuda_gemv &g, wina_cuda_keep keep,
-                                             gemv_shared &s, uint8_t *memory, long long *marks) {
+                                             gemv_shared &s, long long *marks) {
     const int n_blocks = (g.panel.n_cols + 31) / 32;
-    float *red = reinterpret_cast<float *>(memory);
+    float *red = shared_at<float>(0);
     list_view l;
-    l.entries = memory + g.scratch_bytes;
-    l.masks = reinterpret_cast<uint32_t *>(l.entries +
-                                           g.capacity * sizeof(typename list_entry<F::LIST>::type));
-    l.start = reinterpret_cast<int *>(l.masks + n_blocks);
-    l.todo = l.start + n_blocks + 1;
-    l.scale = reinterpret_cast<float *>(l.todo + n_blocks);
+    l.entries_at = g.scratch_bytes;
+    l.masks_at = l.entries_at + g.capacity * (int)sizeof(typename list_entry<F::LIST>::type);
+    l.start_at = l.masks_at + 4 * n_blocks;
+    l.todo_at = l.start_at + 4 * (n_blocks + 1);
+    l.scale_at = l.todo_at + 4 * n_blocks;
     make_list<F::LIST>(g, keep, s.select, red, l, s.view, marks);
     run_tiles<F>(g, s, red, s.view, marks);
 }

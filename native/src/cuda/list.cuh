@@ -18,12 +18,14 @@ template <list_kind KIND> struct list_entry { typedef uint4 type; };
 template <> struct list_entry<LIST_FLOAT> { typedef uint2 type; };
 
 struct list_view {
-    uint8_t *entries; /* (capacity) entry e is at place_of(e) */
-    uint32_t *masks;  /* (n_blocks) kept inputs of a block of 32 */
-    int *start;       /* (n_blocks + 1) entries before each block of 32 inputs */
-    int *todo;        /* (n_blocks) blocks that have entries in this thread block's interval */
-    float *scale;     /* pairs: (n_blocks) */
-    int n;            /* entries in the whole list */
+    /* Offsets in dynamic shared memory, not pointers: of a pointer that was itself read from memory the
+     * compiler would not know that it points to shared memory. */
+    int entries_at; /* (capacity) entry e is at place_of(e) */
+    int masks_at;   /* (n_blocks) kept inputs of a block of 32 */
+    int start_at;   /* (n_blocks + 1) entries before each block of 32 inputs */
+    int todo_at;    /* (n_blocks) blocks that have entries in this thread block's interval */
+    int scale_at;   /* pairs: (n_blocks) */
+    int n;          /* entries in the whole list */
     int first;        /* of this block */
     /* The work, n_tiles * n entries in tile-major order, is cut into equal parts: the first n_long
      * thread blocks take part + 1 entries, the others part, until there is no more. Where every
@@ -31,6 +33,11 @@ struct list_view {
     int work, part, n_long, n_sharers;
     int begin, end; /* this block's interval */
 };
+
+template <class T> static __device__ __forceinline__ T *shared_at(int offset) {
+    WINA_CUDA_DYNAMIC(memory);
+    return reinterpret_cast<T *>(memory + offset);
+}
 
 enum { LIST_LEAST_WORK = 8 /* entries per thread block below which fewer blocks share the work */ };
 
@@ -99,9 +106,10 @@ template <list_kind KIND> static __device__ __forceinline__ int count_entries(ui
 template <list_kind KIND>
 static __device__ __forceinline__ int end_of_sub(const list_view &l, int sub) {
     if constexpr (KIND == LIST_PAIR16)
-        return sub & 1 ? l.start[sub / 2 + 1]
-                       : l.start[sub / 2] + (__popc(l.masks[sub / 2] & 0xffff) + 1) / 2;
-    return l.start[sub + 1];
+        return sub & 1 ? shared_at<int>(l.start_at)[sub / 2 + 1]
+                       : shared_at<int>(l.start_at)[sub / 2] +
+                             (__popc(shared_at<uint32_t>(l.masks_at)[sub / 2] & 0xffff) + 1) / 2;
+    return shared_at<int>(l.start_at)[sub + 1];
 }
 
 /* rank: of this input among the kept ones of its sub-block, which are n_kept. */
@@ -110,7 +118,7 @@ static __device__ __forceinline__ void store_half(const list_view &l, int length
     at = place_of(l, at + rank / 2);
     if (at >= length)
         return;
-    uint32_t *words = reinterpret_cast<uint32_t *>(l.entries) + 4 * at;
+    uint32_t *words = shared_at<uint32_t>(l.entries_at) + 4 * at;
     int16_t *activations = reinterpret_cast<int16_t *>(words + 2);
     words[rank & 1] = column;
     activations[rank & 1] = (int16_t)q;
@@ -139,9 +147,9 @@ static __device__ __forceinline__ void store_block(const list_view &l, const win
     const bool kept = who >> lane & 1;
     const uint32_t below = who & ((1u << lane) - 1);
     if constexpr (KIND == LIST_FLOAT) {
-        const int at = place_of(l, l.start[b] + __popc(below));
+        const int at = place_of(l, shared_at<int>(l.start_at)[b] + __popc(below));
         if (kept && at < length)
-            reinterpret_cast<uint2 *>(l.entries)[at] =
+            shared_at<uint2>(l.entries_at)[at] =
                 make_uint2(column_at<32>(p, b, lane), __float_as_uint(h));
         return;
     }
@@ -149,11 +157,11 @@ static __device__ __forceinline__ void store_block(const list_view &l, const win
     const float top = __uint_as_float(largest);
     const int q = __float2int_rn(h * (top > 0 ? 32512.0f / top : 0.0f));
     if (lane == 0)
-        l.scale[b] = top / 32512.0f;
+        shared_at<float>(l.scale_at)[b] = top / 32512.0f;
     /* Lanes of a sub-block, and where its entries start. */
     const uint32_t half = KIND == LIST_PAIR16 ? 0xffffu << (lane & 16) : 0xffffffffu;
     const int at =
-        l.start[b] + (KIND == LIST_PAIR16 && lane >= 16 ? (__popc(who & 0xffff) + 1) / 2 : 0);
+        shared_at<int>(l.start_at)[b] + (KIND == LIST_PAIR16 && lane >= 16 ? (__popc(who & 0xffff) + 1) / 2 : 0);
     if (kept)
         store_half(l, length, at, __popc(below & half), __popc(who & half),
                    column_at<8>(p, b, lane), q, KIND == LIST_PAIR16 ? 2 * b + (lane >> 4) : b);
@@ -187,7 +195,8 @@ static __device__ __forceinline__ bool copies_input(const wina_cuda_gemv &g) {
 static __device__ __forceinline__ void load_weights(const wina_cuda_gemv &g, wina_cuda_keep keep,
                                                     select_shared &s, float *weights) {
     const int n = g.panel.n_cols;
-    const float *norms = is_sparse(keep, n) ? g.norms : nullptr;
+    const float *norms = is_sparse(keep, n) ? g.norms : nullptr, *gain_of = g.gain;
+    const bool keeps_gain = g.in_shared && !copies_input(g);
     float *gains = weights + (n + 3) / 4 * 4;
     select_clear(s);
     if (threadIdx.x == 0) {
@@ -201,11 +210,11 @@ static __device__ __forceinline__ void load_weights(const wina_cuda_gemv &g, win
     }
     each_four(n, [&](int i) {
         float4 gain = make_float4(1.0f, 1.0f, 1.0f, 1.0f), w = gain;
-        if (g.gain)
-            gain = load4(g.gain + i);
+        if (gain_of)
+            gain = load4(gain_of + i);
         if (norms)
             w = load4(norms + i);
-        if (g.in_shared && !copies_input(g))
+        if (keeps_gain)
             float4_at(gains + i) = gain;
         float4_at(weights + i) =
             make_float4(w.x * gain.x, w.y * gain.y, w.z * gain.z, w.w * gain.w);
@@ -219,33 +228,46 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = g.panel.n_cols;
     float *input = scores + (n + 3) / 4 * 4;
     float squares = 0, most = 0;
-    const bool copied = copies_input(g);
-    if (copied) {
-#pragma unroll 1
-        for (int i = 4 * threadIdx.x; i < n; i += 4 * SELECT_THREADS)
-            copy16(input + i, g.in + i);
-        wait_copies();
-    }
-    each_four(n, [&](int i) {
-        float4 x;
-        if (copied)
-            x = float4_at(input + i);
-        else if (g.fixed_in) {
-            const longlong2 *p = reinterpret_cast<const longlong2 *>(g.fixed_in + i);
-            const longlong2 a = __ldcg(p), b = __ldcg(p + 1);
-            x = make_float4(from_fixed(a.x), from_fixed(a.y), from_fixed(b.x), from_fixed(b.y));
-        } else
-            x = __ldcg(reinterpret_cast<const float4 *>(g.in + i));
+    /* in registers: stores to shared memory would make the compiler read g again */
+    const bool copied = copies_input(g), keeps_input = g.in_shared && !copied;
+    const float *in = g.in, *gain = g.gain;
+    const wina_cuda_fixed *fixed_in = g.fixed_in;
+    const float eps = g.eps;
+    const auto score = [&](int i, float4 x) {
         squares = fmaf(x.x, x.x, fmaf(x.y, x.y, fmaf(x.z, x.z, fmaf(x.w, x.w, squares))));
         float4 w = float4_at(scores + i);
         w = make_float4(fabsf(x.x * w.x), fabsf(x.y * w.y), fabsf(x.z * w.z), fabsf(x.w * w.w));
         most = fmaxf(most, fmaxf(fmaxf(w.x, w.y), fmaxf(w.z, w.w)));
         float4_at(scores + i) = w;
-        if (g.in_shared && !copied) {
+        if (keeps_input) {
             w = float4_at(input + i);
             float4_at(input + i) = make_float4(x.x * w.x, x.y * w.y, x.z * w.z, x.w * w.w);
         }
-    });
+    };
+    const int first = 4 * threadIdx.x, step = 4 * SELECT_THREADS;
+    if (copied) {
+#pragma unroll 1
+        for (int i = first; i < n; i += step)
+            copy16(input + i, in + i);
+        wait_copies();
+        each_four(n, [&](int i) { score(i, float4_at(input + i)); });
+    } else if (fixed_in) { /* two loads at a time, before any store */
+#pragma unroll 1
+        for (int i = first; i < n; i += 2 * step) {
+            const bool more = i + step < n;
+            const longlong2 *p = reinterpret_cast<const longlong2 *>(fixed_in + i);
+            const longlong2 *q = more ? p + step / 2 : p;
+            const longlong2 a = __ldcg(p), b = __ldcg(p + 1), c = __ldcg(q), d = __ldcg(q + 1);
+            score(i, make_float4(from_fixed(a.x), from_fixed(a.y), from_fixed(b.x),
+                                 from_fixed(b.y)));
+            if (more)
+                score(i + step, make_float4(from_fixed(c.x), from_fixed(c.y), from_fixed(d.x),
+                                            from_fixed(d.y)));
+        }
+    } else
+        each_four(n, [&](int i) {
+            score(i, __ldcg(reinterpret_cast<const float4 *>(in + i)));
+        });
     squares = warp_sum(squares);
     const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(most));
     if (lane == 0) {
@@ -255,7 +277,7 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
     __syncthreads();
     squares = warp_sum(lane < SELECT_WARPS ? s.warp_sum[lane] : 0.0f);
     *top = __reduce_max_sync(0xffffffffu, lane < SELECT_WARPS ? s.warp_max[lane] : 0);
-    *factor = g.gain ? rsqrtf(squares / (float)n + g.eps) : 1.0f;
+    *factor = gain ? rsqrtf(squares / (float)n + eps) : 1.0f;
 }
 
 /* The threshold that a sparse token's kept inputs reach; scores lack the RMS norm's factor. All
@@ -324,8 +346,8 @@ static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, selec
         const uint32_t mine = (uint32_t)__popc(mask) << 16 | (uint32_t)count_entries<KIND>(mask);
         const uint32_t up_to = totals + warp_scan(mine);
         if (from + lane < to) {
-            l.masks[from + lane] = mask;
-            l.start[from + lane] = (int)((up_to - mine) & 0xffff);
+            shared_at<uint32_t>(l.masks_at)[from + lane] = mask;
+            shared_at<int>(l.start_at)[from + lane] = (int)((up_to - mine) & 0xffff);
         }
         totals = __shfl_sync(0xffffffffu, up_to, 31);
     }
@@ -342,13 +364,13 @@ static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, selec
     const int length = min(l.end - l.begin, l.n);
 #pragma unroll 1
     for (int b = first + lane; b < last; b += 32) {
-        const int count = count_entries<KIND>(l.masks[b]), at = l.start[b] + before;
-        l.start[b] = at;
+        const int count = count_entries<KIND>(shared_at<uint32_t>(l.masks_at)[b]), at = shared_at<int>(l.start_at)[b] + before;
+        shared_at<int>(l.start_at)[b] = at;
         if (count > 0 && length > 0 && in_interval(l, length, at, count))
-            l.todo[atomicAdd(&s.n_todo, 1)] = b;
+            shared_at<int>(l.todo_at)[atomicAdd(&s.n_todo, 1)] = b;
     }
     if (threadIdx.x == 0)
-        l.start[n_blocks] = l.n;
+        shared_at<int>(l.start_at)[n_blocks] = l.n;
     __syncthreads();
 }
 
@@ -367,12 +389,12 @@ static __device__ __forceinline__ void count_dense(const wina_cuda_gemv &g, sele
     const int from = l.first / PER,
               n_met = min((l.first - from * PER + length + PER - 1) / PER + wraps, n_blocks);
     for (int b = threadIdx.x; b <= n_blocks; b += SELECT_THREADS) {
-        l.start[b] = min(b * PER, l.n);
+        shared_at<int>(l.start_at)[b] = min(b * PER, l.n);
         if (b == n_blocks)
             break;
-        l.masks[b] = 32 * b + 32 <= n ? 0xffffffffu : (1u << (n - 32 * b)) - 1;
+        shared_at<uint32_t>(l.masks_at)[b] = 32 * b + 32 <= n ? 0xffffffffu : (1u << (n - 32 * b)) - 1;
         if (b < n_met && length > 0)
-            l.todo[b] = from + b < n_blocks ? from + b : from + b - n_blocks;
+            shared_at<int>(l.todo_at)[b] = from + b < n_blocks ? from + b : from + b - n_blocks;
     }
     if (threadIdx.x == 0)
         s.n_todo = length > 0 ? n_met : 0;
@@ -411,13 +433,13 @@ static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_c
     const int length = min(l.end - l.begin, l.n), n_todo = s.n_todo;
 #pragma unroll 1
     for (int k = warp; k < n_todo; k += SELECT_WARPS) {
-        const int b = l.todo[k], i = 32 * b + lane;
+        const int b = shared_at<int>(l.todo_at)[k], i = 32 * b + lane;
         float h = 0.0f;
         if (i < n)
             h = g.in_shared ? input[i]
                             : (g.fixed_in ? load_fixed(g.fixed_in + i) : __ldcg(g.in + i)) *
                                   (g.gain ? __ldg(g.gain + i) : 1.0f);
-        store_block<KIND>(l, g.panel, length, b, l.masks[b], h * factor);
+        store_block<KIND>(l, g.panel, length, b, shared_at<uint32_t>(l.masks_at)[b], h * factor);
     }
     if (threadIdx.x == 0)
         out = l;

@@ -85,11 +85,11 @@ enum : uint32_t { FORMATS_ALL = bit_of(WINA_CUDA_N_FORMATS) - 1 };
 /* The instance of the panel's format, of those that FORMATS has. */
 template <uint32_t FORMATS>
 static __device__ __forceinline__ void run_gemv(const wina_cuda_gemv &g, wina_cuda_keep keep,
-                                                gemv_shared &s, uint8_t *memory, long long *marks) {
+                                                gemv_shared &s, long long *marks) {
 #define RUN(NAME, FORMAT)                                                                          \
     if constexpr ((FORMATS & bit_of(NAME)) != 0)                                                   \
         if (FORMATS == bit_of(NAME) || g.panel.format == NAME)                                     \
-            return gemv_run<FORMAT>(g, keep, s, memory, marks);
+            return gemv_run<FORMAT>(g, keep, s, marks);
     RUN(WINA_CUDA_F16, format_f16)
     RUN(WINA_CUDA_Q8_0, format_q8_0)
     RUN(WINA_CUDA_Q4_0, format_q4_0)
@@ -185,6 +185,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
     WINA_CUDA_DYNAMIC(memory);
     WINA_CUDA_SHARED(program_shared, s);
     float *scores = reinterpret_cast<float *>(memory);
+    long long *const marks = p.times ? s.marks : nullptr;
     fetch_phase(s.phases[0], p.phases, s.keeps[0], p.first_keep);
     if (threadIdx.x == 0)
         s.pos = p.step->pos;
@@ -196,14 +197,14 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
 #pragma unroll 1
     for (int i = 0; i < p.n_phases; i++) {
         const wina_cuda_phase &now = s.phases[i & 1], &next = s.phases[~i & 1];
-        mark(s.marks, 0);
+        mark(marks, 0);
         if (i + 1 < p.n_phases)
             fetch_phase(s.phases[~i & 1], p.phases + i + 1, s.keeps[~i & 1], now.next_keep);
         for (int k = blockIdx.x * PROGRAM_THREADS + threadIdx.x; k < now.n_zero;
              k += gridDim.x * PROGRAM_THREADS)
             now.zero[k] = 0;
         if (now.kind == WINA_CUDA_GEMV)
-            run_gemv<FORMATS>(now.u.gemv, s.keeps[i & 1], s.gemv, memory, s.marks);
+            run_gemv<FORMATS>(now.u.gemv, s.keeps[i & 1], s.gemv, marks);
         else if (now.kind == WINA_CUDA_ATTEND)
             run_attend(now.u.attend, s.pos, memory);
         else if (now.kind == WINA_CUDA_LEAVE)
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
         else
             run_swiglu(now.u.swiglu);
         const bool is_gemv = now.kind == WINA_CUDA_GEMV; /* `now` is overwritten soon */
-        mark(s.marks, 7);
+        mark(marks, 7);
         if (i + 1 < p.n_phases) {
             wait_copies();
             barrier_arrive(p.barrier);
