@@ -439,6 +439,8 @@ static __device__ __forceinline__ void attend_one(const wina_cuda_attend &a,
         for (; p - own_group < end; p += UNROLL * step)
 #pragma unroll
             for (int u = 0; u < UNROLL; u++) {
+                if (p - own_group + u * step >= end) /* for the whole block */
+                    break;
                 const int next = p + (UNROLL + u) * step;
                 add_position<LANES, F16>(st, q, slots.key[u], slots.value[u], p + u * step < end,
                                          a);

@@ -45,7 +45,7 @@ static __device__ __forceinline__ void multiply_floats(const wina_cuda_gemv &g, 
     const int lane = threadIdx.x & 31;
     const uint8_t *base =
         g.panel.data + (uint64_t)(rows.row0 + lane * F::LANE_ROWS) * (F::ROW_BITS / 8);
-    const uint2 *entries = shared_at<const uint2>(l.entries_at) + place_of(l, e);
+    const uint2 *entries = l.entries<const uint2>() + place_of(l, e);
     if (!rows.exists)
         return;
     uint4 v[F::UNROLL];
@@ -92,7 +92,7 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
     const uint32_t strip = rows.row0 / 64 + (lane >> 2), n_rows = (uint32_t)g.panel.n_rows;
     const uint8_t *own = data + V::low_at(strip, lane);
     const int high = V::high_from_low(strip, lane, n_rows);
-    const uint4 *entry = shared_at<const uint4>(l.entries_at) + place_of(l, e);
+    const uint4 *entry = l.entries<const uint4>() + place_of(l, e);
     if (!rows.exists)
         return;
 #pragma unroll 1
@@ -127,7 +127,7 @@ static __device__ __forceinline__ void multiply_pairs(const wina_cuda_gemv &g, c
         }
         entry -= e - stop;
         e = stop;
-        const float xs = shared_at<float>(l.scale_at)[block];
+        const float xs = l.scale()[block];
 #pragma unroll
         for (int j = 0; j < V::WORDS; j++) {
             const bool upper = V::UPPER > 1 && j >= 2;

@@ -17,27 +17,44 @@
 template <list_kind KIND> struct list_entry { typedef uint4 type; };
 template <> struct list_entry<LIST_FLOAT> { typedef uint2 type; };
 
+template <class T> static __device__ __forceinline__ T *shared_at(int offset) {
+    WINA_CUDA_DYNAMIC(memory);
+    return reinterpret_cast<T *>(memory + offset);
+}
+
 struct list_view {
-    /* Offsets in dynamic shared memory, not pointers: of a pointer that was itself read from memory the
-     * compiler would not know that it points to shared memory. */
-    int entries_at; /* (capacity) entry e is at place_of(e) */
-    int masks_at;   /* (n_blocks) kept inputs of a block of 32 */
-    int start_at;   /* (n_blocks + 1) entries before each block of 32 inputs */
-    int todo_at;    /* (n_blocks) blocks that have entries in this thread block's interval */
-    int scale_at;   /* pairs: (n_blocks) */
-    int n;          /* entries in the whole list */
-    int first;        /* of this block */
+    /* Where these are in dynamic shared memory. Not pointers: of one that was itself read from
+     * memory the compiler would not know what memory it points to. */
+    int entries_at, masks_at, start_at, todo_at, scale_at;
+    int n;     /* entries in the whole list */
+    int first; /* of this block */
     /* The work, n_tiles * n entries in tile-major order, is cut into equal parts: the first n_long
      * thread blocks take part + 1 entries, the others part, until there is no more. Where every
      * tile has its own thread blocks, this holds inside of a tile, for n_sharers of them. */
     int work, part, n_long, n_sharers;
     int begin, end; /* this block's interval */
-};
 
-template <class T> static __device__ __forceinline__ T *shared_at(int offset) {
-    WINA_CUDA_DYNAMIC(memory);
-    return reinterpret_cast<T *>(memory + offset);
-}
+    /* (capacity) entry e is at place_of(e) */
+    template <class T> __device__ __forceinline__ T *entries() const {
+        return shared_at<T>(entries_at);
+    }
+    /* (n_blocks) kept inputs of a block of 32 */
+    __device__ __forceinline__ uint32_t *masks() const {
+        return shared_at<uint32_t>(masks_at);
+    }
+    /* (n_blocks + 1) entries before each block of 32 inputs */
+    __device__ __forceinline__ int *start() const {
+        return shared_at<int>(start_at);
+    }
+    /* (n_blocks) blocks that have entries in this thread block's interval */
+    __device__ __forceinline__ int *todo() const {
+        return shared_at<int>(todo_at);
+    }
+    /* pairs: (n_blocks) */
+    __device__ __forceinline__ float *scale() const {
+        return shared_at<float>(scale_at);
+    }
+};
 
 enum { LIST_LEAST_WORK = 8 /* entries per thread block below which fewer blocks share the work */ };
 
@@ -106,10 +123,9 @@ template <list_kind KIND> static __device__ __forceinline__ int count_entries(ui
 template <list_kind KIND>
 static __device__ __forceinline__ int end_of_sub(const list_view &l, int sub) {
     if constexpr (KIND == LIST_PAIR16)
-        return sub & 1 ? shared_at<int>(l.start_at)[sub / 2 + 1]
-                       : shared_at<int>(l.start_at)[sub / 2] +
-                             (__popc(shared_at<uint32_t>(l.masks_at)[sub / 2] & 0xffff) + 1) / 2;
-    return shared_at<int>(l.start_at)[sub + 1];
+        return sub & 1 ? l.start()[sub / 2 + 1]
+                       : l.start()[sub / 2] + (__popc(l.masks()[sub / 2] & 0xffff) + 1) / 2;
+    return l.start()[sub + 1];
 }
 
 /* rank: of this input among the kept ones of its sub-block, which are n_kept. */
@@ -118,7 +134,7 @@ static __device__ __forceinline__ void store_half(const list_view &l, int length
     at = place_of(l, at + rank / 2);
     if (at >= length)
         return;
-    uint32_t *words = shared_at<uint32_t>(l.entries_at) + 4 * at;
+    uint32_t *words = l.entries<uint32_t>() + 4 * at;
     int16_t *activations = reinterpret_cast<int16_t *>(words + 2);
     words[rank & 1] = column;
     activations[rank & 1] = (int16_t)q;
@@ -147,21 +163,20 @@ static __device__ __forceinline__ void store_block(const list_view &l, const win
     const bool kept = who >> lane & 1;
     const uint32_t below = who & ((1u << lane) - 1);
     if constexpr (KIND == LIST_FLOAT) {
-        const int at = place_of(l, shared_at<int>(l.start_at)[b] + __popc(below));
+        const int at = place_of(l, l.start()[b] + __popc(below));
         if (kept && at < length)
-            shared_at<uint2>(l.entries_at)[at] =
-                make_uint2(column_at<32>(p, b, lane), __float_as_uint(h));
+            l.entries<uint2>()[at] = make_uint2(column_at<32>(p, b, lane), __float_as_uint(h));
         return;
     }
     const uint32_t largest = __reduce_max_sync(0xffffffffu, kept ? __float_as_uint(fabsf(h)) : 0);
     const float top = __uint_as_float(largest);
     const int q = __float2int_rn(h * (top > 0 ? 32512.0f / top : 0.0f));
     if (lane == 0)
-        shared_at<float>(l.scale_at)[b] = top / 32512.0f;
+        l.scale()[b] = top / 32512.0f;
     /* Lanes of a sub-block, and where its entries start. */
     const uint32_t half = KIND == LIST_PAIR16 ? 0xffffu << (lane & 16) : 0xffffffffu;
     const int at =
-        shared_at<int>(l.start_at)[b] + (KIND == LIST_PAIR16 && lane >= 16 ? (__popc(who & 0xffff) + 1) / 2 : 0);
+        l.start()[b] + (KIND == LIST_PAIR16 && lane >= 16 ? (__popc(who & 0xffff) + 1) / 2 : 0);
     if (kept)
         store_half(l, length, at, __popc(below & half), __popc(who & half),
                    column_at<8>(p, b, lane), q, KIND == LIST_PAIR16 ? 2 * b + (lane >> 4) : b);
@@ -199,7 +214,7 @@ static __device__ __forceinline__ void load_weights(const wina_cuda_gemv &g, win
     const bool keeps_gain = g.in_shared && !copies_input(g);
     float *gains = weights + (n + 3) / 4 * 4;
     select_clear(s);
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == SELECT_THREADS - 1) { /* the first one watches the barrier */
         if (g.aligned)
             s.own = own_tile(g.n_tiles);
         float2 hint = make_float2(0.0f, 0.0f);
@@ -258,16 +273,14 @@ static __device__ __forceinline__ void load_scores(const wina_cuda_gemv &g, sele
             const longlong2 *p = reinterpret_cast<const longlong2 *>(fixed_in + i);
             const longlong2 *q = more ? p + step / 2 : p;
             const longlong2 a = __ldcg(p), b = __ldcg(p + 1), c = __ldcg(q), d = __ldcg(q + 1);
-            score(i, make_float4(from_fixed(a.x), from_fixed(a.y), from_fixed(b.x),
-                                 from_fixed(b.y)));
+            score(i,
+                  make_float4(from_fixed(a.x), from_fixed(a.y), from_fixed(b.x), from_fixed(b.y)));
             if (more)
                 score(i + step, make_float4(from_fixed(c.x), from_fixed(c.y), from_fixed(d.x),
                                             from_fixed(d.y)));
         }
     } else
-        each_four(n, [&](int i) {
-            score(i, __ldcg(reinterpret_cast<const float4 *>(in + i)));
-        });
+        each_four(n, [&](int i) { score(i, __ldcg(reinterpret_cast<const float4 *>(in + i))); });
     squares = warp_sum(squares);
     const uint32_t largest = __reduce_max_sync(0xffffffffu, __float_as_uint(most));
     if (lane == 0) {
@@ -346,8 +359,8 @@ static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, selec
         const uint32_t mine = (uint32_t)__popc(mask) << 16 | (uint32_t)count_entries<KIND>(mask);
         const uint32_t up_to = totals + warp_scan(mine);
         if (from + lane < to) {
-            shared_at<uint32_t>(l.masks_at)[from + lane] = mask;
-            shared_at<int>(l.start_at)[from + lane] = (int)((up_to - mine) & 0xffff);
+            l.masks()[from + lane] = mask;
+            l.start()[from + lane] = (int)((up_to - mine) & 0xffff);
         }
         totals = __shfl_sync(0xffffffffu, up_to, 31);
     }
@@ -364,13 +377,13 @@ static __device__ __forceinline__ void count_kept(const wina_cuda_gemv &g, selec
     const int length = min(l.end - l.begin, l.n);
 #pragma unroll 1
     for (int b = first + lane; b < last; b += 32) {
-        const int count = count_entries<KIND>(shared_at<uint32_t>(l.masks_at)[b]), at = shared_at<int>(l.start_at)[b] + before;
-        shared_at<int>(l.start_at)[b] = at;
+        const int count = count_entries<KIND>(l.masks()[b]), at = l.start()[b] + before;
+        l.start()[b] = at;
         if (count > 0 && length > 0 && in_interval(l, length, at, count))
-            shared_at<int>(l.todo_at)[atomicAdd(&s.n_todo, 1)] = b;
+            l.todo()[atomicAdd(&s.n_todo, 1)] = b;
     }
     if (threadIdx.x == 0)
-        shared_at<int>(l.start_at)[n_blocks] = l.n;
+        l.start()[n_blocks] = l.n;
     __syncthreads();
 }
 
@@ -389,12 +402,12 @@ static __device__ __forceinline__ void count_dense(const wina_cuda_gemv &g, sele
     const int from = l.first / PER,
               n_met = min((l.first - from * PER + length + PER - 1) / PER + wraps, n_blocks);
     for (int b = threadIdx.x; b <= n_blocks; b += SELECT_THREADS) {
-        shared_at<int>(l.start_at)[b] = min(b * PER, l.n);
+        l.start()[b] = min(b * PER, l.n);
         if (b == n_blocks)
             break;
-        shared_at<uint32_t>(l.masks_at)[b] = 32 * b + 32 <= n ? 0xffffffffu : (1u << (n - 32 * b)) - 1;
+        l.masks()[b] = 32 * b + 32 <= n ? 0xffffffffu : (1u << (n - 32 * b)) - 1;
         if (b < n_met && length > 0)
-            shared_at<int>(l.todo_at)[b] = from + b < n_blocks ? from + b : from + b - n_blocks;
+            l.todo()[b] = from + b < n_blocks ? from + b : from + b - n_blocks;
     }
     if (threadIdx.x == 0)
         s.n_todo = length > 0 ? n_met : 0;
@@ -433,13 +446,13 @@ static __device__ __forceinline__ void make_list(const wina_cuda_gemv &g, wina_c
     const int length = min(l.end - l.begin, l.n), n_todo = s.n_todo;
 #pragma unroll 1
     for (int k = warp; k < n_todo; k += SELECT_WARPS) {
-        const int b = shared_at<int>(l.todo_at)[k], i = 32 * b + lane;
+        const int b = l.todo()[k], i = 32 * b + lane;
         float h = 0.0f;
         if (i < n)
             h = g.in_shared ? input[i]
                             : (g.fixed_in ? load_fixed(g.fixed_in + i) : __ldcg(g.in + i)) *
                                   (g.gain ? __ldg(g.gain + i) : 1.0f);
-        store_block<KIND>(l, g.panel, length, b, shared_at<uint32_t>(l.masks_at)[b], h * factor);
+        store_block<KIND>(l, g.panel, length, b, l.masks()[b], h * factor);
     }
     if (threadIdx.x == 0)
         out = l;

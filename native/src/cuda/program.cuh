@@ -185,7 +185,6 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
     WINA_CUDA_DYNAMIC(memory);
     WINA_CUDA_SHARED(program_shared, s);
     float *scores = reinterpret_cast<float *>(memory);
-    long long *const marks = p.times ? s.marks : nullptr;
     fetch_phase(s.phases[0], p.phases, s.keeps[0], p.first_keep);
     if (threadIdx.x == 0)
         s.pos = p.step->pos;
@@ -197,14 +196,14 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
 #pragma unroll 1
     for (int i = 0; i < p.n_phases; i++) {
         const wina_cuda_phase &now = s.phases[i & 1], &next = s.phases[~i & 1];
-        mark(marks, 0);
+        mark(s.marks, 0);
         if (i + 1 < p.n_phases)
             fetch_phase(s.phases[~i & 1], p.phases + i + 1, s.keeps[~i & 1], now.next_keep);
         for (int k = blockIdx.x * PROGRAM_THREADS + threadIdx.x; k < now.n_zero;
              k += gridDim.x * PROGRAM_THREADS)
             now.zero[k] = 0;
         if (now.kind == WINA_CUDA_GEMV)
-            run_gemv<FORMATS>(now.u.gemv, s.keeps[i & 1], s.gemv, marks);
+            run_gemv<FORMATS>(now.u.gemv, s.keeps[i & 1], s.gemv, s.marks);
         else if (now.kind == WINA_CUDA_ATTEND)
             run_attend(now.u.attend, s.pos, memory);
         else if (now.kind == WINA_CUDA_LEAVE)
@@ -214,7 +213,7 @@ __global__ void __launch_bounds__(PROGRAM_THREADS, 1)
         else
             run_swiglu(now.u.swiglu);
         const bool is_gemv = now.kind == WINA_CUDA_GEMV; /* `now` is overwritten soon */
-        mark(marks, 7);
+        mark(s.marks, 7);
         if (i + 1 < p.n_phases) {
             wait_copies();
             barrier_arrive(p.barrier);

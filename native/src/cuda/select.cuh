@@ -155,7 +155,7 @@ static __device__ __forceinline__ select_threshold threshold(select_shared &s,
         uint32_t above = 0;
         each_score(scores, n, [&](uint32_t score) {
             above += score > high;
-            if (score >= low && score <= high)
+            if (score - low <= high - low)
                 atomicAdd(&s.bins[min(last - (score >> shift), (uint32_t)SELECT_BINS - 1)], 1u);
         });
         if (guess) {
@@ -193,7 +193,7 @@ static __device__ __forceinline__ select_threshold threshold(select_shared &s,
     if (shift == 0 && m > SELECT_RANKED)
         return {low, (int)left, (int)m};
     each_score(scores, n, [&](uint32_t score) {
-        if (score >= low && score <= high)
+        if (score - low <= high - low)
             s.candidates[atomicAdd(&s.n_candidates, 1u)] = score;
     });
     __syncthreads();
