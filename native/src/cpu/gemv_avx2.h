@@ -2,6 +2,10 @@
 #include "avx2.h"
 #include "kernels_generic.h"
 
+/* Zen 3 reads what lies between short columns whether it is asked to or not, and asking for
+ * all of it in order is faster: docs/performance.md. */
+enum { CLOSE = 1536 };
+
 /* Adds a finished sub-block to the strip's 64 sums (in stored order). */
 INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scales,
                      const uint8_t *super, int sub, int32_t strip, const __m256i s[SUMS],
