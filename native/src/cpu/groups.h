@@ -94,9 +94,9 @@ INLINE void fetch_through(const wina_panel *p, const wina_quads *a, const group 
                           const uint8_t **from, fetch *f) {
     const int32_t block = g->sub / n_sub;
     const bool last = g->q1 == a->first[(block + 1) * n_sub];
-    const uint8_t *to = last ? wina_panel_scales(p, block) +
-                                   (uint64_t)p->n_rows * p->layout->scale_bytes
-                             : wina_panel_column(p, block, a->col[4 * g->q1 - 1]) + p->col_bytes;
+    const uint8_t *to =
+        last ? wina_panel_scales(p, block) + (uint64_t)p->n_rows * p->layout->scale_bytes
+             : wina_panel_column(p, block, a->col[4 * g->q1 - 1]) + p->col_bytes;
     fetch_add(f, *from, to - *from);
     fetch_start(f);
     *from = to;
