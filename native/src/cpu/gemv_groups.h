@@ -7,22 +7,38 @@
  *   multiply_group()   one group of quantised columns over a tile of rows
  *   add_columns()      the same for columns of floats
  *   unswap_strip()     sums in stored order to row order, and back
+ *   CLOSE              kept columns that lie so close, in bytes, are fetched with what is between
  */
+/* Whether all of a panel's strips are multiplied and its kept columns lie close together. */
+INLINE bool is_close(const wina_panel *p, const wina_quads *a, int n_sub, int32_t strip0,
+                     int32_t strip1) {
+    const uint64_t n_kept = 4 * (uint64_t)(a->first[p->n_blocks * n_sub] - a->first[0]);
+    return !p->columns && (strip1 - strip0) * WINA_STRIP == p->n_rows &&
+           p->col_bytes * (uint64_t)p->n_cols <= CLOSE * n_kept;
+}
+
 /* One value plane and one kind of scales; both are constants where this is inlined. */
 INLINE void gemv_kind(const wina_panel *p, const wina_quads *a, wina_plane plane, wina_scales kind,
                       int32_t block0, int32_t block1, int32_t strip0, int32_t strip1, float *y) {
     const int n_sub = wina_scales_subs(kind);
     const int32_t end = block1 * n_sub;
+    const int32_t last = p->columns ? end : p->n_blocks * n_sub; /* another part may follow */
     sum_vector kept_sums[TILE * SUMS];
     group g = {.sub = block0 * n_sub, .q1 = a->first[block0 * n_sub]}, next;
     bool more = next_group(a, end, &g);
+    const bool close = more && is_close(p, a, n_sub, strip0, strip1);
+    const uint8_t *from =
+        close ? wina_panel_column(p, g.sub / n_sub, a->col[4 * g.q1 - 1]) + p->col_bytes : NULL;
     while (more) {
         fetch f;
         fetch_clear(&f);
         next = g;
-        more = next_group(a, end, &next);
-        if (more)
+        more = next_group(a, last, &next);
+        if (more && close)
+            fetch_through(p, a, &next, n_sub, &from, &f);
+        else if (more)
             fetch_group(p, a, &next, n_sub, strip0, strip1, &f);
+        more = more && next.sub < end;
         operands o;
         load_operands(p, a, &g, n_sub, &o);
         multiply_group(p, a, &g, &o, plane, kind, strip0, strip1, &f, kept_sums, y);

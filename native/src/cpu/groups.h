@@ -88,6 +88,20 @@ INLINE bool next_group(const wina_quads *a, int32_t end, group *g) {
     return true;
 }
 
+/* Everything from `*from` on to the end of group g, or of its block if that has no further group;
+ * what lies between the columns comes along. */
+INLINE void fetch_through(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
+                          const uint8_t **from, fetch *f) {
+    const int32_t block = g->sub / n_sub;
+    const bool last = g->q1 == a->first[(block + 1) * n_sub];
+    const uint8_t *to =
+        last ? wina_panel_scales(p, block) + (uint64_t)p->n_rows * p->layout->scale_bytes
+             : wina_panel_column(p, block, a->col[4 * g->q1 - 1]) + p->col_bytes;
+    fetch_add(f, *from, to - *from);
+    fetch_start(f);
+    *from = to;
+}
+
 /* What group g reads in strips [strip0, strip1). */
 INLINE void fetch_group(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
                         int32_t strip0, int32_t strip1, fetch *f) {
