@@ -55,7 +55,7 @@ PREFIX  ?= /usr/local
 
 # Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
-ISAS_x86_64  := avx2 avxvnni avx512
+ISAS_x86_64  := avx2 avxvnni avx512 avx512vnni
 ISAS_aarch64 := neon dotprod i8mm
 FOREIGN := $(filter-out $(ISAS_$(ARCH)),$(ISAS_x86_64) $(ISAS_aarch64))
 SRC     := $(wildcard native/src/*.c native/src/sparse/*.c native/src/cpu/*.c)
@@ -73,7 +73,8 @@ HOT_CHECKS := -U_FORTIFY_SOURCE
 ISA_c      := $(FAST)
 ISA_avx2   := $(FAST) -mavx2 -mfma -mf16c
 ISA_avxvnni := $(ISA_avx2) -mavxvnni
-ISA_avx512 := $(FAST) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
+ISA_avx512 := $(FAST) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+ISA_avx512vnni := $(ISA_avx512) -mavx512vnni
 # Scheduling before registers are given out makes the sums spill.
 NEON       := $(FAST) -fno-schedule-insns
 ISA_neon   := $(NEON)
@@ -406,7 +407,7 @@ lint: $(VENV)/.installed-dev
 
 # Bugs that compilers find: clang-tidy (.clang-tidy) over all but generated and vector code, and
 # gcc's warnings, sign conversions among them, as errors over everything.
-TIDY := $(filter-out %unicode_data.c %_avx2.c %_avxvnni.c %_avx512.c,$(SRC)) $(wildcard native/cli/*.c)
+TIDY := $(filter-out %unicode_data.c %_avx2.c %_avxvnni.c %_avx512.c %_avx512vnni.c,$(SRC)) $(wildcard native/cli/*.c)
 tidy:
 	@command -v clang-tidy >/dev/null || { echo "make tidy needs clang-tidy" >&2; exit 1; }
 	@set -e; for f in $(TIDY); do echo "$$f"; \
