@@ -10,6 +10,7 @@
 #   make fetch    the models that tests use, into the user's cache
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
 #   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
+#   make test-avx512   the AVX-512 kernels on a processor without it: operations written out in C
 #   make static   build/bin/wina-static, which needs no library
 #   make asan ubsan tsan   the C tests, mutations and fuzz inputs under a sanitizer
 #   make asan-python tsan-python   handles, threads and servers under one
@@ -89,7 +90,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+.PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-avx512 test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan asan-python tsan-python test-mutations test-kills test-faults test-lifecycle tidy coverage fuzz \
         test-python test-page test-packaging test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
@@ -272,6 +273,21 @@ fuzz:
 	    $(VENV)/bin/python tests/fuzz/fuzz_request.py atheris -max_total_time=$(TIME) -print_final_stats=1 \
 	    -dict=tests/fuzz/request.dict $(FUZZ_BUILD)/corpus-request tests/fuzz/requests; \
 	else echo "atheris is not installed: requests are not fuzzed"; fi
+
+# tests/native/avx512 has what the kernels use of AVX-512, a lane after the other.
+EMULATED_512 := $(patsubst native/src/cpu/%.c,$(BUILD)/avx512/%.o,$(wildcard native/src/cpu/*_avx512.c \
+                  native/src/cpu/*_avx512vnni.c)) $(BUILD)/avx512/detect.o
+$(BUILD)/avx512/%.o: native/src/cpu/%.c
+	@mkdir -p $(@D)
+	$(CC) -Itests/native/avx512 $(BASE) -Wno-psabi $(CFLAGS) -O1 $(filter-out $(FAST),$(ISA_avx2)) $(if $(filter %vnni,$*),-DEMULATE_AVX512VNNI) \
+	    -MMD -MP -c $< -o $@
+$(BUILD)/avx512/detect.o: tests/native/avx512/detect.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/avx512/test_kernels: $(BUILD)/tests/test_kernels $(EMULATED_512)
+	$(CC) $(BASE) $(CFLAGS) -Itests/native tests/native/test_kernels.c $(EMULATED_512) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+test-avx512: $(BUILD)/avx512/test_kernels
+	$<
 
 # Under QEMU: all C tests and 48 tokens, or what takes under a minute.
 test-aarch64 test-riscv64: test-%: native

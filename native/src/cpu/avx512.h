@@ -83,8 +83,12 @@ INLINE void interleave_pair(__m512i a, __m512i b, __m512i w[4]) {
 /* s += w x, pairs of 16 bits, which VNNI has as one instruction. Spelt out, because the compiler
  * would form many products first, which costs moves and runs out of registers. */
 INLINE void multiply_add(__m512i *s, __m512i w, __m512i x) {
+#ifdef __AVX512F__
     __m512i product;
     __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+v"(*s), "=&v"(product) : "v"(w), "v"(x));
+#else /* emulated: tests/native/avx512 */
+    *s = _mm512_add_epi32(*s, _mm512_madd_epi16(w, x));
+#endif
 }
 #endif
 
