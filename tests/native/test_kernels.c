@@ -538,6 +538,9 @@ static void test_type(const wina_kernels *c, const wina_kernels *k, uint32_t dty
             test_fill(k, dtype, rows[r], blocks[b] * unit);
         }
     test_fill(k, dtype, 331, 2 * unit); /* more strips than are filled together */
+    fixture many = create(dtype, 65, 2 * unit, false);
+    test_gemm(c, k, &many, 131); /* more tokens than are multiplied together */
+    destroy(&many);
     if (type->block > 1) {
         fixture f = create(dtype, 65, 2 * unit, true);
         test_gemv(c, k, &f, 4);

@@ -121,9 +121,8 @@ typedef void (*x86_gemm)(const wina_panel *p, const wina_batch *b, int32_t block
 WINA_KINDS(DEFINE_GEMM)
 static const x86_gemm GEMM[WINA_N_PLANES][WINA_N_SCALES] = {WINA_KINDS(LIST_GEMM)};
 
-/* Tokens whose sums fit into the first-level cache, and blocks whose activations, of as many
- * tokens, stay in the second-level cache. */
-enum { MOST_TOKENS = 64, RUNS = 16, F_MOST_TOKENS = 128, F_RUNS = 8 };
+/* How much is multiplied at a time: 64 KB of activations, or 128 of floats. */
+enum { MOST_TOKENS = 128, RUN = 8 };
 
 /* The activations of some tokens and a run of blocks stay in the second-level cache while all
  * strips multiply them. */
@@ -132,14 +131,13 @@ static void gemm_all(const wina_panel *p, const wina_batch *b, int32_t block0, i
     const wina_layout *l = p->layout;
     const int64_t size = (int64_t)b->n_tokens * WINA_STRIP, n_rows = size * (strip1 - strip0);
     const bool floats = l->low_bits >= 16;
-    const int32_t most = floats ? F_MOST_TOKENS : MOST_TOKENS, run = floats ? F_RUNS : RUNS;
     const x86_gemm multiply = floats ? gemm_floats : GEMM[l->plane][l->scales];
     memset(y, 0, (size_t)n_rows * sizeof *y);
-    for (int32_t t = 0; t < b->n_tokens; t += most) {
-        const int32_t end = t + most < b->n_tokens ? t + most : b->n_tokens;
-        for (int32_t block = block0; block < block1; block += run)
+    for (int32_t t = 0; t < b->n_tokens; t += MOST_TOKENS) {
+        const int32_t end = t + MOST_TOKENS < b->n_tokens ? t + MOST_TOKENS : b->n_tokens;
+        for (int32_t block = block0; block < block1; block += RUN)
             for (int32_t strip = strip0; strip < strip1; strip++)
-                multiply(p, b, block, block + run < block1 ? block + run : block1, strip, t, end,
+                multiply(p, b, block, block + RUN < block1 ? block + RUN : block1, strip, t, end,
                          y + (strip - strip0) * size);
     }
     for (int64_t i = 0; i < n_rows && !floats; i += WINA_STRIP)
