@@ -279,7 +279,7 @@ EMULATED_512 := $(patsubst native/src/cpu/%.c,$(BUILD)/avx512/%.o,$(wildcard nat
                   native/src/cpu/*_avx512vnni.c)) $(BUILD)/avx512/detect.o
 $(BUILD)/avx512/%.o: native/src/cpu/%.c
 	@mkdir -p $(@D)
-	$(CC) -Itests/native/avx512 $(BASE) -Wno-psabi $(CFLAGS) -O1 $(filter-out $(FAST),$(ISA_avx2)) $(if $(filter %vnni,$*),-DEMULATE_AVX512VNNI) \
+	$(CC) -Itests/native/avx512 $(BASE) -Wno-psabi $(CFLAGS) -O1 -g0 $(filter-out $(FAST),$(ISA_avx2)) $(if $(filter %vnni,$*),-DEMULATE_AVX512VNNI) \
 	    -MMD -MP -c $< -o $@
 $(BUILD)/avx512/detect.o: tests/native/avx512/detect.c
 	@mkdir -p $(@D)
@@ -411,7 +411,7 @@ check-layout: native | $(VENV)/bin/python
 	$(VENV)/bin/python tools/check_layout.py . $(BUILD)
 
 # The emulated program wants the model that the Python tests fetch.
-test: test-native test-hostile check-layout test-python test-quick-aarch64
+test: test-native $(if $(filter x86_64,$(ARCH)),test-avx512) test-hostile check-layout test-python test-quick-aarch64
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check pywina tools tests
