@@ -10,6 +10,7 @@
 #   make fetch    the models that tests use, into the user's cache
 #   make eval-full MODEL=NAME   everything that docs/method.md tabulates (hours, resumable)
 #   make bench-peers   speed beside llama.cpp (docs/performance.md); BENCH="--quick" and the like
+#   make test-avx512   the AVX-512 kernels on a processor without it: operations written out in C
 #   make static   build/bin/wina-static, which needs no library
 #   make asan ubsan tsan   the C tests, mutations and fuzz inputs under a sanitizer
 #   make asan-python tsan-python   handles, threads and servers under one
@@ -55,7 +56,7 @@ PREFIX  ?= /usr/local
 
 # Instruction sets by processor: files of the others are left out.
 ARCH    := $(shell $(CC) -dumpmachine | cut -d- -f1)
-ISAS_x86_64  := avx2 avxvnni avx512
+ISAS_x86_64  := avx2 avxvnni avx512 avx512vnni
 ISAS_aarch64 := neon dotprod i8mm
 FOREIGN := $(filter-out $(ISAS_$(ARCH)),$(ISAS_x86_64) $(ISAS_aarch64))
 SRC     := $(wildcard native/src/*.c native/src/sparse/*.c native/src/cpu/*.c)
@@ -73,7 +74,8 @@ HOT_CHECKS := -U_FORTIFY_SOURCE
 ISA_c      := $(FAST)
 ISA_avx2   := $(FAST) -mavx2 -mfma -mf16c
 ISA_avxvnni := $(ISA_avx2) -mavxvnni
-ISA_avx512 := $(FAST) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c
+ISA_avx512 := $(FAST) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+ISA_avx512vnni := $(ISA_avx512) -mavx512vnni
 # Scheduling before registers are given out makes the sums spill.
 NEON       := $(FAST) -fno-schedule-insns
 ISA_neon   := $(NEON)
@@ -88,7 +90,7 @@ USE     := PYWINA_LIBRARY=$(abspath $(BUILD)/lib/libwina.so) WINA_BIN=$(abspath 
 MODELS  := smollm2-135m qwen2.5-coder-0.5b
 PYTEST  ?= -q
 
-.PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-aarch64 test-riscv64 test-quick-aarch64 \
+.PHONY: install wheels eval-full cuda cuda-tests cuda-emulated all native static tests test test-native test-avx512 test-aarch64 test-riscv64 test-quick-aarch64 \
         test-hostile asan ubsan tsan asan-python tsan-python test-mutations test-kills test-faults test-lifecycle tidy coverage fuzz \
         test-python test-page test-packaging test-server-load demo venv fetch lint clean check-layout bench-peers
 all: native
@@ -272,6 +274,21 @@ fuzz:
 	    -dict=tests/fuzz/request.dict $(FUZZ_BUILD)/corpus-request tests/fuzz/requests; \
 	else echo "atheris is not installed: requests are not fuzzed"; fi
 
+# tests/native/avx512 has what the kernels use of AVX-512, a lane after the other.
+EMULATED_512 := $(patsubst native/src/cpu/%.c,$(BUILD)/avx512/%.o,$(wildcard native/src/cpu/*_avx512.c \
+                  native/src/cpu/*_avx512vnni.c)) $(BUILD)/avx512/detect.o
+$(BUILD)/avx512/%.o: native/src/cpu/%.c
+	@mkdir -p $(@D)
+	$(CC) -Itests/native/avx512 $(BASE) -Wno-psabi $(CFLAGS) -O1 -g0 $(filter-out $(FAST),$(ISA_avx2)) $(if $(filter %vnni,$*),-DEMULATE_AVX512VNNI) \
+	    -MMD -MP -c $< -o $@
+$(BUILD)/avx512/detect.o: tests/native/avx512/detect.c
+	@mkdir -p $(@D)
+	$(CC) $(BASE) $(CFLAGS) -MMD -MP -c $< -o $@
+$(BUILD)/avx512/test_kernels: $(BUILD)/tests/test_kernels $(EMULATED_512)
+	$(CC) $(BASE) $(CFLAGS) -Itests/native tests/native/test_kernels.c $(EMULATED_512) $(BUILD)/lib/libwina.a -o $@ $(LIBS)
+test-avx512: $(BUILD)/avx512/test_kernels
+	$<
+
 # Under QEMU: all C tests and 48 tokens, or what takes under a minute.
 test-aarch64 test-riscv64: test-%: native
 	$(USE) tools/test_emulated.sh $*
@@ -394,7 +411,7 @@ check-layout: native | $(VENV)/bin/python
 	$(VENV)/bin/python tools/check_layout.py . $(BUILD)
 
 # The emulated program wants the model that the Python tests fetch.
-test: test-native test-hostile check-layout test-python test-quick-aarch64
+test: test-native $(if $(filter x86_64,$(ARCH)),test-avx512) test-hostile check-layout test-python test-quick-aarch64
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check pywina tools tests
@@ -406,7 +423,7 @@ lint: $(VENV)/.installed-dev
 
 # Bugs that compilers find: clang-tidy (.clang-tidy) over all but generated and vector code, and
 # gcc's warnings, sign conversions among them, as errors over everything.
-TIDY := $(filter-out %unicode_data.c %_avx2.c %_avxvnni.c %_avx512.c,$(SRC)) $(wildcard native/cli/*.c)
+TIDY := $(filter-out %unicode_data.c %_avx2.c %_avxvnni.c %_avx512.c %_avx512vnni.c,$(SRC)) $(wildcard native/cli/*.c)
 tidy:
 	@command -v clang-tidy >/dev/null || { echo "make tidy needs clang-tidy" >&2; exit 1; }
 	@set -e; for f in $(TIDY); do echo "$$f"; \

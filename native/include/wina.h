@@ -70,8 +70,9 @@ int32_t wina_abi_version(void);
 /* Version of the library, such as "0.1.0". */
 const char *wina_version(void);
 
-/* The instruction set chosen for this process: "c", "avx2", "avxvnni", "avx512", "neon". The
- * environment variable WINA_CPU forces one of them (the machine must have it). */
+/* The instruction set chosen for this process: "c"; "avx2", "avxvnni", "avx512", "avx512vnni";
+ * "neon", "dotprod", "i8mm". The environment variable WINA_CPU forces one of them (the machine must
+ * have it). */
 const char *wina_cpu_name(void);
 
 /* Physical cores this process may use; at least 1. The default number of threads. */

@@ -538,6 +538,9 @@ static void test_type(const wina_kernels *c, const wina_kernels *k, uint32_t dty
             test_fill(k, dtype, rows[r], blocks[b] * unit);
         }
     test_fill(k, dtype, 331, 2 * unit); /* more strips than are filled together */
+    fixture many = create(dtype, 65, 2 * unit, false);
+    test_gemm(c, k, &many, 131); /* more tokens than are multiplied together */
+    destroy(&many);
     if (type->block > 1) {
         fixture f = create(dtype, 65, 2 * unit, true);
         test_gemv(c, k, &f, 4);
@@ -552,8 +555,8 @@ int main(void) {
         WINA_DTYPE_Q5_0,  WINA_DTYPE_Q5_1,  WINA_DTYPE_Q8_0, WINA_DTYPE_Q4_K,   WINA_DTYPE_Q5_K,
         WINA_DTYPE_Q6_K,  WINA_DTYPE_Q2_K,  WINA_DTYPE_Q3_K, WINA_DTYPE_IQ4_NL, WINA_DTYPE_IQ4_XS,
         WINA_DTYPE_MXFP4, WINA_DTYPE_TQ1_0, WINA_DTYPE_TQ2_0};
-    static const char *const names[] = {"c",    "avx2",    "avxvnni", "avx512",
-                                        "neon", "dotprod", "i8mm"};
+    static const char *const names[] = {"c",          "avx2", "avxvnni", "avx512",
+                                        "avx512vnni", "neon", "dotprod", "i8mm"};
     wina_kernels c;
     wina_kernels_init_c(&c);
     for (size_t n = 0; n < sizeof names / sizeof names[0]; n++) {

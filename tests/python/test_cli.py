@@ -65,7 +65,7 @@ def test_run_prints_the_text_alone(wina: Run, tiny_model: Path, tiny: pywina.Mod
     result = wina("run", *options, "-p", "the world")
     assert (result.returncode, result.stdout) == (0, expected + "\n")
     first, rule, last = result.stderr.splitlines()
-    assert re.search(r"cpu \((c|avx2|avxvnni|avx512|neon)\)", first)
+    assert re.search(r"cpu \((c|avx2|avxvnni|avx512|avx512vnni|neon|dotprod|i8mm)\)", first)
     assert "2 threads" in first and "sparsity 0" in first and rule == "wina: dense"
     assert "tok/s" in last and "kept 1.000" in last
     assert wina("run", *options, "-f", "-", stdin="the world").stdout == expected + "\n"
@@ -97,7 +97,7 @@ def test_run_json(wina: Run, tiny_model: Path, tiny: pywina.Model) -> None:
     assert all(value > 0 for value in got["timings"].values())
     settings = {"seed": 7, "sparsity": 0.5, "method": "teal", "mask": "projection", "n_threads": 2}
     assert {key: got[key] for key in settings} == settings
-    assert re.fullmatch("c|avx2|avxvnni|avx512|neon", got["backend"])
+    assert re.fullmatch("c|avx2|avxvnni|avx512|avx512vnni|neon|dotprod|i8mm", got["backend"])
 
 
 def test_a_random_seed_is_told_and_repeats(wina: Run, tiny_model: Path) -> None:

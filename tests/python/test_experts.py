@@ -174,7 +174,7 @@ def test_a_tensor_per_expert(files: Callable[..., Path], tmp_path: Path) -> None
             np.testing.assert_array_equal(ours.view(np.uint32), wanted.view(np.uint32))
 
 
-@pytest.mark.parametrize("cpu", ["c", "avx2", "avx512"])
+@pytest.mark.parametrize("cpu", ["c", "avx2", "avxvnni", "avx512", "avx512vnni"])
 def test_bits_do_not_depend_on_the_instruction_set(
     files: Callable[..., Path], cpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,14 +211,6 @@ void wina_attend_add_avx2(float *o, const float *p, const float *v, int32_t n_di
 float wina_softmax_part_avx2(float *s, int32_t n, float *sum);
 void wina_load_q8_0_avx2(float *x, const void *rows, int32_t n_dim, int32_t n_rows);
 
-/* select_avx2.c */
-void wina_score_avx2(const float *x, const float *norms, int32_t n, float *score);
-void wina_select_avx2(const float *score, int32_t n, int32_t n_keep, int32_t *kept,
-                      uint32_t *scratch);
-void wina_quantize_avx2(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
-                        int32_t sub, wina_quads *out);
-void wina_quantize_row_avx2(const wina_batch *batch, int32_t token, int which);
-
 /* gemm_avx2.c */
 void wina_gemm_avxvnni(const wina_panel *panel, const wina_batch *batch, int32_t block0,
                        int32_t block1, int32_t strip0, int32_t strip1, float *y);

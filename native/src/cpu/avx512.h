@@ -1,22 +1,20 @@
-/* avx512: what the AVX-512 kernels share: loading panels, interleaving four inputs, scales.
+/* avx512: what the AVX-512 kernels share: loading panels, scales, floats.
  *
- * A strip's inputs are taken four at a time: two rounds of interleaving put the four bytes of a row
- * side by side, where one instruction multiplies them by four activation bytes and adds. The rows
- * come out in the order in which panels store scales. */
+ * There are two sets, which multiply integers differently. With VNNI a strip's inputs are taken
+ * four at a time: two rounds of interleaving put the four bytes of a row side by side, where one
+ * instruction multiplies them by four activation bytes and adds (gemv and gemm_avx512vnni.c).
+ * Without it, they are taken in pairs, as AVX2 does (gemm_avx512.c). Either way a strip's 64 sums
+ * end in four registers, in the order in which panels store scales. */
 #ifndef WINA_AVX512_H
 #define WINA_AVX512_H
 
 #include <immintrin.h>
 #include <string.h>
 
-#include "kernels.h"
-
-typedef struct block_sums {
-    __m512i hi[4], lo[4]; /* 16 rows each, in stored order */
-} block_sums;
+#include "groups.h"
 
 /* Two bits of 64 rows from 16 bytes. */
-static inline __attribute__((always_inline)) __m512i spread_pairs(const uint8_t *pairs) {
+INLINE __m512i spread_pairs(const uint8_t *pairs) {
     const __m512i by_quarter =
         _mm512_set_epi64(0x0006000600060006, 0x0006000600060006, 0x0004000400040004,
                          0x0004000400040004, 0x0002000200020002, 0x0002000200020002, 0, 0);
@@ -25,16 +23,15 @@ static inline __attribute__((always_inline)) __m512i spread_pairs(const uint8_t 
 }
 
 /* v plus `value` where a row's bit is set in eight bytes. */
-static inline __attribute__((always_inline)) __m512i add_bits(__m512i v, const uint8_t *eight,
-                                                              int value) {
+INLINE __m512i add_bits(__m512i v, const uint8_t *eight, int value) {
     uint64_t bits;
     memcpy(&bits, eight, 8);
     return _mm512_mask_add_epi8(v, bits, v, _mm512_set1_epi8((char)value));
 }
 
 /* 64 stored values of one input. */
-static inline __attribute__((always_inline)) __m512i
-load_values(const wina_panel *p, const uint8_t *col, int32_t strip, wina_plane plane) {
+INLINE __m512i load_values(const wina_panel *p, const uint8_t *col, int32_t strip,
+                           wina_plane plane) {
     if (plane == WINA_PLANE_8)
         return _mm512_loadu_si512(col + (int64_t)strip * 64);
     if (plane == WINA_PLANE_2)
@@ -57,39 +54,61 @@ load_values(const wina_panel *p, const uint8_t *col, int32_t strip, wina_plane p
     return v;
 }
 
-static inline __attribute__((always_inline)) void
-add_quad(block_sums *s, __m512i a, __m512i b, __m512i c, __m512i d, __m512i xh, __m512i xl) {
-    __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
-    __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
-    __m512i q0 = _mm512_unpacklo_epi16(ab0, cd0), q1 = _mm512_unpackhi_epi16(ab0, cd0);
-    __m512i q2 = _mm512_unpacklo_epi16(ab1, cd1), q3 = _mm512_unpackhi_epi16(ab1, cd1);
-    s->hi[0] = _mm512_dpbusd_epi32(s->hi[0], q0, xh);
-    s->hi[1] = _mm512_dpbusd_epi32(s->hi[1], q1, xh);
-    s->hi[2] = _mm512_dpbusd_epi32(s->hi[2], q2, xh);
-    s->hi[3] = _mm512_dpbusd_epi32(s->hi[3], q3, xh);
-    s->lo[0] = _mm512_dpbusd_epi32(s->lo[0], q0, xl);
-    s->lo[1] = _mm512_dpbusd_epi32(s->lo[1], q1, xl);
-    s->lo[2] = _mm512_dpbusd_epi32(s->lo[2], q2, xl);
-    s->lo[3] = _mm512_dpbusd_epi32(s->lo[3], q3, xl);
+/* Lines that are fetched with four columns of 64 rows. */
+INLINE int lines_per_quad(wina_plane plane) {
+    return plane == WINA_PLANE_8 ? 4 : 2;
 }
 
-static inline __m512 halves(const uint8_t *p) {
+#ifdef __AVX512VNNI__
+/* Bytes of four inputs side by side, 16 rows each, in stored order. */
+INLINE void interleave_quad(__m512i a, __m512i b, __m512i c, __m512i d, __m512i q[4]) {
+    const __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
+    const __m512i cd0 = _mm512_unpacklo_epi8(c, d), cd1 = _mm512_unpackhi_epi8(c, d);
+    q[0] = _mm512_unpacklo_epi16(ab0, cd0);
+    q[1] = _mm512_unpackhi_epi16(ab0, cd0);
+    q[2] = _mm512_unpacklo_epi16(ab1, cd1);
+    q[3] = _mm512_unpackhi_epi16(ab1, cd1);
+}
+#else
+/* Two inputs side by side, 16 bits each. */
+INLINE void interleave_pair(__m512i a, __m512i b, __m512i w[4]) {
+    const __m512i zero = _mm512_setzero_si512();
+    const __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
+    w[0] = _mm512_unpacklo_epi8(ab0, zero);
+    w[1] = _mm512_unpackhi_epi8(ab0, zero);
+    w[2] = _mm512_unpacklo_epi8(ab1, zero);
+    w[3] = _mm512_unpackhi_epi8(ab1, zero);
+}
+
+/* s += w x, pairs of 16 bits, which VNNI has as one instruction. Spelt out, because the compiler
+ * would form many products first, which costs moves and runs out of registers. */
+INLINE void multiply_add(__m512i *s, __m512i w, __m512i x) {
+#ifdef __AVX512F__
+    __m512i product;
+    __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+v"(*s), "=&v"(product) : "v"(w), "v"(x));
+#else /* emulated: tests/native/avx512 */
+    *s = _mm512_add_epi32(*s, _mm512_madd_epi16(w, x));
+#endif
+}
+#endif
+
+INLINE __m512 halves(const uint8_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
-static inline __m512 bytes(const uint8_t *p) {
+INLINE __m512 bytes(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
-static inline __m512 signed_bytes(const uint8_t *p) {
+INLINE __m512 signed_bytes(const uint8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 
 /* The low or, with shift 4, the high halves of sixteen bytes. */
-static inline __m512 nibbles(const uint8_t *p, unsigned shift) {
+INLINE __m512 nibbles(const uint8_t *p, unsigned shift) {
     __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
     return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(v, shift), _mm512_set1_epi32(15)));
 }
 /* wina_e8m0_to_f32: below 2 the result is subnormal. */
-static inline __m512 exponents(const uint8_t *p) {
+INLINE __m512 exponents(const uint8_t *p) {
     const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
     const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
     const __m512i small = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
@@ -98,9 +117,8 @@ static inline __m512 exponents(const uint8_t *p) {
 }
 
 /* Scales (and mins, as they are added) of 16 rows at stored position `at`. */
-static inline __attribute__((always_inline)) __m512 load_d(wina_scales kind, const uint8_t *scales,
-                                                           const uint8_t *super, int64_t rows,
-                                                           int64_t at, int sub) {
+INLINE __m512 load_d(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows,
+                     int64_t at, int sub) {
     if (kind == WINA_SCALES_K_DM)
         return _mm512_mul_ps(halves(super + 2 * at), bytes(scales + at));
     if (kind == WINA_SCALES_K_D16 || kind == WINA_SCALES_K_D32)
@@ -111,9 +129,8 @@ static inline __attribute__((always_inline)) __m512 load_d(wina_scales kind, con
         return exponents(scales + at);
     return halves(scales + 2 * at);
 }
-static inline __attribute__((always_inline)) __m512 load_m(wina_scales kind, const uint8_t *scales,
-                                                           const uint8_t *super, int64_t rows,
-                                                           int64_t at, int sub) {
+INLINE __m512 load_m(wina_scales kind, const uint8_t *scales, const uint8_t *super, int64_t rows,
+                     int64_t at, int sub) {
     if (kind == WINA_SCALES_K_DM16)
         return _mm512_mul_ps(
             halves(super + 2 * (rows + at)),
@@ -124,27 +141,8 @@ static inline __attribute__((always_inline)) __m512 load_m(wina_scales kind, con
     return halves(scales + 2 * (rows + at));
 }
 
-/* Adds a finished sub-block to the strip's 64 sums (in stored order). */
-static inline __attribute__((always_inline)) void
-add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scales, const uint8_t *super,
-         int sub, int32_t strip, const block_sums *s, float scale, int32_t sum, float *y) {
-    __m512i start = _mm512_set1_epi32(p->layout->offset * sum);
-    for (int k = 0; k < 4; k++) {
-        int64_t at = (int64_t)strip * WINA_STRIP + 16 * k;
-        __m512i dot =
-            _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(s->hi[k], 8), s->lo[k]), start);
-        __m512 d = load_d(kind, scales, super, p->n_rows, at, sub);
-        __m512 acc = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(scale)),
-                                     _mm512_cvtepi32_ps(dot), _mm512_loadu_ps(y + 16 * k));
-        if (wina_scales_mins(kind))
-            acc = _mm512_fmadd_ps(load_m(kind, scales, super, p->n_rows, at, sub),
-                                  _mm512_set1_ps(scale * (float)sum), acc);
-        _mm512_storeu_ps(y + 16 * k, acc);
-    }
-}
-
 /* Stored order back to row order: the 4 x 4 blocks of four rows are transposed. */
-static inline void unswap_strip(float *y) {
+INLINE void unswap_strip(float *y) {
     __m512 a = _mm512_loadu_ps(y), b = _mm512_loadu_ps(y + 16), c = _mm512_loadu_ps(y + 32),
            d = _mm512_loadu_ps(y + 48);
     __m512 ab0 = _mm512_shuffle_f32x4(a, b, 0x44), ab1 = _mm512_shuffle_f32x4(a, b, 0xee);
@@ -155,13 +153,14 @@ static inline void unswap_strip(float *y) {
     _mm512_storeu_ps(y + 48, _mm512_shuffle_f32x4(ab1, cd1, 0xdd));
 }
 
-static inline __m512i broadcast_quad(const int8_t *x) {
+/* Activations, four bytes or a pair of 16 bits, in every 32-bit lane. */
+INLINE __m512i broadcast_inputs(const void *x) {
     int32_t v;
     memcpy(&v, x, 4);
     return _mm512_set1_epi32(v);
 }
 
-static inline __m512 load_floats(const uint8_t *p, wina_scales kind) {
+INLINE __m512 load_floats(const uint8_t *p, wina_scales kind) {
     if (kind == WINA_SCALES_F32)
         return _mm512_loadu_ps(p);
     __m256i h = _mm256_loadu_si256((const __m256i *)p);
@@ -170,9 +169,11 @@ static inline __m512 load_floats(const uint8_t *p, wina_scales kind) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
 
-/* gemm_avx512.c */
+/* gemm_avx512.c, gemm_avx512vnni.c */
 void wina_gemm_avx512(const wina_panel *panel, const wina_batch *batch, int32_t block0,
                       int32_t block1, int32_t strip0, int32_t strip1, float *y);
+void wina_gemm_avx512vnni(const wina_panel *panel, const wina_batch *batch, int32_t block0,
+                          int32_t block1, int32_t strip0, int32_t strip1, float *y);
 
 /* attend_avx512.c */
 void wina_attend_dots_avx512(const float *q, const float *k, int32_t n_dim, int32_t n_rows,

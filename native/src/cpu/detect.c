@@ -48,8 +48,13 @@ static bool has_avx512(void) {
     if (!has_avx2() || (enabled_states() & 0xe6) != 0xe6 ||
         !__get_cpuid_count(7, 0, &a, &b, &c, &d))
         return false;
-    bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
-    return f && dq && bw && vl && vnni;
+    bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
+    return f && dq && bw && vl;
+}
+
+static bool has_avx512vnni(void) {
+    unsigned a, b, c, d;
+    return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
 }
 #endif
 
@@ -74,6 +79,7 @@ static const isa ISAS[] = {
     {"avx2", wina_kernels_init_avx2, has_avx2},
     {"avxvnni", wina_kernels_init_avxvnni, has_avxvnni},
     {"avx512", wina_kernels_init_avx512, has_avx512},
+    {"avx512vnni", wina_kernels_init_avx512vnni, has_avx512vnni},
 #elif defined(__aarch64__)
     {"neon", wina_kernels_init_neon, always},
     {"dotprod", wina_kernels_init_dotprod, has_dotprod},

@@ -1,6 +1,7 @@
 /* gemv_avx2: one token, for AVX2 and AVX-VNNI. */
 #include "avx2.h"
 #include "kernels_generic.h"
+#include "pairs.h"
 
 /* Zen 3 reads what lies between short columns whether it is asked to or not, and asking for
  * all of it in order is faster: docs/performance.md. */
@@ -22,33 +23,6 @@ INLINE void add_sums(const wina_panel *p, wina_scales kind, const uint8_t *scale
                                   _mm256_set1_ps(scale * (float)sum), acc);
         _mm256_storeu_ps(y + sums_at(r), acc);
     }
-}
-
-/* What a group multiplies: columns from the first strip on, and activations as they are broadcast.
- */
-typedef struct operands {
-    const uint8_t *col[4 * GROUP];
-    int32_t n_pairs;
-    int32_t x[2 * GROUP];                 /* pairs of 16-bit activations */
-    int32_t hi[2 * GROUP], lo[2 * GROUP]; /* pairs of their bytes, twice */
-} operands;
-
-INLINE void load_operands(const wina_panel *p, const wina_quads *a, const group *g, int n_sub,
-                          operands *o) {
-    const wina_block_columns columns = wina_panel_columns(p, g->sub / n_sub);
-    const uint32_t n = 4 * (g->q1 - g->q0), at = 4 * g->q0;
-    for (uint32_t i = 0; i < n; i++)
-        o->col[i] = wina_block_column(&columns, a->col[at + i]);
-    for (uint32_t i = 0; i < n / 2; i++) {
-        uint16_t hi, lo;
-        memcpy(&o->x[i], a->x + at + 2 * i, 4);
-        memcpy(&hi, a->hi + at + 2 * i, 2);
-        memcpy(&lo, a->lo + at + 2 * i, 2);
-        o->hi[i] = (int32_t)(hi * 0x10001u);
-        o->lo[i] = (int32_t)(lo * 0x10001u);
-    }
-    /* Half of a last quad may be nothing but zeros that fill it up. */
-    o->n_pairs = (int32_t)n / 2 - (o->x[n / 2 - 1] == 0);
 }
 
 /* Bytes of a pair of 4-bit columns: rows as interleave() has them. */

@@ -144,12 +144,19 @@ void wina_kernels_init_c(wina_kernels *k);
 void wina_kernels_init_avx2(wina_kernels *k);
 void wina_kernels_init_avxvnni(wina_kernels *k);
 void wina_kernels_init_avx512(wina_kernels *k);
+void wina_kernels_init_avx512vnni(wina_kernels *k);
 void wina_kernels_init_neon(wina_kernels *k);
 void wina_kernels_init_dotprod(wina_kernels *k);
 void wina_kernels_init_i8mm(wina_kernels *k);
 
 /* What tables share. */
 extern const wina_fill_ops wina_fill_ops_avx2, wina_fill_ops_neon;
+void wina_score_avx2(const float *x, const float *norms, int32_t n, float *score);
+void wina_select_avx2(const float *score, int32_t n, int32_t n_keep, int32_t *kept,
+                      uint32_t *scratch);
+void wina_quantize_avx2(const float *x, const int32_t *kept, int32_t n_kept, int32_t n_cols,
+                        int32_t sub, wina_quads *out);
+void wina_quantize_row_avx2(const wina_batch *batch, int32_t token, int which);
 
 /* The best table for this processor, or the one WINA_CPU names (an error if it is unknown or the
  * processor lacks it). */
