@@ -33,7 +33,14 @@ def main(args: argparse.Namespace) -> int:
     print(f"\n{'':12} {'tokens/s':>9} {'prompt tokens/s':>16} {'tokens':>7} {'kept':>7}")
     for title, timings in rows:
         print(
-            f"{title:12} {timings.decode_tok_s:9.1f} {timings.prefill_tok_s:16.1f} "
+            f"{title:12} {timings.decode_tok_s:9.1f} {_prompt_rate(timings):>16} "
             f"{timings.tokens:7} {timings.kept_fraction:7.1%}"
         )
     return 0
+
+
+def _prompt_rate(timings: Timings) -> str:
+    """The speed of the prompt, or "reused" where the run before had evaluated most of it: the rate
+    of a token or two would say nothing about prompts."""
+    evaluated = round(timings.prefill_s * timings.prefill_tok_s)
+    return f"{timings.prefill_tok_s:.1f}" if evaluated > timings.prompt_tokens // 2 else "reused"

@@ -78,6 +78,7 @@ def test_demo_shows_both_runs(tiny_model: Path) -> None:
     table = result.stdout.splitlines()[-3:]
     assert table[0].split() == ["tokens/s", "prompt", "tokens/s", "tokens", "kept"]
     assert table[1].startswith("dense") and table[1].endswith("100.0%")
+    assert float(table[1].split()[2]) > 0 and table[2].split()[3] == "reused"
     assert table[2].startswith("40% sparse") and 59 < float(table[2].split()[-1][:-1]) < 62
 
 
